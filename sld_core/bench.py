@@ -1,0 +1,58 @@
+"""`sld bench`: where the time of a query goes."""
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from sld_core.types import SldError
+
+
+def add_arguments(commands) -> None:
+    """The benchmarks as subcommands."""
+    parser = commands.add_parser("query", help="time the pieces of a query: decode, backbone, head, PnP, guided pass")
+    parser.add_argument("scene", type=Path, metavar="SCENE.sld")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images of the camera the scene was taught with")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds over the images (default 5)")
+    parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.set_defaults(run=_query)
+
+
+def _query(args) -> None:
+    if args.repeat < 1:
+        raise SldError(f"--repeat {args.repeat}: expected at least 1")
+    pieces = time_queries(args.scene, args.images, args.repeat, args.device)
+    print(f"{'piece':10s} {'p50 ms':>8s} {'p95 ms':>8s}")
+    out = {}
+    for name, seconds in pieces.items():
+        p50, p95 = (1000 * statistics.quantiles(seconds, n=20, method="inclusive")[i] for i in (9, 18))
+        out[name] = {"p50_ms": p50, "p95_ms": p95}
+        print(f"{name:10s} {p50:8.1f} {p95:8.1f}")
+    if args.json:
+        from sld_core.scene_file import write_atomically
+        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+
+
+def time_queries(scene: Path, images: list[Path], repeat: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each piece of each query, "read" (image file to pixels) and "total" among them; one round warms up."""
+    import time
+
+    from sld_core.images import read_image
+    from sld_core.localizer import Localizer
+    localizer = Localizer.load(scene, device)
+    pieces: dict[str, list[float]] = {}
+    for round_ in range(repeat + 1):
+        for path in images:
+            start = time.perf_counter()
+            image = read_image(path)
+            read = time.perf_counter() - start
+            camera = localizer.scene.camera
+            if image.shape[:2] != (camera.height, camera.width):
+                raise SldError(f"{path}: {image.shape[1]}x{image.shape[0]}, the scene's camera is {camera.width}x{camera.height}")
+            answer = localizer.localize(image, camera)
+            if round_:
+                seconds = {"read": read, **answer.seconds}
+                for name, value in {**seconds, "total": sum(seconds.values())}.items():
+                    pieces.setdefault(name, []).append(value)
+    return pieces

@@ -1,0 +1,175 @@
+"""Every tunable of sld, once, with its unit and its default."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from sld_core.types import SldError
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    max_side_px: int = 640  # larger images are scaled down to this before anything else
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """SIFT tracks triangulated with known poses (mapping.tracks)."""
+
+    max_features: int = 2500  # per image
+    neighbours: int = 20  # images each image is matched with
+    max_view_angle_deg: float = 60.0  # between the optical axes of a matched pair
+    refine_poses: bool = True  # bundle adjustment of the given poses, then back into their frame
+    loose_reprojection_px: float = 8.0  # first triangulation, with the poses as given
+    reprojection_px: float = 4.0  # after refinement
+    min_triangulation_deg: float = 1.5
+
+
+@dataclass(frozen=True)
+class LandmarkConfig:
+    """Which track points become landmarks (mapping.landmarks)."""
+
+    count: int = 1000
+    min_views: int = 6
+    max_error_px: float = 2.0
+    min_span_deg: float = 3.0  # angle between the extreme viewing directions
+    first_spacing: float = 0.1  # of the diameter of the scene's points, between neighbours in the first greedy pass
+    spacing_shrink: float = 0.7  # per pass
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Visibility of landmarks in frames (mapping.labels)."""
+
+    depth_tolerance: float = 0.05  # relative: nearer than this to the measured depth is VISIBLE
+    occluded_ratio: float = 0.7  # measured depth below this part of the landmark's depth: HIDDEN
+
+
+@dataclass(frozen=True)
+class BufferConfig:
+    """The buffer of training cells (training.buffer)."""
+
+    augmented_passes: int = 2
+    background_cells: int = 500  # per image
+    positive_radius_cell: float = 1.2
+    ignore_radius_cell: float = 2.5
+    max_rotation_deg: float = 15.0
+    min_scale: float = 0.7
+    max_scale: float = 1.4
+    contrast: float = 0.2
+    brightness: float = 25.0  # of 255
+    channel_shift: float = 8.0  # of 255
+    blur_probability: float = 0.3
+    noise: float = 3.0  # of 255
+    channels: int = 128  # after the whitened projection
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The cell classifier and its training (models.heads, training.head)."""
+
+    kind: str = "cells"  # or "prototype"
+    hidden: int = 256
+    prototype_temperature: float = 0.05
+    samples: int = 4_000_000
+    batch: int = 4096
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    warm_up: float = 0.15  # of all steps
+    label_smoothing: float = 0.1
+    offset_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """From score maps to detections (heatmap.decode)."""
+
+    min_score: float = 0.3
+    guided_min_score: float = 0.02
+    guided_radius_cell: float = 2.0
+
+
+@dataclass(frozen=True)
+class PnpConfig:
+    """Pose from detections (pnp)."""
+
+    ransac_px: float = 12.0
+    max_iterations: int = 2000
+    robust_px: float = 2.0  # scale of the Cauchy loss
+    inlier_px: float = 6.0
+    min_inliers: int = 10
+    min_inlier_ratio: float = 0.15
+    max_position_sigma_m: float = 0.3
+    max_rotation_sigma_rad: float = 0.1
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """All that teaching a scene and localizing in it depends on; stored in the scene file."""
+
+    backbone: str = "lite0"
+    seed: int = 0
+    validation_fraction: float = 0.0  # of the frames, held out in contiguous chunks
+    image: ImageConfig = field(default_factory=ImageConfig)
+    tracks: TrackConfig = field(default_factory=TrackConfig)
+    landmarks: LandmarkConfig = field(default_factory=LandmarkConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    pnp: PnpConfig = field(default_factory=PnpConfig)
+
+
+def from_dict(values: dict[str, Any], kind: type = SceneConfig):
+    """A configuration from nested plain values; absent keys take their defaults, an unknown key or a wrong type raises."""
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise SldError(f"unknown setting {', '.join(unknown)} in {kind.__name__}; known are {', '.join(known)}")
+    defaults = kind()
+    out = {}
+    for name, value in values.items():
+        default = getattr(defaults, name)
+        if dataclasses.is_dataclass(default):
+            if not isinstance(value, dict):
+                raise SldError(f"setting {name}: expected a group of settings, got {value!r}")
+            out[name] = from_dict(value, type(default))
+        elif isinstance(default, float) and type(value) is int:
+            out[name] = float(value)
+        elif type(value) is not type(default):
+            raise SldError(f"setting {name}: expected {type(default).__name__} like {default!r}, got {value!r}")
+        else:
+            out[name] = value
+    return kind(**out)
+
+
+def to_dict(config) -> dict[str, Any]:
+    """Nested plain values, ready for JSON; `from_dict` reads them back equal."""
+    return dataclasses.asdict(config)
+
+
+def override(config: SceneConfig, settings: list[str]) -> SceneConfig:
+    """`config` with settings given as text, such as "head.hidden=512"; unknown names and unreadable values raise."""
+    values = to_dict(config)
+    for setting in settings:
+        path, _, text = setting.partition("=")
+        *groups, name = path.split(".")
+        group = values
+        for key in groups:
+            group = group.get(key) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or isinstance(group.get(name), dict) or name not in group:
+            raise SldError(f"setting {setting!r}: no such setting; expected group.name=value, such as head.hidden=256")
+        group[name] = _parse(setting, text, group[name])
+    return from_dict(values)
+
+
+def _parse(setting: str, text: str, default):
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise SldError(f"setting {setting!r}: expected true or false")
+        return text.lower() == "true"
+    try:
+        return type(default)(text)
+    except ValueError:
+        raise SldError(f"setting {setting!r}: expected {type(default).__name__} like {default!r}") from None

@@ -1,0 +1,54 @@
+"""Reading images as HWC uint8 RGB, with limits that keep a hostile file from filling the memory."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sld_core.pixels import rgb_from_encoded
+from sld_core.types import Camera, SldError
+
+MAX_BYTES = 64 * 2**20
+
+
+def read_image(path: Path) -> np.ndarray:
+    """HW3 uint8 RGB; SldError names the file when it is missing, too large or no image."""
+    try:
+        return rgb_from_encoded(_read_bytes(path))
+    except SldError as error:
+        raise SldError(f"{path}: {error}") from None
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """HW float32 metres from a 16-bit PNG in millimetres; 0 means none."""
+    try:
+        depth = cv2.imdecode(_read_bytes(path), cv2.IMREAD_UNCHANGED)
+    except SldError as error:
+        raise SldError(f"{path}: {error}") from None
+    if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
+        raise SldError(f"{path}: expected a 16-bit single-channel PNG of depths in millimetres")
+    return depth.astype(np.float32) / 1000
+
+
+def _read_bytes(path: Path) -> np.ndarray:
+    try:
+        size = Path(path).stat().st_size
+    except OSError as error:
+        raise SldError(f"cannot be read ({error.strerror})") from None
+    if not 0 < size <= MAX_BYTES:
+        raise SldError(f"{size} bytes; expected an image of 1 to {MAX_BYTES} bytes")
+    return np.fromfile(path, np.uint8)
+
+
+def fit(image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> tuple[np.ndarray, Camera]:
+    """Image and camera scaled down so that the longer side is at most max_side_px; unchanged when it already is."""
+    height, width = image_HW3.shape[:2]
+    if (width, height) != (camera.width, camera.height):
+        raise SldError(f"the image is {width}x{height} but its camera is {camera.width}x{camera.height}; "
+                       "calibrate at the resolution that is used")
+    scale = max_side_px / max(width, height)
+    if scale >= 1:
+        return image_HW3, camera
+    size = round(width * scale), round(height * scale)
+    return cv2.resize(image_HW3, size, interpolation=cv2.INTER_AREA), camera.resized(*size)

@@ -1,0 +1,116 @@
+"""Folders of frames: frame-NNNNNN.color.jpg, .pose.txt (4x4 camera to world), optional .depth.png, one camera-intrinsics.txt."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sld_core.types import Camera, Frame, SldError
+
+MAX_TEXT_BYTES = 2**20
+
+
+def read_frames(folder: Path, list_path: Path | None = None) -> list[Frame]:
+    """The frames that `list_path` names (one a line, without extension, relative to `folder`), or all of the folder.
+
+    Raises SldError that names the first file that is missing or cannot be used."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SldError(f"{folder}: no such folder of frames")
+    names = _read_names(folder, list_path) if list_path else _all_names(folder)
+    if not names:
+        raise SldError(f"{list_path or folder}: names no frames; expected frame-NNNNNN.color.jpg files")
+    cameras: dict[tuple[int, int], Camera] = {}
+    frames = []
+    for name in names:
+        image_path = _image_path(folder, name)
+        size = image_size(image_path)
+        camera = cameras.get(size) or cameras.setdefault(size, read_intrinsics(folder / "camera-intrinsics.txt", *size))
+        depth_path = folder / f"{name}.depth.png"
+        frames.append(Frame(name, image_path, camera, read_pose(folder / f"{name}.pose.txt"),
+                            depth_path if depth_path.exists() else None, session=str(Path(name).parent)))
+    return frames
+
+
+def _read_names(folder: Path, list_path: Path) -> list[str]:
+    names = _read_text(Path(list_path)).split()
+    duplicates = len(names) - len(set(names))
+    if duplicates:
+        raise SldError(f"{list_path}: names {duplicates} frames twice")
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise SldError(f"{list_path}: {name!r} leads out of {folder}")
+    return names
+
+
+def _all_names(folder: Path) -> list[str]:
+    paths = sorted([*folder.rglob("*.color.jpg"), *folder.rglob("*.color.png")])
+    return [str(p.relative_to(folder))[: -len(".color.jpg")] for p in paths]
+
+
+def _image_path(folder: Path, name: str) -> Path:
+    for ending in (".color.jpg", ".color.png"):
+        if (folder / (name + ending)).exists():
+            return folder / (name + ending)
+    raise SldError(f"{folder / name}.color.jpg: no such image; frames are named without extension, relative to {folder}")
+
+
+def read_intrinsics(path: Path, width: int, height: int) -> Camera:
+    """The camera of a 3x3 matrix in a text file (OpenCV convention, pixel centres at integers)."""
+    return Camera.from_opencv(width, height, _read_matrix(Path(path), (3, 3)))
+
+
+def read_pose(path: Path) -> np.ndarray:
+    """4x4 camera-to-world transform from a text file; SldError when it is not a rigid one."""
+    T = _read_matrix(path, (4, 4))
+    R = T[:3, :3]
+    if np.abs(R @ R.T - np.eye(3)).max() > 1e-2 or np.linalg.det(R) < 0 or np.abs(T[3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise SldError(f"{path}: not a rigid 4x4 transform (camera to world, last row 0 0 0 1)")
+    U, _, Vt = np.linalg.svd(R)  # text files round: back to a rotation
+    T[:3, :3] = U @ Vt
+    return T
+
+
+def _read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    text = _read_text(path)
+    try:
+        values = np.array([float(v) for v in text.split()])
+    except ValueError as error:
+        raise SldError(f"{path}: {error}; expected {shape[0]}x{shape[1]} numbers") from None
+    if values.size != shape[0] * shape[1] or not np.isfinite(values).all():
+        raise SldError(f"{path}: {values.size} numbers ({np.isfinite(values).sum()} finite); expected {shape[0]}x{shape[1]} finite ones")
+    return values.reshape(shape)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise SldError(f"{path}: {path.stat().st_size} bytes; expected a small text file")
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a JPEG or PNG from its header alone, without decoding it."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+        if head[:8] == b"\x89PNG\r\n\x1a\n":
+            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+        if head[:2] == b"\xff\xd8":
+            return _jpeg_size(path, file)
+    raise SldError(f"{path}: neither JPEG nor PNG")
+
+
+def _jpeg_size(path: Path, file) -> tuple[int, int]:
+    file.seek(2)
+    while True:
+        marker = file.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF:
+            raise SldError(f"{path}: a damaged JPEG (no image size in its header)")
+        length = int.from_bytes(marker[2:], "big")
+        # start-of-frame markers; C4, C8 and CC are tables
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            body = file.read(5)
+            return int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
+        file.seek(length - 2, 1)

@@ -1,0 +1,223 @@
+"""Frames with poses -> Reconstruction: SIFT tracks triangulated with the given poses, then bundle-adjusted (pycolmap).
+
+Poses from odometry drift, so tracks are first triangulated with loose thresholds, poses and points are refined
+together, and all is triangulated again. The result is carried back into the frame of the given poses."""
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+import pycolmap
+
+from sld_core import geometry
+from sld_core.config import TrackConfig
+from sld_core.types import Frame, Progress, Reconstruction, SldError
+
+log = logging.getLogger(__name__)
+
+
+CHUNK = 16  # images or, times `neighbours`, pairs between two signs of progress
+
+
+def reconstruct_once(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: int,
+                     progress: Callable[[Progress], None]) -> Reconstruction:
+    """`reconstruct`, or its stored result in `work` when frames, poses and settings are the same."""
+    key, stored = _key(frames, config, seed), work / "tracks.npz"
+    if stored.exists():
+        with np.load(stored, allow_pickle=False) as data:
+            if str(data["key"]) == key:
+                log.info("tracks are up to date in %s", stored)
+                refined = tuple(replace(f, T_world_camera=T) for f, T in zip(frames, data["T_world_camera"]))
+                return Reconstruction(refined, *(data[name] for name in ARRAYS))
+    result = reconstruct(frames, work, config, seed, progress)
+    arrays = {name: getattr(result, name) for name in ARRAYS}
+    temporary = work / "tracks.tmp.npz"
+    np.savez(temporary, key=key, T_world_camera=np.stack([f.T_world_camera for f in result.frames]), **arrays)
+    temporary.replace(stored)
+    return result
+
+
+ARRAYS = ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2")
+
+
+def _key(frames: Sequence[Frame], config: TrackConfig, seed: int) -> str:
+    digest = hashlib.sha256(repr((config, seed)).encode())
+    for f in frames:
+        status = f.image_path.stat()
+        digest.update(repr((f.name, str(f.image_path), status.st_size, status.st_mtime_ns, f.camera)).encode())
+        digest.update(np.ascontiguousarray(f.T_world_camera, np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: int = 0,
+                progress: Callable[[Progress], None] = lambda _: None) -> Reconstruction:
+    """Points seen by at least two of `frames`, in the frame of their poses; the frames returned carry the refined poses.
+
+    `work` is an existing folder for the feature database. All frames need a pose and must come from one camera."""
+    _check(frames)
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    pycolmap.set_random_seed(seed)
+    database, root = work / "features.db", _common_root(frames)
+    names = [os.path.relpath(f.image_path, root) for f in frames]
+    database.unlink(missing_ok=True)
+    _extract(database, root, names, frames[0], config, progress)
+    _match(database, names, covisible_pairs(frames, config), work, config, progress)
+    model = _posed_model(database, names, frames)
+    if config.refine_poses:
+        model = _triangulate(model, database, root, work, config.loose_reprojection_px, config, seed)
+        _refine(model)
+    model = _triangulate(model, database, root, work, config.reprojection_px, config, seed)
+    if config.refine_poses:
+        _refine(model)
+        _back_to_given_frame(model, names, frames)
+    progress(Progress("triangulating", 1.0))
+    return _read_model(model, names, frames)
+
+
+def _check(frames: Sequence[Frame]) -> None:
+    if len(frames) < 3:
+        raise SldError(f"{len(frames)} frames: at least 3 are needed to triangulate anything; a room needs about 100")
+    missing = [f.name for f in frames if f.T_world_camera is None]
+    if missing:
+        raise SldError(f"{len(missing)} frames have no pose, the first is {missing[0]}")
+    cameras = {f.camera for f in frames}
+    if len(cameras) > 1:
+        sizes = sorted({f"{c.width}x{c.height}" for c in cameras})
+        raise SldError(f"the frames come from {len(cameras)} different cameras ({', '.join(sizes)}); expected one")
+
+
+def _common_root(frames: Sequence[Frame]) -> Path:
+    return Path(os.path.commonpath([f.image_path.parent for f in frames]))
+
+
+def covisible_pairs(frames: Sequence[Frame], config: TrackConfig) -> list[tuple[int, int]]:
+    """Pairs (i < j) worth matching: for each frame the nearest ones that look in a similar direction.
+
+    A metre of distance counts as much as the angle that hides half of the view."""
+    T = np.stack([f.T_world_camera for f in frames])
+    position_N3, axis_N3 = T[:, :3, 3], T[:, :3, 2]
+    distance = np.linalg.norm(position_N3[:, None] - position_N3[None], axis=2)
+    angle_deg = np.degrees(np.arccos(np.clip(axis_N3 @ axis_N3.T, -1, 1)))
+    scale = max(float(np.median(distance)), 1e-6)
+    cost = distance / scale + angle_deg / config.max_view_angle_deg
+    cost[angle_deg > config.max_view_angle_deg] = np.inf
+    np.fill_diagonal(cost, np.inf)
+    pairs = set()
+    for i, order in enumerate(np.argsort(cost, axis=1, kind="stable")):
+        # half of the partners nearest, half spread over all that qualify: wide baselines make points precise
+        good = order[: np.isfinite(cost[i]).sum()]
+        half = config.neighbours // 2
+        spread = good[half:][:: max(1, (len(good) - half) // max(half, 1))][:half]
+        pairs |= {(min(i, j), max(i, j)) for j in [*good[:half].tolist(), *spread.tolist()]}
+    return sorted(pairs)
+
+
+def _extract(database: Path, root: Path, names: list[str], frame: Frame, config: TrackConfig, progress) -> None:
+    camera = frame.camera
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = "PINHOLE"
+    reader.camera_params = ",".join(repr(float(v)) for v in (camera.fx, camera.fy, camera.cx, camera.cy))
+    options = pycolmap.FeatureExtractionOptions()
+    options.sift.max_num_features = config.max_features
+    for start in range(0, len(names), CHUNK):
+        progress(Progress("finding features", 0.4 * start / len(names)))
+        pycolmap.extract_features(database, root, names[start : start + CHUNK], pycolmap.CameraMode.SINGLE, reader, options,
+                                  pycolmap.Device.cpu)
+        reader.existing_camera_id = 1  # all chunks share the first one's camera
+
+
+def _match(database: Path, names: list[str], pairs: list[tuple[int, int]], work: Path, config: TrackConfig, progress) -> None:
+    if not pairs:
+        raise SldError(f"no two frames look within {config.max_view_angle_deg} degrees of each other: are the poses right?")
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = work / "pairs.txt"
+    chunk = CHUNK * config.neighbours
+    for start in range(0, len(pairs), chunk):
+        progress(Progress("matching features", 0.4 + 0.4 * start / len(pairs)))
+        pairing.match_list_path.write_text("".join(f"{names[i]} {names[j]}\n" for i, j in pairs[start : start + chunk]))
+        pycolmap.match_image_pairs(database, pairing_options=pairing, device=pycolmap.Device.cpu)
+    progress(Progress("triangulating", 0.8))
+
+
+def _posed_model(database: Path, names: list[str], frames: Sequence[Frame]) -> pycolmap.Reconstruction:
+    """A model with the database's camera and image ids and the frames' poses."""
+    model = pycolmap.Reconstruction()
+    with pycolmap.Database.open(database) as db:
+        camera = db.read_all_cameras()[0]
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+    model.add_camera_with_trivial_rig(camera)
+    for name, frame in zip(names, frames):
+        image = pycolmap.Image(name=name, camera_id=camera.camera_id, image_id=ids[name])
+        T = geometry.invert(frame.T_world_camera)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(T[:3]))
+    return model
+
+
+def _triangulate(model, database: Path, root: Path, work: Path, max_error_px: float, config: TrackConfig, seed: int):
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = seed
+    options.mapper.filter_max_reproj_error = max_error_px
+    options.mapper.filter_min_tri_angle = config.min_triangulation_deg
+    tri = options.triangulation
+    tri.merge_max_reproj_error = tri.complete_max_reproj_error = max_error_px
+    tri.create_max_angle_error = tri.continue_max_angle_error = max_error_px / 4.0  # degrees; COLMAP's 2 goes with 4 px and more
+    tri.min_angle = config.min_triangulation_deg
+    out = work / "model"
+    out.mkdir(exist_ok=True)
+    options.extract_colors = False
+    return pycolmap.triangulate_points(model, database, root, out, True, options, False)
+
+
+def _refine(model) -> None:
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = False
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.loss_function_scale = 1.0
+    options.ceres.solver_options.max_num_iterations = 30
+    options.ceres.solver_options.function_tolerance = 1e-5
+    pycolmap.bundle_adjustment(model, options)
+
+
+def _back_to_given_frame(model, names: list[str], frames: Sequence[Frame]) -> None:
+    """Move the refined model by the similarity that brings its cameras onto the given ones.
+
+    Where the cameras hardly move, scale and tilt cannot be read from positions: axis tips 1 m ahead take part too."""
+    refined = _poses(model, names)
+    given = [f.T_world_camera for f in frames]
+    spread = np.std([T[:3, 3] for T in given], axis=0).max()
+    tips = lambda T: T[:3, 3] + spread * np.vstack([np.zeros(3), T[:3, :3].T])
+    pairs = [(tips(r), tips(g)) for r, g in zip(refined, given) if r is not None]
+    scale, R, t = geometry.similarity(np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
+    model.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), t))
+
+
+def _poses(model, names: list[str]) -> list[np.ndarray | None]:
+    by_name = {image.name: image for image in model.images.values() if image.has_pose}
+    out = []
+    for name in names:
+        image = by_name.get(name)
+        out.append(geometry.invert(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])) if image else None)
+    return out
+
+
+def _read_model(model, names: list[str], frames: Sequence[Frame]) -> Reconstruction:
+    index = {name: i for i, name in enumerate(names)}
+    frame_of = {image_id: index[image.name] for image_id, image in model.images.items()}
+    pixels = {image_id: np.array([p.xy for p in image.points2D]) for image_id, image in model.images.items()}
+    points, errors, obs = [], [], []
+    for k, point in enumerate(model.points3D.values()):
+        points.append(point.xyz)
+        errors.append(point.error)
+        obs += [(k, frame_of[e.image_id], *pixels[e.image_id][e.point2D_idx]) for e in point.track.elements]
+    if not points:
+        raise SldError("no feature could be triangulated: are the poses those of the camera, in metres, camera to world?")
+    obs = np.array(obs)
+    refined = tuple(replace(f, T_world_camera=T) if T is not None else f for f, T in zip(frames, _poses(model, names)))
+    log.info("%d points from %d observations in %d frames", len(points), len(obs), len(frames))
+    return Reconstruction(refined, np.array(points), np.array(errors), obs[:, 0].astype(int), obs[:, 1].astype(int), obs[:, 2:])

@@ -1,0 +1,111 @@
+"""Scene heads: features_BChw of the backbone -> heatmap.ScoreMaps. Which head it was matters to nobody downstream."""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sld_core.config import HeadConfig
+from sld_core.heatmap import ScoreMaps
+from sld_core.types import SldError
+
+# widest and narrowest uncertainty of an offset, in cells (Laplace scale)
+MIN_LOG_B, MAX_LOG_B = math.log(0.02), math.log(2.0)
+
+
+class Whitening(nn.Module):
+    """The linear projection of backbone features to decorrelated channels of unit variance (PCA), fitted on the scene."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("matrix", torch.zeros(outputs, inputs))
+
+    @classmethod
+    def fit(cls, features_NC: torch.Tensor, outputs: int) -> Whitening:
+        """From at least `outputs` features."""
+        out = cls(features_NC.shape[1], outputs)
+        x = features_NC.double()
+        out.mean.copy_(x.mean(0))
+        covariance = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values.flip(0)[:outputs], vectors.flip(1)[:, :outputs]
+        # the floor keeps directions that hold nothing but noise from being blown up
+        out.matrix.copy_((vectors * (values + 1e-3 * values[0]).rsqrt()).T)
+        return out
+
+    def forward(self, features_NC: torch.Tensor) -> torch.Tensor:
+        return (features_NC - self.mean) @ self.matrix.T
+
+
+class CellHead(nn.Module):
+    """Scores every cell against L landmarks and background by a 1x1 network, and says where in the cell the landmark is.
+
+    Three ReLU-free outputs per cell beside the L + 1 logits: offset (x, y) in cells and log b of its Laplace error."""
+
+    def __init__(self, channels: int, hidden: int, landmarks: int):
+        super().__init__()
+        self.first = nn.Linear(channels, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.classify = nn.Linear(hidden, landmarks + 1)  # the last one is background
+        self.locate = nn.Linear(hidden, 3)
+
+    def forward(self, cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, L + 1) and located (N, 3) = (x, y, log b) of whitened features."""
+        x = F.relu(self.first(cells_NC))
+        x = F.relu(self.second(x))
+        return self.classify(x), self.locate(x)
+
+
+class PrototypeHead(nn.Module):
+    """Scores every cell by its cosine to each landmark's mean feature; nothing is trained."""
+
+    def __init__(self, channels: int, landmarks: int, temperature: float):
+        super().__init__()
+        self.register_buffer("prototype", torch.zeros(landmarks, channels))
+        self.register_buffer("background", torch.tensor(0.5))  # cosine at which a cell belongs to no landmark
+        self.temperature = temperature
+
+    def forward(self, cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cosine = F.normalize(cells_NC, dim=1) @ self.prototype.T
+        logits = torch.cat([cosine, self.background.expand(len(cells_NC), 1)], 1) / self.temperature
+        located = cells_NC.new_zeros(len(cells_NC), 3)
+        located[:, 2] = math.log(0.3)
+        return logits, located
+
+
+class SceneHead(nn.Module):
+    """A whitening and a cell network, as one head on the backbone's features."""
+
+    def __init__(self, whitening: Whitening, cells: nn.Module):
+        super().__init__()
+        self.whitening, self.cells = whitening, cells
+
+    @torch.inference_mode()
+    def forward(self, features_Chw: torch.Tensor) -> ScoreMaps:
+        """Score maps of one image."""
+        _, h, w = features_Chw.shape
+        cells_NC = self.whitening(features_Chw.flatten(1).T)
+        with torch.autocast(features_Chw.device.type, torch.bfloat16):
+            logits, located = self.cells(cells_NC)
+        score = logits.float().softmax(1)[:, :-1]
+        located = located.float()
+        sigma = located[:, 2].clamp(MIN_LOG_B, MAX_LOG_B).exp() * math.sqrt(2)  # of a Laplace distribution
+        return ScoreMaps(score.T.reshape(-1, h, w), located[:, :2].T.reshape(2, h, w), sigma.reshape(h, w))
+
+
+def from_state(config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int) -> SceneHead:
+    """The head that `state` was saved from; raises where its tensors do not fit the configuration."""
+    width = len(state["whitening.matrix"])
+    whitening = Whitening(channels, width)
+    if config.kind == "prototype":
+        cells = PrototypeHead(width, landmarks, config.prototype_temperature)
+    elif config.kind == "cells":
+        cells = CellHead(width, config.hidden, landmarks)
+    else:
+        raise SldError(f"no head {config.kind!r}; there are cells, prototype")
+    head = SceneHead(whitening, cells)
+    head.load_state_dict(state)
+    return head.eval()

@@ -1,0 +1,119 @@
+"""The `.sld` scene file: magic, version, SHA-256, then safetensors (tensors and one JSON text). No code, no image.
+
+    bytes 0-3    "SLD" and 0x1A
+    bytes 4-7    format version, little endian
+    bytes 8-39   SHA-256 of all that follows
+    bytes 40-    safetensors: head weights (float16), landmarks (float32), metadata["scene"] = JSON
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from sld_core import config as configuration
+from sld_core.models import heads
+from sld_core.models.backbone import BACKBONES, weights_sha256
+from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
+
+MAGIC, VERSION, HEADER_BYTES = b"SLD\x1a", 1, 40
+MAX_BYTES = 256 * 2**20
+REMEDY = "teach the scene again, or copy the file again"
+
+
+def save(scene: Scene, path: Path) -> int:
+    """Write the scene atomically: `path` holds either what it held before or the whole new file. Returns its bytes."""
+    tensors = {"head." + name: t.detach().cpu().half().contiguous() for name, t in scene.head.state_dict().items()}
+    tensors["landmarks.xyz"] = torch.from_numpy(scene.landmarks.xyz_L3.astype(np.float32))
+    text = json.dumps({
+        "name": scene.name,
+        "backbone": {"name": scene.config.backbone, "weights_sha256": weights_sha256(scene.config.backbone)},
+        "camera": dataclasses.asdict(scene.camera),
+        "config": configuration.to_dict(scene.config),
+        "report": dataclasses.asdict(scene.report),
+    })
+    body = safetensors.torch.save(tensors, {"scene": text})
+    head = MAGIC + VERSION.to_bytes(4, "little") + hashlib.sha256(body).digest()
+    write_atomically(Path(path), head + body)
+    return len(head) + len(body)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside `path`, then rename."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise SldError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise SldError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def load(path: Path) -> Scene:
+    """The scene of a file; SldError in one line when it is missing, damaged, of another version or another backbone."""
+    return _parse(_verified_body(Path(path)), Path(path))
+
+
+def _verified_body(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if not HEADER_BYTES < size <= MAX_BYTES:
+            raise SldError(f"{path}: {size} bytes; a scene file has {HEADER_BYTES} to {MAX_BYTES}; {REMEDY}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise SldError(f"{path}: cannot be read ({error.strerror})") from None
+    if data[:4] != MAGIC:
+        raise SldError(f"{path}: not a scene file (it does not begin with the mark of one); expected the output of `sld teach`")
+    version = int.from_bytes(data[4:8], "little")
+    if version != VERSION:
+        raise SldError(f"{path}: format version {version}, this sld reads version {VERSION}; install a matching sld or {REMEDY}")
+    if hashlib.sha256(data[HEADER_BYTES:]).digest() != data[8:HEADER_BYTES]:
+        raise SldError(f"{path}: damaged (its checksum does not match); {REMEDY}")
+    return data[HEADER_BYTES:]
+
+
+def _parse(body: bytes, path: Path) -> Scene:
+    """The checksum tells accidents; what follows also holds against a file made to harm."""
+    try:
+        tensors = safetensors.torch.load(body)
+        header_bytes = int.from_bytes(body[:8], "little")
+        text = json.loads(json.loads(body[8 : 8 + header_bytes])["__metadata__"]["scene"])
+        _check_backbone(text["backbone"], path)
+        config = configuration.from_dict(text["config"])
+        xyz_L3 = tensors.pop("landmarks.xyz").double().numpy()
+        if xyz_L3.ndim != 2 or xyz_L3.shape[1] != 3 or len(xyz_L3) == 0:
+            raise SldError(f"landmarks of shape {xyz_L3.shape}, expected (L, 3)")
+        if not all(torch.isfinite(t).all() for t in tensors.values()) or not np.isfinite(xyz_L3).all():
+            raise SldError("weights or landmarks that are not finite")
+        state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
+        head = heads.from_state(config.head, state, BACKBONES[config.backbone].channels, len(xyz_L3))
+        return Scene(str(text["name"]), Landmarks(xyz_L3, np.full(len(xyz_L3), -1)), head, Camera(**text["camera"]), config,
+                     SceneReport(**text["report"]))
+    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError, UnicodeDecodeError) as error:
+        raise SldError(f"{path}: not a readable scene ({type(error).__name__}: {str(error).splitlines()[0]}); {REMEDY}") from None
+    except SldError as error:
+        raise SldError(f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)) from None
+
+
+def _check_backbone(backbone: dict, path: Path) -> None:
+    name = backbone["name"]
+    if name not in BACKBONES:
+        raise SldError(f"{path}: needs backbone {name!r}, this sld has {', '.join(BACKBONES)}; install a matching sld or {REMEDY}")
+    if backbone["weights_sha256"] != weights_sha256(name):
+        raise SldError(f"{path}: was taught with other weights of backbone {name!r}; install those weights or {REMEDY}")

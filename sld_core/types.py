@@ -1,0 +1,199 @@
+"""The nouns of sld: frozen dataclasses over numpy, without behaviour beyond what their fields define."""
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class SldError(ValueError):
+    """Something the user gave cannot be used; the text says what came, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion. Pixel (0, 0) is the top-left corner of the image, so the centre of the
+    top-left pixel is (0.5, 0.5); ROS and OpenCV principal points gain 0.5 at the door (`Camera.from_opencv`)."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def __post_init__(self):
+        values = np.array([self.fx, self.fy, self.cx, self.cy])
+        if not (0 < self.width <= 16384 and 0 < self.height <= 16384):
+            raise SldError(f"camera image size {self.width}x{self.height}: expected 1 to 16384 pixels a side")
+        if not np.isfinite(values).all() or self.fx <= 0 or self.fy <= 0:
+            raise SldError(f"camera intrinsics fx, fy, cx, cy = {values.tolist()}: expected finite numbers, fx and fy > 0; "
+                           "is the camera calibrated?")
+
+    @classmethod
+    def from_opencv(cls, width: int, height: int, K: np.ndarray) -> Camera:
+        """From a 3x3 matrix in the OpenCV and ROS convention (pixel centres at integers)."""
+        K = np.asarray(K, float).reshape(3, 3)
+        return cls(int(width), int(height), K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5)
+
+    @property
+    def K(self) -> np.ndarray:
+        """3x3, corner-origin pixels."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The camera of the same image resampled to width x height."""
+        sx, sy = width / self.width, height / self.height
+        return Camera(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a mapping session, on disk. `T_world_camera` is 4x4 (camera optical frame to world, metres) or None."""
+
+    name: str
+    image_path: Path
+    camera: Camera
+    T_world_camera: np.ndarray | None = None
+    depth_path: Path | None = None
+    stamp_ns: int = 0
+    session: str = ""
+
+
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Frames with poses and the 3D points triangulated from their feature tracks.
+
+    `points_N3` world metres; `error_px_N` mean reprojection error; observations are flat arrays sorted by point:
+    `obs_point_M`, `obs_frame_M` indices and `obs_xy_M2` pixels (corner origin)."""
+
+    frames: tuple[Frame, ...]
+    points_N3: np.ndarray
+    error_px_N: np.ndarray
+    obs_point_M: np.ndarray
+    obs_frame_M: np.ndarray
+    obs_xy_M2: np.ndarray
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """The scene's landmarks in order of choice: the first n are the best set of n. `xyz_L3` world metres;
+    `point_L` is the index of the reconstruction point each came from."""
+
+    xyz_L3: np.ndarray
+    point_L: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.xyz_L3)
+
+
+class Visibility(enum.IntEnum):
+    """Whether a frame shows a landmark. UNKNOWN is left out of the loss."""
+
+    HIDDEN = 0
+    VISIBLE = 1
+    UNKNOWN = 2
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Per frame and landmark: `visibility_FL` (uint8 of Visibility) and the projection `xy_FL2` (pixels, corner origin;
+    NaN where the landmark is behind the camera)."""
+
+    visibility_FL: np.ndarray
+    xy_FL2: np.ndarray
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Landmarks found in one image: `landmark_K` indices, `xy_px_K2` (corner origin), `score_K` in 0..1,
+    `sigma_px_K` the standard deviation of each coordinate."""
+
+    landmark_K: np.ndarray
+    xy_px_K2: np.ndarray
+    score_K: np.ndarray
+    sigma_px_K: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.landmark_K)
+
+
+@dataclass(frozen=True)
+class PoseEstimate:
+    """A camera pose with its uncertainty.
+
+    `T_world_camera` 4x4, metres. `covariance_66` is that of (x, y, z, rotation about x, y, z) in world axes
+    (metres, radians), as geometry_msgs/PoseWithCovariance means it: R_true = exp(w) R. `inlier_K` marks the detections used."""
+
+    T_world_camera: np.ndarray
+    covariance_66: np.ndarray
+    inlier_K: np.ndarray
+    reprojection_px: float
+
+    @property
+    def position_sigma_m(self) -> float:
+        """Standard deviation of the position along its least certain direction."""
+        return float(np.sqrt(np.linalg.eigvalsh(self.covariance_66[:3, :3])[-1]))
+
+    @property
+    def rotation_sigma_rad(self) -> float:
+        """Standard deviation of the rotation about its least certain axis."""
+        return float(np.sqrt(np.linalg.eigvalsh(self.covariance_66[3:, 3:])[-1]))
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What one image told: a pose, or the reason there is none. `seconds` names the time of each piece."""
+
+    pose: PoseEstimate | None
+    reason: str
+    detections: Detections
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        return self.pose is not None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long job is: `stage` in words, `fraction` of that stage in 0..1, the current loss and the seconds left
+    of the whole job where known."""
+
+    stage: str
+    fraction: float
+    loss: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class SceneReport:
+    """What teaching a scene did: seconds per stage, counts, training curve, and what held-out frames say."""
+
+    seconds: dict[str, float]
+    counts: dict[str, int]
+    loss_curve: list[tuple[int, float]]
+    validation: dict[str, float | int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def teach_s(self) -> float:
+        return float(sum(self.seconds.values()))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that is needed to localize in one place: landmarks, the head that finds them, the camera it was taught with,
+    the configuration (config.SceneConfig) and the report of the teaching. No image, no descriptor of one."""
+
+    name: str
+    landmarks: Landmarks
+    head: Any  # models.heads.SceneHead
+    camera: Camera
+    config: Any  # config.SceneConfig
+    report: SceneReport

@@ -1,0 +1,277 @@
+"""Bags: what is written is read, by rosbags too, and a broken file gives what it holds."""
+import dataclasses
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from sld_core.geometry import make_transform, pose_error, rotation_from_vector
+from sld_core.mapping.bag import BagConfig, extract_frames, messages, select_keyframes
+from sld_core.mapping.mcap import McapWriter, scan
+from sld_core.types import SldError
+
+SECOND = 10**9
+START = 1_700_000_000 * SECOND
+STORE = get_typestore(Stores.ROS2_JAZZY)
+TYPES = STORE.types
+# the camera looks along the robot's x axis
+T_BASE_CAMERA = make_transform(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0.0]]), np.array([0.1, 0, 0.5]))
+
+
+def silent(progress):
+    pass
+
+
+def message(type_name, *values):
+    return TYPES[type_name](*values)
+
+
+def header(stamp_ns, frame_id):
+    return message("std_msgs/msg/Header", message("builtin_interfaces/msg/Time", stamp_ns // SECOND, stamp_ns % SECOND), frame_id)
+
+
+def transform(stamp_ns, parent, child, T, yaw=0.0):
+    vector = message("geometry_msgs/msg/Vector3", *map(float, T[:3, 3]))
+    quaternion = message("geometry_msgs/msg/Quaternion", *quaternion_of(T))
+    return message("geometry_msgs/msg/TransformStamped", header(stamp_ns, parent), child,
+                   message("geometry_msgs/msg/Transform", vector, quaternion))
+
+
+def quaternion_of(T):
+    from sld_core.geometry import quaternion_from_rotation
+    return map(float, quaternion_from_rotation(T[:3, :3]))
+
+
+def image(stamp_ns, value=100, width=64, height=48):
+    return message("sensor_msgs/msg/Image", header(stamp_ns, "camera"), height, width, "rgb8", 0, 3 * width,
+                   np.full(3 * width * height, value, np.uint8))
+
+
+def camera_info(stamp_ns, D=(0.0,) * 5, width=64, height=48):
+    K = np.array([50.0, 0, 32, 0, 50, 24, 0, 0, 1])
+    roi = message("sensor_msgs/msg/RegionOfInterest", 0, 0, 0, 0, False)
+    return message("sensor_msgs/msg/CameraInfo", header(stamp_ns, "camera"), height, width, "plumb_bob", np.array(D), K,
+                   np.eye(3).ravel(), np.array([45.0, 0, 32, 0, 0, 45, 24, 0, 0, 0, 1, 0]), 0, 0, roi)
+
+
+def odometry(stamp_ns, T):
+    point = message("geometry_msgs/msg/Point", *map(float, T[:3, 3]))
+    pose = message("geometry_msgs/msg/Pose", point, message("geometry_msgs/msg/Quaternion", *quaternion_of(T)))
+    zero = message("geometry_msgs/msg/Vector3", 0.0, 0.0, 0.0)
+    return message("nav_msgs/msg/Odometry", header(stamp_ns, "odom"), "base_link",
+                   message("geometry_msgs/msg/PoseWithCovariance", pose, np.zeros(36)),
+                   message("geometry_msgs/msg/TwistWithCovariance", message("geometry_msgs/msg/Twist", zero, zero), np.zeros(36)))
+
+
+def tf(*transforms):
+    return message("tf2_msgs/msg/TFMessage", list(transforms))
+
+
+def base_at(second):
+    """0.1 m/s along x."""
+    return make_transform(np.eye(3), np.array([0.1 * second, 0, 0]))
+
+
+def drive(seconds=10, D=(0.0,) * 5, odometry_as="tf", static=True, infos=True):
+    """(topic, stamp, message): images at 10 Hz with the number of the image as its grey value, odometry at 5 Hz."""
+    if static:
+        yield "/tf_static", START, tf(transform(START, "base_link", "camera", T_BASE_CAMERA))
+    for i in range(seconds * 10):
+        stamp = START + i * SECOND // 10
+        if i % 2 == 0 and odometry_as == "tf":
+            yield "/tf", stamp, tf(transform(stamp, "odom", "base_link", base_at(i / 10)))
+        elif i % 2 == 0 and odometry_as == "message":
+            yield "/odom", stamp, odometry(stamp, base_at(i / 10))
+        if infos:
+            yield "/camera/camera_info", stamp, camera_info(stamp, D)
+        yield "/camera/image_raw", stamp, image(stamp, value=i)
+
+
+def write_mcap(path, drive):
+    """By our writer; returns the file."""
+    path.mkdir()
+    writer, channels = McapWriter(path / f"{path.name}_0.mcap"), {}
+    for topic, stamp, content in drive:
+        if topic not in channels:
+            definition, _ = STORE.generate_msgdef(content.__msgtype__, ros_version=2)
+            channels[topic] = writer.add_channel(topic, content.__msgtype__, definition, "")
+        writer.write(channels[topic], stamp, bytes(STORE.serialize_cdr(content, content.__msgtype__)))
+        if stamp % SECOND == 0:
+            writer.flush()
+    writer.close()
+    return path / f"{path.name}_0.mcap"
+
+
+def write_rosbags(path, drive, storage, version=9):
+    with Writer(path, version=version, storage_plugin=storage) as writer:
+        connections = {}
+        for topic, stamp, content in drive:
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, content.__msgtype__, typestore=STORE)
+            writer.write(connections[topic], stamp, STORE.serialize_cdr(content, content.__msgtype__))
+
+
+def test_rosbags_reads_what_our_writer_writes(tmp_path):
+    file = write_mcap(tmp_path / "bag", drive(2))
+    expected = [(topic, stamp, bytes(STORE.serialize_cdr(m, m.__msgtype__))) for topic, stamp, m in drive(2)]
+    with Reader(file) as reader:
+        found = [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages()]
+        assert reader.message_count == len(expected) and reader.duration == 1.9 * SECOND + 1
+        assert reader.connections[0].msgdef.data.startswith("geometry_msgs/TransformStamped[] transforms")
+    assert found == expected
+    assert [(m.topic, m.time_ns, m.data) for m in scan(file)] == expected
+
+
+def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flushed(tmp_path):
+    writer = McapWriter(tmp_path / "a.mcap")
+    with Reader(tmp_path / "a.mcap") as reader:
+        assert reader.message_count == 0
+    channel = writer.add_channel("/x", "std_msgs/msg/Header", STORE.generate_msgdef("std_msgs/msg/Header", ros_version=2)[0], "")
+    for i in range(3):
+        writer.write(channel, i + 1, bytes(50))
+        writer.flush()
+        writer.write(channel, i + 1, bytes(5000))  # pending
+        with Reader(tmp_path / "a.mcap") as reader:
+            assert len(list(reader.messages())) == reader.message_count == 2 * i + 1
+    writer.close()
+    assert len(list(scan(tmp_path / "a.mcap"))) == 6
+
+
+def test_scan_of_a_file_cut_anywhere_gives_a_prefix_and_one_warning(tmp_path, caplog):
+    file = write_mcap(tmp_path / "bag", drive(3))
+    whole = file.read_bytes()
+    complete = list(scan(file))
+    for cut in [9, 50, 1000, *range(20_000, len(whole), 20_000)]:
+        file.write_bytes(whole[:cut])
+        caplog.clear()
+        part = list(scan(file))
+        assert part == complete[:len(part)] and len(part) < len(complete) or part == complete
+        assert len(caplog.records) <= 1
+        if len(part) < len(complete):
+            assert "cut off or damaged" in caplog.text
+    assert len(part) > 0
+
+
+def test_a_chunk_overwritten_halfway_is_noticed_by_its_checksum(tmp_path, caplog):
+    """What a kill in the middle of a flush leaves: new bytes, then old ones, at the full length."""
+    file = write_mcap(tmp_path / "bag", drive(3))
+    damaged = bytearray(file.read_bytes())
+    damaged[-100_000:-99_000] = bytes(1000)
+    file.write_bytes(damaged)
+    assert 0 < len(list(scan(file))) < len(list(drive(3)))
+    assert "cut off or damaged" in caplog.text
+
+
+def test_a_file_that_is_no_mcap_is_refused(tmp_path):
+    (tmp_path / "a.mcap").write_bytes(b"something else")
+    with pytest.raises(SldError, match="not an mcap file"):
+        list(scan(tmp_path / "a.mcap"))
+
+
+@pytest.mark.parametrize("source", ["ours", "mcap", "sqlite3", "odometry", "no metadata.yaml"])
+def test_extracts_frames_with_poses_at_the_image_stamps(tmp_path, source):
+    bag = tmp_path / "bag"
+    content = drive(10, odometry_as="message" if source == "odometry" else "tf")
+    if source in ("ours", "odometry"):
+        write_mcap(bag, content)
+    else:
+        write_rosbags(bag, content, StoragePlugin.MCAP if source == "mcap" else StoragePlugin.SQLITE3)
+    if source == "no metadata.yaml":
+        (bag / "metadata.yaml").unlink()
+    frames = extract_frames(bag, tmp_path / "frames", BagConfig(min_translation_m=0.045), silent)
+    # 0.1 m/s: one frame each 0.045 m is every fifth image; the last odometry is at 9.8 s
+    assert [f.stamp_ns for f in frames] == [START + i * SECOND // 10 for i in range(0, 98, 5)]
+    for i, frame in enumerate(frames):
+        metres, radians = pose_error(frame.T_world_camera, base_at(i / 2) @ T_BASE_CAMERA)
+        assert metres < 1e-9 and radians < 1e-9
+        assert abs(int(cv2.imread(str(frame.image_path))[20, 30, 0]) - 5 * i) <= 1
+    assert (frames[0].camera.fx, frames[0].camera.cx, frames[0].camera.cy) == (50, 32.5, 24.5)
+
+
+def test_a_second_call_returns_at_once_and_another_configuration_does_not(tmp_path):
+    write_mcap(tmp_path / "bag", drive(3))
+    first = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+    written = first[0].image_path.stat().st_mtime_ns
+    again = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), lambda progress: pytest.fail("worked again"))
+    assert [f.stamp_ns for f in again] == [f.stamp_ns for f in first] and first[0].image_path.stat().st_mtime_ns == written
+    fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1), silent)
+    assert len(fewer) < len(first)
+
+
+def test_a_cut_bag_gives_its_readable_part_with_one_warning(tmp_path, caplog):
+    file = write_mcap(tmp_path / "bag", drive(10))
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+    assert 5 <= len(frames) <= 10
+    assert sum("cut off" in record.message for record in caplog.records if record.levelno >= logging.WARNING) >= 1
+
+
+def test_distorted_images_are_undistorted(tmp_path):
+    write_mcap(tmp_path / "bag", drive(1, D=(0.2, 0, 0, 0, 0)))
+    frame = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.009), silent)[8]
+    pixels = cv2.imread(str(frame.image_path))
+    assert pixels[24, 32, 0] == 8 and pixels[0, 0, 0] <= 1  # the corners come from outside of the image
+
+
+def test_rectified_images_use_P(tmp_path):
+    write_mcap(tmp_path / "bag", drive(1, D=(0.2, 0, 0, 0, 0)))
+    assert extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(rectified=True), silent)[0].camera.fx == 45
+
+
+@pytest.mark.parametrize("content, words", [
+    ((), "expected exactly one image topic"),
+    (drive(1, infos=False), "no camera calibration on /camera/camera_info; the bag has /camera/image_raw"),
+    (drive(1, static=False), "no pose of the camera frame 'camera'.*known frames: base_link, odom"),
+    (drive(1, odometry_as="none"), "known frames: base_link, camera; the chain of the camera: base_link < camera"),
+])
+def test_what_a_bag_lacks_is_named(tmp_path, content, words):
+    write_mcap(tmp_path / "bag", content)
+    with pytest.raises(SldError, match=words):
+        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+
+
+def test_a_missing_bag_and_a_folder_without_one_are_refused(tmp_path):
+    with pytest.raises(SldError, match="no such recording"):
+        extract_frames(tmp_path / "none", tmp_path / "frames", BagConfig(), silent)
+    with pytest.raises(SldError, match="no rosbag2 recording"):
+        list(messages(tmp_path, ("std_msgs/msg/Header",)))
+
+
+def test_the_map_frame_is_preferred_where_it_covers_most_images(tmp_path):
+    def with_map(first_second):
+        yield from drive(10)
+        for i in range(first_second * 10, 100):
+            stamp = START + i * SECOND // 10
+            yield "/tf", stamp, tf(transform(stamp, "map", "odom", make_transform(np.eye(3), np.array([0, 7.0, 0]))))
+    write_mcap(tmp_path / "early", with_map(1))
+    write_mcap(tmp_path / "late", with_map(8))
+    early = extract_frames(tmp_path / "early", tmp_path / "a", BagConfig(), silent)
+    late = extract_frames(tmp_path / "late", tmp_path / "b", BagConfig(), silent)
+    assert early[0].T_world_camera[1, 3] == pytest.approx(7) and late[0].T_world_camera[1, 3] == pytest.approx(0)
+
+
+def test_keyframes_by_distance_angle_and_time():
+    config = BagConfig(min_translation_m=0.05, min_rotation_deg=5, max_interval_s=2)
+
+    def pose(x=0.0, yaw_deg=0.0):
+        return make_transform(rotation_from_vector(np.array([0, 0, np.radians(yaw_deg)])), np.array([x, 0, 0]))
+    poses = {0: pose(), 1: pose(0.04), 2: pose(0.06), 3: pose(0.06, 4), 4: pose(0.06, 6), 2 * SECOND: pose(0.06, 6), 3 * SECOND: pose(0.06, 6)}
+    assert select_keyframes(poses, config) == [0, 2, 4, 3 * SECOND]
+
+
+def test_thresholds_grow_until_few_enough_are_left():
+    poses = {i: make_transform(np.eye(3), np.array([0.1 * i, 0, 0])) for i in range(1000)}
+    keep = select_keyframes(poses, dataclasses.replace(BagConfig(), max_frames=100))
+    assert 80 <= len(keep) <= 100 and len(set(np.diff(keep))) <= 2  # spread evenly
+
+
+def test_the_folder_is_a_folder_of_frames(tmp_path):
+    from sld_core.mapping.frames import read_frames
+    write_mcap(tmp_path / "bag", drive(1))
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+    assert [f.name for f in read_frames(tmp_path / "frames")] == [f.name for f in frames]
+    assert "fingerprint" in json.loads((tmp_path / "frames" / "bag.json").read_text())
