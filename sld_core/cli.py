@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sld_core import config as configuration
+from sld_core import runtime
 from sld_core.types import Progress, SldError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 for anything unexpected."""
+    runtime.prepare()
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     events = getattr(args, "events", False)

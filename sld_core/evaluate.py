@@ -79,7 +79,7 @@ def accuracy(results: Sequence[QueryResult]) -> Metrics:
         "median_cm": _percentile(100 * metres[accepted], 50),
         "median_deg": _percentile(np.degrees(radians[accepted]), 50),
         "p99_cm": _percentile(100 * metres[accepted], 99),
-        "wrong_fixes": sum(r.is_wrong_fix for r in results),
+        "wrong_fixes": sum(bool(r.is_wrong_fix) for r in results),
     }
 
 

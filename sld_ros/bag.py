@@ -126,7 +126,7 @@ class BagWriter:
         """metadata.yaml, replaced as a whole."""
         path = self.path / "metadata.yaml"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump({"rosbag2_bagfile_information": self._metadata()}, sort_keys=False))
+        temporary.write_text(_yaml({"rosbag2_bagfile_information": self._metadata()}))
         os.replace(temporary, path)
 
     def _metadata(self) -> dict:
@@ -150,10 +150,21 @@ class BagWriter:
 def qos_yaml(profiles: list[QoSProfile]) -> str:
     """Offered profiles as rosbag2 stores them; `ros2 bag play` offers the same again."""
     forever = {"sec": 9223372036, "nsec": 854775807}
-    return yaml.safe_dump([{
+    return _yaml([{
         "history": p.history.value, "depth": p.depth, "reliability": p.reliability.value, "durability": p.durability.value,
         "deadline": forever, "lifespan": forever, "liveliness": p.liveliness.value, "liveliness_lease_duration": forever,
-        "avoid_ros_namespace_conventions": p.avoid_ros_namespace_conventions} for p in profiles]).strip() if profiles else ""
+        "avoid_ros_namespace_conventions": p.avoid_ros_namespace_conventions} for p in profiles]) if profiles else ""
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Repeats what occurs twice, as rosbag2 does, where PyYAML would set an anchor."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
+
+
+def _yaml(data) -> str:
+    return yaml.dump(data, Dumper=_PlainDumper, sort_keys=False).strip()
 
 
 def _make_folder(path: Path, min_free_bytes: int) -> None:

@@ -24,6 +24,7 @@ class TeachRequest:
     source: Path  # bag or folder of frames
     frame_list: str
     output: Path
+    work: Path  # folder for intermediate results
     name: str
     head: str
     landmarks: int
@@ -34,7 +35,7 @@ class TeachRequest:
         """The command line of `sld teach`."""
         is_frames = (self.source / "camera-intrinsics.txt").exists()
         options = {"--frames" if is_frames else "--bag": str(self.source), "--list": self.frame_list, "--output": str(self.output),
-                   "--name": self.name, "--head": self.head, "--landmarks": str(self.landmarks or ""),
+                   "--work": str(self.work), "--name": self.name, "--head": self.head, "--landmarks": str(self.landmarks or ""),
                    "--seed": str(self.seed) if self.seed >= 0 else "", "--device": self.device}
         return ["teach", *(word for option, value in options.items() if value for word in (option, value)), "--events"]
 
@@ -46,6 +47,7 @@ class TeachProcess:
         self._process = subprocess.Popen([*command, *request.arguments()], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                          stderr=subprocess.PIPE, text=True, start_new_session=True)
         self._events: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
+        self._finished = False
         self._last_log: deque[str] = deque(maxlen=1)
         self._readers = [threading.Thread(target=self._read_events, daemon=True),
                          threading.Thread(target=self._read_log, args=(log,), daemon=True)]
@@ -53,17 +55,18 @@ class TeachProcess:
             reader.start()
 
     def next_event(self, timeout_s: float) -> dict | None:
-        """The next event, None when there is none yet. After the last one comes {"event": "error"} if the process failed
-        without saying why."""
+        """The next event, None when there is none yet; an error event when the process ended without a last word."""
         try:
-            event = self._events.get(timeout=timeout_s)
+            event = self._events.get(timeout=timeout_s) or self._unexplained_end()
         except queue.Empty:
             return None
-        return event or self._unexplained_end()
+        self._finished = event["event"] != "progress"
+        return event
 
     def stop(self) -> None:
-        """End the process and all it started: ask, then kill. Returns when it is gone."""
-        self._signal(signal.SIGTERM)
+        """End the process and all it started: ask (unless it is ending by itself), then kill. Returns when it is gone."""
+        if not self._finished:
+            self._signal(signal.SIGINT)  # on SIGTERM pycolmap would print a stack trace
         try:
             self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,18 +75,20 @@ class TrainerNode(Node):
         """The old scene file stays until the new one passed its check."""
         final = self._scene_path(goal.request.scene)
         partial = final.with_name(f".{final.stem}.partial.sld")
-        self._teaching = TeachProcess(self._request(goal.request, partial), lambda line: self.get_logger().info(line), self._command)
-        try:
-            event = self._follow(goal)
-            if event is None:
-                return Result(error=Result.CANCELED, text="canceled")
-            if event["event"] == "error":
-                return Result(error=Result.BAD_INPUT if event["kind"] == "bad_input" else Result.FAILED, text=event["text"])
-            return self._accept(event, partial, final)
-        finally:
-            self._teaching.stop()
-            self._teaching = None
-            partial.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="sld-", ignore_cleanup_errors=True) as work:
+            request = self._teach_request(goal.request, partial, Path(work))
+            self._teaching = TeachProcess(request, lambda line: self.get_logger().info(line), self._command)
+            try:
+                event = self._follow(goal)
+                if event is None:
+                    return Result(error=Result.CANCELED, text="canceled")
+                if event["event"] == "error":
+                    return Result(error=Result.BAD_INPUT if event["kind"] == "bad_input" else Result.FAILED, text=event["text"])
+                return self._accept(event, partial, final)
+            finally:
+                self._teaching.stop()
+                self._teaching = None
+                partial.unlink(missing_ok=True)
 
     def _follow(self, goal: ServerGoalHandle) -> dict | None:
         """Feedback until the process is done; its last event, or None when the goal was canceled."""
@@ -118,11 +121,11 @@ class TrainerNode(Node):
             raise SldError(f"output_folder {folder}: cannot be created ({error.strerror})") from None
         return folder / f"{name}.sld"
 
-    def _request(self, request: TrainScene.Goal, output: Path) -> TeachRequest:
+    def _teach_request(self, request: TrainScene.Goal, output: Path, work: Path) -> TeachRequest:
         source = Path(request.source).expanduser()
         if not request.source or not source.exists():
             raise SldError(f"source {request.source!r}: no such recording or folder of frames")
-        return TeachRequest(source, request.frame_list, output, request.scene, request.head, request.landmarks, request.seed,
+        return TeachRequest(source, request.frame_list, output, work, request.scene, request.head, request.landmarks, request.seed,
                             self._parameters.device)
 
 

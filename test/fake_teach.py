@@ -18,9 +18,11 @@ def event(**values):
 def main():
     name, output = option("--name"), Path(option("--output"))
     print("a line of the log", file=sys.stderr, flush=True)
+    (Path(option("--work")) / "frames").mkdir()
     event(event="progress", stage="reading the bag", fraction=0.5, loss=None, seconds_left=None)
     event(event="progress", stage="training", fraction=0.25, loss=1.5, seconds_left=12.0)
-    if name == "stubborn":  # ignores the polite signal, and has a child
+    if name == "stubborn":  # ignores the polite signals, and has a child
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (output.parent / "pids").write_text(f"{child.pid}")

@@ -1,6 +1,5 @@
 """Bags: what is written is read, by rosbags too, and a broken file gives what it holds."""
 import dataclasses
-import json
 import logging
 
 import cv2
@@ -9,8 +8,9 @@ import pytest
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from sld_core.geometry import make_transform, pose_error, rotation_from_vector
-from sld_core.mapping.bag import BagConfig, extract_frames, messages, select_keyframes
+from sld_core.geometry import make_transform, pose_error, quaternion_from_rotation, rotation_from_vector
+from sld_core.mapping.bag import BagConfig, extract_frames, select_keyframes
+from sld_core.mapping.bag_reader import messages
 from sld_core.mapping.mcap import McapWriter, scan
 from sld_core.types import SldError
 
@@ -22,10 +22,6 @@ TYPES = STORE.types
 T_BASE_CAMERA = make_transform(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0.0]]), np.array([0.1, 0, 0.5]))
 
 
-def silent(progress):
-    pass
-
-
 def message(type_name, *values):
     return TYPES[type_name](*values)
 
@@ -34,7 +30,7 @@ def header(stamp_ns, frame_id):
     return message("std_msgs/msg/Header", message("builtin_interfaces/msg/Time", stamp_ns // SECOND, stamp_ns % SECOND), frame_id)
 
 
-def transform(stamp_ns, parent, child, T, yaw=0.0):
+def transform(stamp_ns, parent, child, T):
     vector = message("geometry_msgs/msg/Vector3", *map(float, T[:3, 3]))
     quaternion = message("geometry_msgs/msg/Quaternion", *quaternion_of(T))
     return message("geometry_msgs/msg/TransformStamped", header(stamp_ns, parent), child,
@@ -42,7 +38,6 @@ def transform(stamp_ns, parent, child, T, yaw=0.0):
 
 
 def quaternion_of(T):
-    from sld_core.geometry import quaternion_from_rotation
     return map(float, quaternion_from_rotation(T[:3, :3]))
 
 
@@ -126,19 +121,21 @@ def test_rosbags_reads_what_our_writer_writes(tmp_path):
     assert [(m.topic, m.time_ns, m.data) for m in scan(file)] == expected
 
 
-def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flushed(tmp_path):
+def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flushed(tmp_path, caplog):
     writer = McapWriter(tmp_path / "a.mcap")
     with Reader(tmp_path / "a.mcap") as reader:
         assert reader.message_count == 0
     channel = writer.add_channel("/x", "std_msgs/msg/Header", STORE.generate_msgdef("std_msgs/msg/Header", ros_version=2)[0], "")
-    for i in range(3):
+    for i in range(6):  # 36 MB: the unwritten space at the end is used up twice
         writer.write(channel, i + 1, bytes(50))
         writer.flush()
-        writer.write(channel, i + 1, bytes(5000))  # pending
+        writer.write(channel, i + 1, bytes(6_000_000))  # pending
         with Reader(tmp_path / "a.mcap") as reader:
             assert len(list(reader.messages())) == reader.message_count == 2 * i + 1
+        assert len(list(scan(tmp_path / "a.mcap"))) == 2 * i + 1
     writer.close()
-    assert len(list(scan(tmp_path / "a.mcap"))) == 6
+    assert len(list(scan(tmp_path / "a.mcap"))) == 12 and not caplog.records
+    assert (tmp_path / "a.mcap").stat().st_size < 36_100_000
 
 
 def test_scan_of_a_file_cut_anywhere_gives_a_prefix_and_one_warning(tmp_path, caplog):
@@ -182,7 +179,7 @@ def test_extracts_frames_with_poses_at_the_image_stamps(tmp_path, source):
         write_rosbags(bag, content, StoragePlugin.MCAP if source == "mcap" else StoragePlugin.SQLITE3)
     if source == "no metadata.yaml":
         (bag / "metadata.yaml").unlink()
-    frames = extract_frames(bag, tmp_path / "frames", BagConfig(min_translation_m=0.045), silent)
+    frames = extract_frames(bag, tmp_path / "frames", BagConfig(min_translation_m=0.045))
     # 0.1 m/s: one frame each 0.045 m is every fifth image; the last odometry is at 9.8 s
     assert [f.stamp_ns for f in frames] == [START + i * SECOND // 10 for i in range(0, 98, 5)]
     for i, frame in enumerate(frames):
@@ -194,32 +191,32 @@ def test_extracts_frames_with_poses_at_the_image_stamps(tmp_path, source):
 
 def test_a_second_call_returns_at_once_and_another_configuration_does_not(tmp_path):
     write_mcap(tmp_path / "bag", drive(3))
-    first = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+    first = extract_frames(tmp_path / "bag", tmp_path / "frames")
     written = first[0].image_path.stat().st_mtime_ns
     again = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), lambda progress: pytest.fail("worked again"))
     assert [f.stamp_ns for f in again] == [f.stamp_ns for f in first] and first[0].image_path.stat().st_mtime_ns == written
-    fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1), silent)
+    fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
     assert len(fewer) < len(first)
 
 
 def test_a_cut_bag_gives_its_readable_part_with_one_warning(tmp_path, caplog):
     file = write_mcap(tmp_path / "bag", drive(10))
     file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
-    frames = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert 5 <= len(frames) <= 10
-    assert sum("cut off" in record.message for record in caplog.records if record.levelno >= logging.WARNING) >= 1
+    assert ["cut off" in record.message for record in caplog.records if record.levelno >= logging.WARNING] == [True]
 
 
 def test_distorted_images_are_undistorted(tmp_path):
     write_mcap(tmp_path / "bag", drive(1, D=(0.2, 0, 0, 0, 0)))
-    frame = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.009), silent)[8]
+    frame = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.009))[8]
     pixels = cv2.imread(str(frame.image_path))
     assert pixels[24, 32, 0] == 8 and pixels[0, 0, 0] <= 1  # the corners come from outside of the image
 
 
 def test_rectified_images_use_P(tmp_path):
     write_mcap(tmp_path / "bag", drive(1, D=(0.2, 0, 0, 0, 0)))
-    assert extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(rectified=True), silent)[0].camera.fx == 45
+    assert extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(rectified=True))[0].camera.fx == 45
 
 
 @pytest.mark.parametrize("content, words", [
@@ -231,12 +228,12 @@ def test_rectified_images_use_P(tmp_path):
 def test_what_a_bag_lacks_is_named(tmp_path, content, words):
     write_mcap(tmp_path / "bag", content)
     with pytest.raises(SldError, match=words):
-        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+        extract_frames(tmp_path / "bag", tmp_path / "frames")
 
 
 def test_a_missing_bag_and_a_folder_without_one_are_refused(tmp_path):
     with pytest.raises(SldError, match="no such recording"):
-        extract_frames(tmp_path / "none", tmp_path / "frames", BagConfig(), silent)
+        extract_frames(tmp_path / "none", tmp_path / "frames")
     with pytest.raises(SldError, match="no rosbag2 recording"):
         list(messages(tmp_path, ("std_msgs/msg/Header",)))
 
@@ -249,8 +246,8 @@ def test_the_map_frame_is_preferred_where_it_covers_most_images(tmp_path):
             yield "/tf", stamp, tf(transform(stamp, "map", "odom", make_transform(np.eye(3), np.array([0, 7.0, 0]))))
     write_mcap(tmp_path / "early", with_map(1))
     write_mcap(tmp_path / "late", with_map(8))
-    early = extract_frames(tmp_path / "early", tmp_path / "a", BagConfig(), silent)
-    late = extract_frames(tmp_path / "late", tmp_path / "b", BagConfig(), silent)
+    early = extract_frames(tmp_path / "early", tmp_path / "a")
+    late = extract_frames(tmp_path / "late", tmp_path / "b")
     assert early[0].T_world_camera[1, 3] == pytest.approx(7) and late[0].T_world_camera[1, 3] == pytest.approx(0)
 
 
@@ -272,6 +269,25 @@ def test_thresholds_grow_until_few_enough_are_left():
 def test_the_folder_is_a_folder_of_frames(tmp_path):
     from sld_core.mapping.frames import read_frames
     write_mcap(tmp_path / "bag", drive(1))
-    frames = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), silent)
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert [f.name for f in read_frames(tmp_path / "frames")] == [f.name for f in frames]
-    assert "fingerprint" in json.loads((tmp_path / "frames" / "bag.json").read_text())
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    write_mcap(tmp_path / "bag", drive(1))
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "precious").write_text("")
+    with pytest.raises(SldError, match="choose an empty folder"):
+        extract_frames(tmp_path / "bag", tmp_path / "frames")
+    assert (tmp_path / "frames" / "precious").exists()
+
+
+def test_an_unfinished_extraction_starts_again(tmp_path):
+    write_mcap(tmp_path / "bag", drive(2))
+
+    def kill(progress):
+        if progress.stage == "extracting frames":
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), kill)
+    assert len(extract_frames(tmp_path / "bag", tmp_path / "frames")) >= 3

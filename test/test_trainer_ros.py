@@ -62,7 +62,8 @@ def test_teaches_with_feedback_and_hands_on_the_options(trainer):
     assert math.isnan(trainer.feedback[0].loss) and trainer.feedback[1].seconds_left == 12
     words = Path(result.path).read_text().split()
     assert words[:3] == ["teach", "--bag", str(trainer.folder / "bag")] and words[-1] == "--events"
-    assert " ".join(words[5:]) == "--name room --head prototype --landmarks 500 --seed 7 --events"
+    assert words[5] == "--work" and not Path(words[6]).exists()
+    assert " ".join(words[7:]) == "--name room --head prototype --landmarks 500 --seed 7 --events"
     assert trainer.files() == ["room.sld"]
 
 

@@ -32,7 +32,7 @@ setup_core() {
   venv_usable || make_venv
   [[ -e $venv/bin/torchrun ]] || need_disk_mb 9000
   [[ -z $ros_prefix ]] || check_core_system
-  progress "Python packages into .venv (5 GB, 2 to 4 minutes)"
+  progress "Python packages into .venv (the first time 5 GB, 2 to 4 minutes)"
   if [[ $ros_prefix ]]; then run install_core_system; else run install_core; fi
   stamp core "${inputs[@]}"
 }
@@ -43,7 +43,7 @@ setup_ros() {
     if [[ $ros_prefix ]]; then
       check_ros_works
     else
-      progress "ROS 2 Jazzy into .venv (about 350 MB, 1 minute)"
+      progress "ROS 2 Jazzy into .venv (the first time 350 MB, 1 minute)"
       run install_ros
     fi
     stamp ros "${inputs[@]}"

@@ -1,7 +1,11 @@
 """Writing and reading mcap files so that a killed recorder loses at most what it had not flushed (https://mcap.dev/spec).
 
 `rosbags` writes index and footer when a file is closed and reads no file without them: a recorder that dies takes the
-drive with it. `McapWriter` leaves a complete file after every flush; `scan` reads what a broken file still holds."""
+drive with it. A file of `McapWriter` is complete at any time; `scan` reads what a broken file of others still holds.
+
+While it is written, the file ends in unwritten space and a footer behind it. A flush puts a chunk and a new summary into
+that space; then eight bytes in the footer switch from the old summary to the new one. Old summaries stay behind, each
+inside a private record that readers skip."""
 from __future__ import annotations
 
 import logging
@@ -18,6 +22,8 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"\x89MCAP0\r\n"
 HEADER, FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, MESSAGE_INDEX, CHUNK_INDEX, STATISTICS, DATA_END = 1, 2, 3, 4, 5, 6, 7, 8, 11, 15
+UNWRITTEN, PRIVATE = 0, 0x80
+SPACE_BYTES = 2**24  # unwritten space is added in steps of about this
 
 
 class Message(NamedTuple):
@@ -28,26 +34,27 @@ class Message(NamedTuple):
 
 
 class McapWriter:
-    """An mcap file of ROS 2 messages, uncompressed, complete on disk after every `flush`."""
+    """An mcap file of ROS 2 messages, uncompressed, that readers find complete whenever its writer is killed."""
 
     def __init__(self, path: Path):
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        head = MAGIC + _record(HEADER, _string("ros2") + _string("sld"))
-        self._data_end = os.pwrite(self._fd, head, 0)
+        self.span_ns = 0, 0  # times of the first and the last message written
         self._schemas: dict[str, int] = {}
         self._definitions: list[bytes] = []  # schema and channel records, repeated in the summary
         self._counts: dict[int, int] = {}
         self._chunk_indexes: list[bytes] = []
-        self.span_ns = 0, 0  # times of the first and the last message written
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._pending_times: dict[int, list[tuple[int, int]]] = {}  # channel -> (time, offset in the chunk)
-        self._flush_file()
+        self._chunk = _Chunk()
+        head = MAGIC + _record(HEADER, _string("ros2") + _string("sld"))
+        _write_all(self._fd, head, 0)
+        self._end = len(head)  # where the next chunk goes
+        self._summary_start = self._padding_start = 0  # of the summary in force, and of the padding behind it
+        self._footer_start = 0
+        self._write_summary()
 
     @property
     def pending_bytes(self) -> int:
         """What a kill would lose now."""
-        return self._pending_bytes
+        return self._chunk.size
 
     def add_channel(self, topic: str, type_name: str, definition: str, qos_yaml: str) -> int:
         """A topic's channel; `definition` is the full message definition in ros2msg text."""
@@ -62,58 +69,96 @@ class McapWriter:
 
     def write(self, channel: int, time_ns: int, data: bytes) -> None:
         """Add a serialized message; it reaches the disk with the next flush."""
-        self._pending_times.setdefault(channel, []).append((time_ns, self._pending_bytes))
-        self._append(_record(MESSAGE, struct.pack("<HIQQ", channel, 0, time_ns, time_ns) + data))
+        self._chunk.times.setdefault(channel, []).append((time_ns, self._chunk.size))
+        self._chunk.append(_record(MESSAGE, struct.pack("<HIQQ", channel, 0, time_ns, time_ns) + data))
         self._counts[channel] += 1
 
     def flush(self) -> None:
-        """Write what is pending as one chunk, and the file's summary behind it."""
-        if self._pending:
-            self._flush_file(self._close_chunk())
+        """Write what is pending."""
+        if not self._chunk.size:
+            return
+        if self._chunk.times:
+            start, end = self._chunk.span_ns
+            self.span_ns = (min(start, self.span_ns[0]), max(end, self.span_ns[1])) if any(self.span_ns) else (start, end)
+        data, index = self._chunk.encode(self._end)
+        self._reserve(len(data))
+        _write_all(self._fd, data, self._end)
+        self._end += len(data)
+        self._chunk_indexes.append(index)
+        self._chunk = _Chunk()
+        self._write_summary()
 
     def close(self) -> None:
+        """Flush, and end the file without unwritten space."""
         self.flush()
+        data_end = _record(DATA_END, struct.pack("<I", 0))
+        tail = data_end + self._summary() + _footer(self._end + len(data_end))
+        self._reserve(len(tail))
+        _write_all(self._fd, tail, self._end)
+        os.ftruncate(self._fd, self._end + len(tail))
         os.close(self._fd)
 
     def _define(self, kind: int, body: bytes) -> None:
         self._definitions.append(_record(kind, body))
-        self._append(self._definitions[-1])
+        self._chunk.append(self._definitions[-1])
 
-    def _append(self, record: bytes) -> None:
-        self._pending.append(record)
-        self._pending_bytes += len(record)
+    def _write_summary(self) -> None:
+        """Put a summary behind the data, then let the footer point to it."""
+        summary = self._summary()
+        self._reserve(len(summary) + 2 * _HEAD)
+        start = self._end + _HEAD
+        padding_start = start + len(summary)
+        padding = struct.pack("<BQ", PRIVATE, self._footer_start - padding_start - _HEAD)
+        _write_all(self._fd, _record(PRIVATE, summary + padding), self._end)
+        os.pwrite(self._fd, _footer(start), self._footer_start)
+        self._end, self._summary_start, self._padding_start = padding_start + _HEAD, start, padding_start
 
-    def _flush_file(self, data: bytes = b"") -> None:
-        """Put data over the old summary and a new, longer summary behind it, in one call to the system."""
-        summary_start = self._data_end + len(data) + len(_DATA_END)
-        _write_all(self._fd, data + _DATA_END + self._summary(summary_start), self._data_end)
-        self._data_end += len(data)
+    def _reserve(self, size: int) -> None:
+        """Make unwritten space for `size` bytes, by another footer further behind."""
+        if self._end + size <= self._footer_start:
+            return
+        self._footer_start = -(-(self._end + size + SPACE_BYTES) // _PAGE) * _PAGE - len(_footer(0))  # within one page: written at once
+        if self._summary_start:
+            os.pwrite(self._fd, struct.pack("<BQ", PRIVATE, self._footer_start - self._padding_start - _HEAD), self._padding_start)
+            os.pwrite(self._fd, _footer(self._summary_start), self._footer_start)
 
-    def _close_chunk(self) -> bytes:
-        records = b"".join(self._pending)
-        times = [time for entries in self._pending_times.values() for time, _ in entries]
-        start, end = (min(times), max(times)) if times else (0, 0)
-        if times:
-            old = self.span_ns if any(self.span_ns) else (start, end)
-            self.span_ns = min(start, old[0]), max(end, old[1])
-        chunk = _record(CHUNK, struct.pack("<QQQI", start, end, len(records), zlib.crc32(records)) + _string("")
-                        + struct.pack("<Q", len(records)) + records)
-        indexes, offsets = b"", b""
-        for channel, entries in self._pending_times.items():
-            offsets += struct.pack("<HQ", channel, self._data_end + len(chunk) + len(indexes))
-            indexes += _record(MESSAGE_INDEX, struct.pack("<H", channel) + _sized(b"".join(struct.pack("<QQ", *e) for e in entries)))
-        self._chunk_indexes.append(_record(CHUNK_INDEX, struct.pack("<QQQQ", start, end, self._data_end, len(chunk)) + _sized(offsets)
-                                           + struct.pack("<Q", len(indexes)) + _string("") + struct.pack("<QQ", len(records), len(records))))
-        self._pending, self._pending_bytes, self._pending_times = [], 0, {}
-        return chunk + indexes
-
-    def _summary(self, start: int) -> bytes:
-        """Definitions, statistics and chunk indexes, then footer and closing magic; `start` is its place in the file."""
+    def _summary(self) -> bytes:
+        """Definitions, chunk indexes and statistics."""
         counts = b"".join(struct.pack("<HQ", *item) for item in self._counts.items())
         statistics = struct.pack("<QHIIIIQQ", sum(self._counts.values()), len(self._schemas), len(self._counts), 0, 0,
                                  len(self._chunk_indexes), *self.span_ns) + _sized(counts)
-        summary = b"".join(self._definitions) + b"".join(self._chunk_indexes) + _record(STATISTICS, statistics)
-        return summary + _record(FOOTER, struct.pack("<QQI", start, 0, 0)) + MAGIC
+        return b"".join(self._definitions) + b"".join(self._chunk_indexes) + _record(STATISTICS, statistics)
+
+
+class _Chunk:
+    """Records that wait to be written together."""
+
+    def __init__(self):
+        self.records: list[bytes] = []
+        self.size = 0
+        self.times: dict[int, list[tuple[int, int]]] = {}  # channel -> time and offset of its messages
+
+    @property
+    def span_ns(self) -> tuple[int, int]:
+        times = [time for entries in self.times.values() for time, _ in entries]
+        return min(times, default=0), max(times, default=0)
+
+    def append(self, record: bytes) -> None:
+        self.records.append(record)
+        self.size += len(record)
+
+    def encode(self, place: int) -> tuple[bytes, bytes]:
+        """Chunk and message index records to write at `place`, and the chunk index record for the summary."""
+        records = b"".join(self.records)
+        span = struct.pack("<QQ", *self.span_ns)
+        size = struct.pack("<Q", len(records))
+        chunk = _record(CHUNK, span + size + struct.pack("<I", zlib.crc32(records)) + _string("") + size + records)
+        indexes, offsets = b"", b""
+        for channel, entries in self.times.items():
+            offsets += struct.pack("<HQ", channel, place + len(chunk) + len(indexes))
+            indexes += _record(MESSAGE_INDEX, struct.pack("<H", channel) + _sized(b"".join(struct.pack("<QQ", *e) for e in entries)))
+        index = span + struct.pack("<QQ", place, len(chunk)) + _sized(offsets) + struct.pack("<Q", len(indexes)) + _string("") + size + size
+        return chunk + indexes, _record(CHUNK_INDEX, index)
 
 
 def scan(path: Path) -> Iterator[Message]:
@@ -140,7 +185,7 @@ def _data_records(file, path: Path) -> Iterator[tuple[int, memoryview]]:
     size = os.fstat(file.fileno()).st_size
     while (record := _read_record(file, size)) is not None:
         kind, body = record
-        if kind == DATA_END:
+        if kind in (DATA_END, FOOTER, UNWRITTEN):
             return
         if kind != CHUNK:
             yield kind, body
@@ -178,6 +223,10 @@ def _unpack_chunk(body: memoryview) -> memoryview | None:
     return records if crc in (0, zlib.crc32(records)) else None
 
 
+def _footer(summary_start: int) -> bytes:
+    return _record(FOOTER, struct.pack("<QQI", summary_start, 0, 0)) + MAGIC
+
+
 def _write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
@@ -207,4 +256,5 @@ def _text(body: memoryview, at: int) -> tuple[str, int]:
     return bytes(body[at + 4:end]).decode(), end
 
 
-_DATA_END = _record(DATA_END, struct.pack("<I", 0))
+_HEAD = 9  # opcode and length of a record
+_PAGE = 4096

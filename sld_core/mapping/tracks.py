@@ -67,16 +67,26 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
     database.unlink(missing_ok=True)
     _extract(database, root, names, frames[0], config, progress)
     _match(database, names, covisible_pairs(frames, config), work, config, progress)
-    model = _posed_model(database, names, frames)
+    posed = lambda: _posed_model(database, names, frames)
+    triangulate = lambda model, max_error_px: _triangulate(model, database, root, work, max_error_px, config, seed)
+    model = triangulate(posed(), config.reprojection_px)
     if config.refine_poses:
-        model = _triangulate(model, database, root, work, config.loose_reprojection_px, config, seed)
-        _refine(model)
-    model = _triangulate(model, database, root, work, config.reprojection_px, config, seed)
-    if config.refine_poses:
-        _refine(model)
-        _back_to_given_frame(model, names, frames)
+        adjust = lambda model: _adjusted(model, dict(zip(names, frames)), config)
+        refined = adjust(triangulate(adjust(triangulate(posed(), config.loose_reprojection_px)), config.reprojection_px))
+        if _is_better(refined, model, config):
+            model = refined
     progress(Progress("triangulating", 1.0))
     return _read_model(model, names, frames)
+
+
+def _is_better(refined, given, config: TrackConfig) -> bool:
+    """Good poses, such as those of an earlier reconstruction, are left as they are: refinement always fits noise a little."""
+    error = [m.compute_mean_reprojection_error() for m in (refined, given)]
+    count = [m.compute_num_observations() for m in (refined, given)]
+    better = count[0] > 0.9 * count[1] and (error[0] < config.refine_gain * error[1] or count[0] > count[1] / config.refine_gain)
+    log.info("poses %s: refined %.2f px over %d observations, given %.2f px over %d", "refined" if better else "kept as given",
+             error[0], count[0], error[1], count[1])
+    return better
 
 
 def _check(frames: Sequence[Frame]) -> None:
@@ -173,28 +183,30 @@ def _triangulate(model, database: Path, root: Path, work: Path, max_error_px: fl
     return pycolmap.triangulate_points(model, database, root, out, True, options, False)
 
 
-def _refine(model) -> None:
+def _adjusted(model, frame_of: dict[str, Frame], config: TrackConfig):
+    """`model` after bundle adjustment of poses and points, with the given positions as priors: they fix the frame and
+    the scale, and keep rooms that hardly see each other from bending. What does not fit afterwards is dropped."""
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = options.refine_extra_params = False
     options.print_summary = False
     options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.loss_function_scale = 1.0
     options.ceres.solver_options.max_num_iterations = 30
     options.ceres.solver_options.function_tolerance = 1e-5
-    pycolmap.bundle_adjustment(model, options)
-
-
-def _back_to_given_frame(model, names: list[str], frames: Sequence[Frame]) -> None:
-    """Move the refined model by the similarity that brings its cameras onto the given ones.
-
-    Where the cameras hardly move, scale and tilt cannot be read from positions: axis tips 1 m ahead take part too."""
-    refined = _poses(model, names)
-    given = [f.T_world_camera for f in frames]
-    spread = np.std([T[:3, 3] for T in given], axis=0).max()
-    tips = lambda T: T[:3, 3] + spread * np.vstack([np.zeros(3), T[:3, :3].T])
-    pairs = [(tips(r), tips(g)) for r, g in zip(refined, given) if r is not None]
-    scale, R, t = geometry.similarity(np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
-    model.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), t))
+    which, priors = pycolmap.BundleAdjustmentConfig(), []
+    for image_id in model.reg_image_ids():
+        which.add_image(image_id)
+        image = model.image(image_id)
+        position = frame_of[image.name].T_world_camera[:3, 3]
+        priors.append(pycolmap.PosePrior(position=position, position_covariance=np.eye(3) * config.prior_sigma_m**2,
+                                         coordinate_system=pycolmap.PosePriorCoordinateSystem.CARTESIAN,
+                                         corr_data_id=image.data_id))
+    prior_options = pycolmap.PosePriorBundleAdjustmentOptions()
+    pycolmap.create_pose_prior_bundle_adjuster(options, prior_options, which, priors, model).solve()
+    observations = pycolmap.ObservationManager(model)
+    observations.filter_observations_with_negative_depth()
+    observations.filter_all_points3D(config.reprojection_px, config.min_triangulation_deg)
+    model.update_point_3d_errors()
+    return model
 
 
 def _poses(model, names: list[str]) -> list[np.ndarray | None]:

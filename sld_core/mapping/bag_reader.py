@@ -1,0 +1,146 @@
+"""Reading rosbag2 recordings: their messages, and what a first pass finds in them."""
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.typesys import Stores, get_typestore
+
+from sld_core.geometry import make_transform, rotation_from_quaternion
+from sld_core.mapping.mcap import Message, scan
+from sld_core.pixels import rgb_from_encoded, rgb_from_raw
+from sld_core.tf_tree import TransformTree
+from sld_core.types import Progress, SldError
+
+log = logging.getLogger(__name__)
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO, TF, ODOMETRY = "sensor_msgs/msg/CameraInfo", "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
+IMAGES = IMAGE, COMPRESSED
+
+
+@dataclass
+class Images:
+    """A topic of images."""
+
+    frame_id: str
+    stamps_ns: list[int] = field(default_factory=list)
+
+
+@dataclass
+class BagIndex:
+    """All of a bag but its pixels: image stamps, the first CameraInfo of each topic, poses of the frames over time."""
+
+    images: dict[str, Images] = field(default_factory=dict)
+    infos: dict[str, object] = field(default_factory=dict)
+    tree: TransformTree = field(default_factory=TransformTree)
+    topics: dict[str, str] = field(default_factory=dict)  # name -> type
+
+
+def messages(bag: Path, types: tuple[str, ...]) -> Iterator[Message]:
+    """Messages of these types in a bag folder or file, in the order of the file; one warning where it ends early."""
+    files = [bag] if bag.suffix == ".mcap" else sorted(bag.glob("*.mcap"))
+    if files and not _compressed_by_rosbag2(bag):
+        for file in files:
+            yield from (message for message in scan(file) if message.type in types)
+        return
+    parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else sorted(bag.glob("*.db3"))
+    if not parts:
+        raise SldError(f"{bag}: no rosbag2 recording (expected a folder with .mcap or .db3 files)")
+    try:
+        for part in parts:
+            with Reader(part) as reader:
+                wanted = [c for c in reader.connections if c.msgtype in types]
+                for connection, time_ns, data in reader.messages(wanted) if wanted else ():
+                    yield Message(connection.topic, connection.msgtype, time_ns, bytes(data))
+    except (ReaderError, OSError) as error:
+        raise SldError(f"{bag}: cannot be read ({error})") from error
+
+
+def _compressed_by_rosbag2(bag: Path) -> bool:
+    """Whether files or messages are compressed as a whole (chunks inside mcap are no matter)."""
+    metadata = bag / "metadata.yaml"
+    return metadata.exists() and re.search(r"compression_mode:\s*['\"]?(file|message)", metadata.read_text(), re.I) is not None
+
+
+def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
+    """One pass over the bag. Odometry messages stand in for a TF that the bag lacks."""
+    index, odometry, seen = BagIndex(), [], 0
+    total = sum(file.stat().st_size for file in bag_files(bag))
+    for i, message in enumerate(messages(bag, (*IMAGES, CAMERA_INFO, TF, ODOMETRY))):
+        index.topics[message.topic] = message.type
+        seen += len(message.data)
+        if i % 100 == 0:
+            progress(Progress("reading the bag", min(1.0, seen / total)))
+        if message.type in IMAGES:
+            images = index.images.get(message.topic) or Images(_frame_in_header(message))
+            images.stamps_ns.append(stamp_of(message))
+            index.images[message.topic] = images
+            continue
+        content = _store().deserialize_cdr(message.data, message.type)
+        if message.type == CAMERA_INFO:
+            index.infos.setdefault(message.topic, content)
+        elif message.type == TF:
+            for t in content.transforms:
+                static = message.topic.endswith("tf_static")
+                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static)
+        else:
+            odometry.append(content)
+    in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
+    for o in odometry:
+        if o.child_frame_id not in in_tf:
+            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, static=False)
+    return index
+
+
+def bag_files(bag: Path) -> list[Path]:
+    """The files of a bag folder, or the one that is a bag."""
+    return sorted(path for path in (bag.iterdir() if bag.is_dir() else [bag]) if path.is_file())
+
+
+def decode_image(message: Message) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of a recorded image."""
+    content = _store().deserialize_cdr(message.data, message.type)
+    if message.type == COMPRESSED:
+        return rgb_from_encoded(content.data)
+    return rgb_from_raw(content.data, content.encoding, content.width, content.height, content.step)
+
+
+def stamp_of(message: Message) -> int:
+    """The stamp of a message that starts with a std_msgs/Header, without decoding the rest (megabytes, in an image)."""
+    order = "little" if message.data[1] & 1 else "big"
+    return int.from_bytes(message.data[4:8], order, signed=True) * 10**9 + int.from_bytes(message.data[8:12], order)
+
+
+def frame_name(name: str) -> str:
+    """A frame_id without the leading slash of ROS 1."""
+    return name.removeprefix("/")
+
+
+def _frame_in_header(message: Message) -> str:
+    order = "little" if message.data[1] & 1 else "big"
+    length = int.from_bytes(message.data[12:16], order)
+    return frame_name(message.data[16:16 + length - 1].decode())
+
+
+def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool) -> None:
+    stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+    try:
+        R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
+    except ValueError as error:  # as tf2 does
+        log.warning("%s -> %s at %d ns ignored: %s", header.frame_id, child, stamp_ns, error)
+        return
+    T = make_transform(R, np.array([translation.x, translation.y, translation.z]))
+    tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)
+
+
+@functools.cache
+def _store():
+    """The standard messages; those used here are the same in every distribution since Humble."""
+    return get_typestore(Stores.ROS2_JAZZY)

@@ -1,0 +1,136 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from sld_core import geometry
+from sld_core.config import LabelConfig, LandmarkConfig
+from sld_core.mapping import frames as folders
+from sld_core.mapping import labels, landmarks
+from sld_core.training.teach import hold_out, without
+from sld_core.types import Camera, Frame, Reconstruction, SldError, Visibility
+
+CAMERA = Camera(64, 48, 50.0, 50.0, 32.0, 24.0)
+
+
+def looking_along_z(x: float) -> np.ndarray:
+    return geometry.make_transform(np.eye(3), np.array([x, 0.0, 0.0]))
+
+
+@pytest.fixture
+def reconstruction(tmp_path):
+    """Eight cameras on a line look along z at points 2 m ahead, all seen by all."""
+    rng = np.random.default_rng(0)
+    frames = tuple(Frame(str(i), tmp_path / f"{i}.jpg", CAMERA, looking_along_z(0.1 * i), session=str(i // 4)) for i in range(8))
+    points = np.column_stack([rng.uniform(-0.3, 1.0, 300), rng.uniform(-0.5, 0.5, 300), np.full(300, 2.0)])
+    point, frame = (g.ravel() for g in np.meshgrid(np.arange(300), np.arange(8), indexing="ij"))
+    xy = np.stack([geometry.project(CAMERA, geometry.invert(frames[f].T_world_camera), points[p : p + 1])[0][0] for p, f in zip(point, frame)])
+    return Reconstruction(frames, points, np.full(300, 0.5), point, frame, xy)
+
+
+def test_the_first_landmarks_of_many_are_the_landmarks_of_few(reconstruction):
+    config = LandmarkConfig(count=100)
+    many = landmarks.select(reconstruction, config)
+    few = landmarks.select(reconstruction, dataclasses.replace(config, count=30))
+    np.testing.assert_array_equal(many.point_L[:30], few.point_L)
+
+
+def test_landmarks_keep_their_distance(reconstruction):
+    config = LandmarkConfig(first_spacing=0.1)
+    points = reconstruction.points_N3
+    low, high = np.percentile(points, [5, 95], axis=0)
+    spacing = 0.1 * np.linalg.norm(high - low)
+    first_pass = landmarks.spread(points, 10, config)
+    between = np.linalg.norm(points[first_pass][:, None] - points[first_pass][None], axis=2)
+    assert between[~np.eye(10, dtype=bool)].min() >= spacing
+    assert len(set(landmarks.spread(points, 300, config))) == 300  # in the end every point is placed, once
+
+
+def test_a_point_seen_too_rarely_or_from_one_side_is_no_candidate(reconstruction):
+    far = dataclasses.replace(reconstruction, points_N3=reconstruction.points_N3 * [1, 1, 50.0])
+    assert not landmarks.is_candidate(far, LandmarkConfig()).any()
+    assert landmarks.is_candidate(reconstruction, LandmarkConfig()).all()
+    rare = without(reconstruction, [0, 1, 2])
+    assert not landmarks.is_candidate(rare, LandmarkConfig()).any()
+    with pytest.raises(SldError, match="only 0 points"):
+        landmarks.select(rare, LandmarkConfig())
+
+
+def test_angular_span_by_hand(reconstruction):
+    """A point 2 m ahead of the middle of a 0.7 m baseline is seen over 2 atan(0.35 / 2)."""
+    r = dataclasses.replace(reconstruction, points_N3=np.array([[0.35, 0, 2.0]]), error_px_N=np.zeros(1),
+                            obs_point_M=np.zeros(8, int), obs_frame_M=np.arange(8), obs_xy_M2=np.zeros((8, 2)))
+    assert landmarks.angular_span(r)[0] == pytest.approx(2 * np.arctan(0.35 / 2), rel=0.01)
+
+
+def test_held_out_frames_leave_no_trace(reconstruction):
+    held_out = hold_out(8, 0.25, chunk=2)
+    assert len(held_out) == 2 and held_out[1] == held_out[0] + 1
+    rest = without(reconstruction, held_out)
+    assert len(rest.frames) == 6 and len(rest.obs_point_M) == 6 * 300
+    assert {rest.frames[i].name for i in rest.obs_frame_M} == {f.name for i, f in enumerate(reconstruction.frames) if i not in held_out}
+    assert hold_out(100, 0.0) == [] and len(hold_out(200, 0.05)) == 10
+
+
+def test_labels_behind_an_occluder(tmp_path):
+    """A wall at 1 m covers the left half; landmarks at 2 m behind it are hidden, on the right they are visible."""
+    depth = np.full((48, 64), 2000, np.uint16)
+    depth[:, :32] = 1000
+    depth[:, 60:] = 0  # no measurement
+    cv2.imwrite(str(tmp_path / "d.png"), depth)
+    frame = Frame("f", tmp_path / "f.jpg", CAMERA, np.eye(4), tmp_path / "d.png")
+    at = lambda x_px, z: [(x_px - 32) / 50 * z, 0, z]
+    xyz = np.array([at(16, 2.0), at(48, 2.0), at(16, 1.0), at(62, 2.0), at(70, 2.0), [0, 0, -1.0], at(48, 2.4)])
+    V = Visibility
+    seen, xy = labels.label_frame(frame, xyz, LabelConfig())
+    assert seen.tolist() == [V.HIDDEN, V.VISIBLE, V.VISIBLE, V.UNKNOWN, V.HIDDEN, V.HIDDEN, V.UNKNOWN]
+    np.testing.assert_allclose(xy[1], [48, 24])
+
+
+def test_without_depth_only_tracks_tell(reconstruction):
+    chosen = landmarks.select(reconstruction, LandmarkConfig(count=50))
+    first = without(reconstruction, [7])
+    first = dataclasses.replace(first, frames=reconstruction.frames)  # frame 7 stays, its observations are gone
+    out = labels.label(first, chosen, LabelConfig())
+    inside = out.visibility_FL != Visibility.HIDDEN
+    assert (out.visibility_FL[:7][inside[:7]] == Visibility.VISIBLE).all()
+    assert (out.visibility_FL[7][inside[7]] == Visibility.UNKNOWN).all() and inside[7].any()
+
+
+# folders of frames --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    np.savetxt(tmp_path / "camera-intrinsics.txt", [[50, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"frame-{i:06d}.color.jpg"), np.zeros((48, 64, 3), np.uint8))
+        np.savetxt(tmp_path / f"frame-{i:06d}.pose.txt", looking_along_z(i))
+    (tmp_path / "map.txt").write_text("frame-000000\nframe-000002\n")
+    return tmp_path
+
+
+def test_a_folder_of_frames(folder):
+    frames = folders.read_frames(folder, folder / "map.txt")
+    assert [f.name for f in frames] == ["frame-000000", "frame-000002"]
+    assert frames[1].T_world_camera[0, 3] == 2 and frames[0].camera == CAMERA
+    assert len(folders.read_frames(folder)) == 3
+
+
+@pytest.mark.parametrize("break_it, expected", [
+    (lambda d: (d / "map.txt").write_text("frame-000009\n"), "no such image"),
+    (lambda d: (d / "map.txt").write_text(""), "names no frames"),
+    (lambda d: (d / "map.txt").write_text("../../etc/passwd\n"), "leads out of"),
+    (lambda d: (d / "map.txt").write_text("frame-000000\nframe-000000\n"), "twice"),
+    (lambda d: (d / "camera-intrinsics.txt").unlink(), "camera-intrinsics.txt: cannot be read"),
+    (lambda d: (d / "camera-intrinsics.txt").write_text("1 2 3"), "expected 3x3"),
+    (lambda d: (d / "frame-000000.pose.txt").write_text("nan " * 16), "expected 4x4 finite"),
+    (lambda d: (d / "frame-000000.pose.txt").write_text("2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1"), "not a rigid"),
+    (lambda d: (d / "frame-000000.pose.txt").write_text("hello"), "expected 4x4 numbers"),
+    (lambda d: (d / "frame-000000.color.jpg").write_bytes(b"no image"), "neither JPEG nor PNG"),
+    (lambda d: (d / "frame-000000.color.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00"), "damaged JPEG"),
+])
+def test_each_flaw_of_a_folder_is_named(folder, break_it, expected):
+    break_it(folder)
+    with pytest.raises(SldError, match=expected):
+        folders.read_frames(folder, folder / "map.txt")
