@@ -1,6 +1,7 @@
 """The transform map->odom: computed from a camera pose, and kept alive on TF between fixes."""
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,31 +33,36 @@ class MapOdom:
         self._broadcaster = TransformBroadcaster(node)
         self._fix: _Fix | None = None
         self._last_repeat_ns = 0
+        self._lock = threading.Lock()  # fixes and repeats come from different threads; stamps go out in order
 
     def update(self, T_map_camera: np.ndarray, camera_frame: str, stamp_ns: int, received_ns: int, timeout_s: float) -> None:
         """Take a new fix; raises TransformError, and changes nothing, when TF cannot say where the camera was in odom."""
         T_camera_base = self._lookup(camera_frame, self._base, stamp_ns, timeout_s)
         T_base_odom = self._lookup(self._base, self._odom, stamp_ns, timeout_s)
-        if self._fix is None or stamp_ns < self._fix.stamp_ns:  # the first one, or time went back: a replay starts again
-            self._last_repeat_ns = 0
-        self._fix = _Fix(T_map_camera @ T_camera_base @ T_base_odom, stamp_ns, received_ns)
-        self._send(self._fix.T_map_odom, stamp_ns)
+        fix = _Fix(T_map_camera @ T_camera_base @ T_base_odom, stamp_ns, received_ns)
+        with self._lock:
+            if self._fix is None or stamp_ns < self._fix.stamp_ns:  # the first one, or time went back: a replay starts again
+                self._last_repeat_ns = 0
+            self._fix = fix
+            self._send(fix.T_map_odom, stamp_ns)
         self.repeat()
 
     def repeat(self) -> None:
         """Send the last fix again, with a later stamp; nothing before the first fix or while the clock stands."""
-        fix = self._fix
-        if fix is None:
-            return
-        # the time since the image arrived is added to its stamp: right for live images and for old ones replayed
-        stamp_ns = fix.stamp_ns + self._node.get_clock().now().nanoseconds - fix.received_ns + self._tolerance_ns
-        if stamp_ns > self._last_repeat_ns:
-            self._last_repeat_ns = stamp_ns
-            self._send(fix.T_map_odom, stamp_ns)
+        with self._lock:
+            fix = self._fix
+            if fix is None:
+                return
+            # the time since the image arrived is added to its stamp: right for live images and for old ones replayed
+            stamp_ns = fix.stamp_ns + self._node.get_clock().now().nanoseconds - fix.received_ns + self._tolerance_ns
+            if stamp_ns > self._last_repeat_ns:
+                self._last_repeat_ns = stamp_ns
+                self._send(fix.T_map_odom, stamp_ns)
 
     def reset(self) -> None:
         """Forget the fix: the map has changed."""
-        self._fix = None
+        with self._lock:
+            self._fix = None
 
     def _lookup(self, target: str, source: str, stamp_ns: int, timeout_s: float) -> np.ndarray:
         try:

@@ -1,4 +1,5 @@
-"""The localizer node over DDS with a fake localizer whose pose and delay the test decides."""
+"""The localizer node over DDS with a fake localizer whose answers the test decides."""
+import threading
 import time
 from types import SimpleNamespace
 
@@ -23,19 +24,21 @@ def T_odom_base(stamp_ns):
 
 
 class FakeLocalizer:
-    """Finds the true camera pose; the first pixel of an image says at which of `stamps` it was taken."""
+    """Finds the true camera pose, while `go` is set; the first pixel of an image says at which of `stamps` it was taken."""
 
     def __init__(self, path, device):
         if path.name == "broken.sld":
             raise SldError("broken.sld is damaged")
         self.scene = SimpleNamespace(name=path.stem, landmarks=range(500))
-        self.stamps, self.seen, self.delay_s, self.reason = {}, [], 0.0, ""
+        self.stamps, self.seen, self.reason = {}, [], ""
+        self.go = threading.Event()
+        self.go.set()
 
     def localize(self, image, camera):
         assert camera == CAMERA
         number = int(image[0, 0, 0])
         self.seen.append(number)
-        time.sleep(self.delay_s)
+        assert self.go.wait(10)
         detections = Detections(np.arange(30), np.zeros((30, 2)), np.ones(30), np.ones(30))
         if self.reason:
             return Localization(None, self.reason, detections)
@@ -128,7 +131,7 @@ def test_pose_and_tf_at_the_image_stamp(robot):
     assert pose_error(robot.listener.lookup("map", "base_link", later, timeout_s=2), T_MAP_ODOM @ T_odom_base(later))[0] < 1e-4
     stamps = [ns_from_time(t.header.stamp) for t in robot.map_odom]
     assert stamps[0] == stamp and stamps == sorted(set(stamps)) and robot.map_odom[0].header.frame_id == "map"
-    assert abs(stamps[-1] - time.time_ns()) < 0.3 * SECOND
+    assert abs(stamps[-1] - time.time_ns()) < 0.5 * SECOND
 
 
 def test_an_old_recording_is_played_in_its_own_time(robot):
@@ -168,17 +171,19 @@ def test_without_odometry_at_the_stamp_the_pose_is_published_but_no_tf(robot):
 
 
 def test_a_burst_leaves_out_the_middle_but_never_the_newest(robot):
-    robot.load_scene("room.sld")
-    now = time.time_ns()
-    robot.answer_to(0, now)
-    robot.made[-1].delay_s = 0.4
     from sld_ros.conversions import image_message
+    robot.load_scene("room.sld")
+    now, localizer = time.time_ns(), robot.made[-1]
+    robot.answer_to(0, now)
+    localizer.go.clear()
     for number in range(1, 8):
-        robot.made[-1].stamps[number] = now
+        localizer.stamps[number] = now
         robot.images.publish(image_message(np.full((48, 64, 3), number, np.uint8), now, "camera"))
-        time.sleep(0.02)
+        robot.ros.wait_for(lambda: 1 in localizer.seen, "first image of the burst")
+    time.sleep(0.3)
+    localizer.go.set()
     robot.ros.wait_for(lambda: len(robot.status) >= 3, "two more answers")
-    assert robot.made[-1].seen == [0, 1, 7]
+    assert localizer.seen == [0, 1, 7]
 
 
 def test_a_scene_that_does_not_load_leaves_the_old_one(robot):

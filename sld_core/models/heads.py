@@ -15,6 +15,9 @@ from sld_core.types import SldError
 MIN_LOG_B, MAX_LOG_B = math.log(0.02), math.log(2.0)
 
 
+WHITENING_FLOOR = 1e-3  # of the largest variance
+
+
 class Whitening(nn.Module):
     """The linear projection of backbone features to decorrelated channels of unit variance (PCA), fitted on the scene."""
 
@@ -28,12 +31,13 @@ class Whitening(nn.Module):
         """From at least `outputs` features."""
         out = cls(features_NC.shape[1], outputs)
         x = features_NC.double()
-        out.mean.copy_(x.mean(0))
-        covariance = (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
-        values, vectors = torch.linalg.eigh(covariance)
+        mean, scale = x.mean(0), x.std(0) + 1e-6  # networks side by side differ in scale by hundreds
+        x = (x - mean) / scale
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
         values, vectors = values.flip(0)[:outputs], vectors.flip(1)[:, :outputs]
         # the floor keeps directions that hold nothing but noise from being blown up
-        out.matrix.copy_((vectors * (values + 1e-3 * values[0]).rsqrt()).T)
+        out.mean.copy_(mean)
+        out.matrix.copy_((vectors * (values + WHITENING_FLOOR * values[0]).rsqrt()).T / scale)
         return out
 
     def forward(self, features_NC: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,119 @@
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from sld_core import scene_file
+from sld_core.config import HeadConfig, SceneConfig
+from sld_core.models.heads import CellHead, PrototypeHead, SceneHead, Whitening
+from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
+
+CAMERA = Camera(640, 480, 500.0, 501.0, 320.0, 240.0)
+
+
+def make_scene(kind="cells") -> Scene:
+    torch.manual_seed(0)
+    config = SceneConfig(backbone="xfeat", head=HeadConfig(kind=kind, hidden=8))
+    cells = CellHead(16, 8, 30) if kind == "cells" else PrototypeHead(16, 30, 0.05)
+    whitening = Whitening(64, 16)
+    whitening.matrix.normal_()
+    landmarks = Landmarks(np.random.default_rng(0).normal(size=(30, 3)), np.arange(30))
+    report = SceneReport({"tracks": 1.0, "head": 2.5}, {"frames": 3}, [(0, 1.5), (20, 0.5)], {"queries": 0})
+    return Scene("kitchen", landmarks, SceneHead(whitening, cells).eval(), CAMERA, config, report)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    scene_file.save(make_scene(), tmp_path / "a.sld")
+    return tmp_path / "a.sld"
+
+
+@pytest.mark.parametrize("kind", ["cells", "prototype"])
+def test_round_trip(tmp_path, kind):
+    scene = make_scene(kind)
+    assert scene_file.save(scene, tmp_path / "a.sld") == (tmp_path / "a.sld").stat().st_size
+    back = scene_file.load(tmp_path / "a.sld")
+    assert (back.name, back.camera, back.config) == (scene.name, scene.camera, scene.config)
+    assert back.report.loss_curve == [[0, 1.5], [20, 0.5]] or back.report.loss_curve == [(0, 1.5), (20, 0.5)]
+    np.testing.assert_allclose(back.landmarks.xyz_L3, scene.landmarks.xyz_L3, rtol=1e-6)
+    features = torch.randn(64, 4, 5)
+    torch.testing.assert_close(back.head(features).score_Lhw, scene.head(features).score_Lhw, atol=0.02, rtol=0.02)
+
+
+def test_every_damaged_byte_is_one_clear_error(saved, tmp_path):
+    """A flipped bit in any region: mark, version, checksum, header, metadata, weights, last byte."""
+    data = saved.read_bytes()
+    broken = tmp_path / "b.sld"
+    for at in [*range(60), *range(60, len(data), 97), len(data) - 1]:
+        broken.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        with pytest.raises(SldError) as error:
+            scene_file.load(broken)
+        assert str(broken) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 39, 40, 41, 100, 2000, -1])
+def test_a_truncated_file_is_an_error(saved, size):
+    saved.write_bytes(saved.read_bytes()[:size])
+    with pytest.raises(SldError):
+        scene_file.load(saved)
+
+
+def forge(path, change):
+    """A file with a right checksum and changed contents."""
+    body = change(path.read_bytes()[scene_file.HEADER_BYTES :])
+    path.write_bytes(scene_file.MAGIC + (1).to_bytes(4, "little") + hashlib.sha256(body).digest() + body)
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda b: b.replace(b'xfeat', b'yfeat'), "yfeat"),
+    (lambda b: b.replace(b'weights_sha256\\": \\"', b'weights_sha256\\": \\"0', 1).replace(b'0', b'', 0), "not a readable scene"),
+    (lambda b: b.replace(b'hidden', b'hiddem'), "hiddem"),
+    (lambda b: b[:-8], "not a readable scene"),
+    (lambda b: b"\xff" * 8 + b[8:], "not a readable scene"),
+    (lambda b: b.replace(b'\\"width\\": 640', b'\\"width\\": 000'), "not a readable scene|image size"),
+])
+def test_a_forged_file_is_an_error(saved, change, expected):
+    forge(saved, change)
+    with pytest.raises(SldError, match=expected):
+        scene_file.load(saved)
+
+
+def test_weights_of_another_backbone_are_refused(saved):
+    def other(body):
+        at = body.index(b"weights_sha256") + len(b'weights_sha256\\": \\"')
+        return body[:at] + (b"0" if body[at : at + 1] != b"0" else b"1") + body[at + 1 :]
+    forge(saved, other)
+    with pytest.raises(SldError, match="other weights of backbone 'xfeat'"):
+        scene_file.load(saved)
+
+
+def test_not_a_number_is_refused(tmp_path):
+    scene = make_scene()
+    scene.head.whitening.mean[0] = torch.nan
+    scene_file.save(scene, tmp_path / "a.sld")
+    with pytest.raises(SldError, match="not finite"):
+        scene_file.load(tmp_path / "a.sld")
+
+
+def test_another_version_says_so(saved):
+    data = bytearray(saved.read_bytes())
+    data[4] = 7
+    saved.write_bytes(data)
+    with pytest.raises(SldError, match="format version 7"):
+        scene_file.load(saved)
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+    monkeypatch.setattr(scene_file.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SldError, match="No space left"):
+        scene_file.save(dataclasses.replace(make_scene(), name="other"), saved)
+    assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "none.sld", tmp_path):
+        with pytest.raises(SldError):
+            scene_file.load(path)
