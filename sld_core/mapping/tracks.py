@@ -74,7 +74,7 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
         adjust = lambda model: _adjusted(model, dict(zip(names, frames)), config)
         refined = adjust(triangulate(adjust(triangulate(posed(), config.loose_reprojection_px)), config.reprojection_px))
         if _is_better(refined, model, config):
-            model = refined
+            model = _in_given_frame(refined, names, frames)
     progress(Progress("triangulating", 1.0))
     return _read_model(model, names, frames)
 
@@ -206,6 +206,17 @@ def _adjusted(model, frame_of: dict[str, Frame], config: TrackConfig):
     observations.filter_observations_with_negative_depth()
     observations.filter_all_points3D(config.reprojection_px, config.min_triangulation_deg)
     model.update_point_3d_errors()
+    return model
+
+
+def _in_given_frame(model, names: list[str], frames: Sequence[Frame]):
+    """The refined model, moved rigidly so that its cameras fit the given ones in position and direction.
+
+    A camera that hardly moves leaves the tilt of the whole free: points 1 m along each camera's axes take part."""
+    axes = lambda T: T[:3, 3] + np.vstack([np.zeros(3), T[:3, :3].T])
+    pairs = [(axes(T), axes(f.T_world_camera)) for T, f in zip(_poses(model, names), frames) if T is not None]
+    _, R, t = geometry.similarity(*(np.concatenate(side) for side in zip(*pairs)), with_scale=False)
+    model.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(R), t))
     return model
 
 
