@@ -98,7 +98,7 @@ def _teach(args) -> None:
     with _work_folder(args.work) as work:
         if args.bag is not None:
             from sld_core.mapping.bag import extract_frames
-            frames = extract_frames(args.bag, work / "frames", progress=show)
+            frames = extract_frames(args.bag, work / "frames", config.bag, show)
         else:
             frames = read_frames(args.frames, _list_path(args))
         start = time.monotonic()
@@ -233,6 +233,13 @@ def _evaluate(args) -> None:
     print(format_table(metrics))
     if args.json:
         write_atomically(args.json, (json.dumps(metrics, indent=2) + "\n").encode())
+    if args.report:
+        from sld_core.report import overlay, write_report
+        xyz_L3 = localizer.scene.landmarks.xyz_L3
+        pictures = [(f"Landmarks found in {f.name}", overlay(read_image(f.image_path), f.camera, a, xyz_L3))
+                    for f, a in list(zip(frames, answers))[:: max(1, len(frames) // 3)][:3]]
+        write_report(args.report, f"{localizer.scene.name}: {args.frames.name}", metrics, results,
+                     scene=localizer.scene.report, landmarks_L3=xyz_L3, overlays=pictures)
 
 
 # localize -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,22 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class BagConfig:
+    """Which topics and frames of a bag to use, and which of its images to keep (mapping.bag)."""
+
+    image_topic: str = ""  # empty: the only image topic of the bag
+    camera_info_topic: str = ""  # empty: the one beside the image topic
+    camera_frame: str = ""  # optical frame; empty: the frame_id of the images
+    world_frame: str = ""  # empty: the highest frame (map before odom) whose pose is known for most images
+    rectified: bool = False  # the images are rectified already (image_rect): use P and no distortion
+    min_translation_m: float = 0.05  # keep an image when it moved this far from the last one kept,
+    min_rotation_deg: float = 5.0  # or turned this much,
+    max_interval_s: float = 2.0  # or this much time passed
+    max_frames: int = 300  # the three thresholds grow together until no more are kept
+    jpeg_quality: int = 95
+
+
+@dataclass(frozen=True)
 class TrackConfig:
     """SIFT tracks triangulated with known poses (mapping.tracks)."""
 
@@ -85,8 +101,9 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """From score maps to detections (heatmap.decode)."""
+    """From score maps to detections (heatmap.decode), and at which rolls an image is tried (localizer)."""
 
+    roll_margin_deg: float = 45.0  # beyond the rolls of the mapping drive; 0 saves time on a robot that never rolls
     min_score: float = 0.3
     guided_min_score: float = 0.02
     guided_radius_cell: float = 2.0
@@ -112,8 +129,9 @@ class SceneConfig:
 
     backbone: str = "lite0"
     seed: int = 0
-    validation_fraction: float = 0.0  # of the frames, held out in contiguous chunks
+    validation_fraction: float = 0.05  # of the frames, held out in contiguous chunks
     image: ImageConfig = field(default_factory=ImageConfig)
+    bag: BagConfig = field(default_factory=BagConfig)
     tracks: TrackConfig = field(default_factory=TrackConfig)
     landmarks: LandmarkConfig = field(default_factory=LandmarkConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)

@@ -110,3 +110,18 @@ def similarity(source_N3: np.ndarray, target_N3: np.ndarray, with_scale: bool = 
     R = U @ np.diag(sign) @ Vt
     scale = float((D * sign).sum() / (S**2).sum(1).mean()) if with_scale else 1.0
     return scale, R, mu_t - scale * R @ mu_s
+
+
+def mean_up(T_world_camera_F44: np.ndarray) -> np.ndarray:
+    """The direction (3,) in the world that images of a drive have, on average, upwards."""
+    up = -T_world_camera_F44[:, :3, 1].mean(0)
+    return up / max(float(np.linalg.norm(up)), 1e-9)
+
+
+def upright_angle(T_world_camera: np.ndarray, up_3: np.ndarray) -> float:
+    """By how much (radians, x towards y) an image must be turned so that `up_3` points upwards in it; 0 where the camera
+    looks within 20 degrees of straight up or down, and there is no upright."""
+    x, y, _ = T_world_camera[:3, :3].T @ up_3
+    if np.hypot(x, y) < np.sin(np.radians(20)):
+        return 0.0
+    return float(np.arctan2(-x, -y))

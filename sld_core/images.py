@@ -52,3 +52,23 @@ def fit(image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> tuple[np.nda
         return image_HW3, camera
     size = round(width * scale), round(height * scale)
     return cv2.resize(image_HW3, size, interpolation=cv2.INTER_AREA), camera.resized(*size)
+
+
+def rotate(image_HW3: np.ndarray, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
+    """The image turned about its centre on a canvas that holds all of it, and A (2x3), which moves pixels (corner origin)
+    along: xy @ A[:, :2].T + A[:, 2]. Positive angles turn x (right) towards y (down). Angle 0 copies nothing."""
+    height, width = image_HW3.shape[:2]
+    if angle_rad == 0:
+        return image_HW3, np.eye(2, 3)
+    c, s = np.cos(angle_rad), np.sin(angle_rad)
+    size = np.ceil([abs(c) * width + abs(s) * height, abs(s) * width + abs(c) * height]).astype(int)
+    A = np.array([[c, -s, 0], [s, c, 0]])
+    A[:, 2] = size / 2 - A[:, :2] @ [width / 2, height / 2]
+    return cv2.warpAffine(image_HW3, index_warp(A), tuple(size.tolist()), flags=cv2.INTER_LINEAR), A
+
+
+def index_warp(A_23: np.ndarray) -> np.ndarray:
+    """The warp of corner-origin pixels as OpenCV wants it: on pixel indices, whose centres lie half a pixel from ours."""
+    out = A_23.copy()
+    out[:, 2] += A_23[:, :2] @ [0.5, 0.5] - 0.5
+    return out

@@ -1,20 +1,18 @@
 """Scene + image -> Localization."""
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from sld_core import geometry, heatmap, pnp
-from sld_core.images import fit
+from sld_core import geometry, heatmap, pnp, scene_file
+from sld_core.images import fit, rotate
 from sld_core.models.backbone import Backbone
 from sld_core.types import Camera, Detections, Localization, PoseEstimate, Scene
 
-log = logging.getLogger(__name__)
+ROLL_STEP_RAD = np.radians(35.0)  # heads are trained with turns of 15 degrees to either side
 
 
 class Localizer:
@@ -28,44 +26,54 @@ class Localizer:
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Localizer:
         """From a .sld file; SldError in one line when it is damaged or belongs to another backbone."""
-        from sld_core import scene_file
         return cls(scene_file.load(Path(path)), device)
 
     def localize(self, image_HW3: np.ndarray, camera: Camera) -> Localization:
-        """The pose of `camera` in the scene's world from one undistorted uint8 RGB image, or the reason there is none."""
+        """The pose of `camera` in the scene's world from one undistorted uint8 RGB image, or the reason there is none.
+
+        An image that tells nothing as it is, is turned by a few angles: the camera may have rolled."""
         clock = _Clock()
-        config = self.scene.config
-        image, small = fit(image_HW3, camera, config.image.max_side_px)
-        features_Chw = self.backbone.features(image, self.device)
+        image, small = fit(image_HW3, camera, self.scene.config.image.max_side_px)
+        low_rad, high_rad = self.scene.rolls_rad
+        margin_rad = np.radians(self.scene.config.decode.roll_margin_deg)
+        for angle_rad in roll_attempts(low_rad - margin_rad, high_rad + margin_rad):
+            detections, pose = self._attempt(image, angle_rad, small, clock)
+            if isinstance(pose, PoseEstimate):
+                return Localization(pose, "", _at_full_size(detections, small, camera), clock.seconds)
+        return Localization(None, pose, _at_full_size(detections, small, camera), clock.seconds)
+
+    def _attempt(self, image_HW3: np.ndarray, angle_rad: float, camera: Camera, clock: _Clock) -> tuple[Detections, PoseEstimate | str]:
+        config, xyz_L3 = self.scene.config, self.scene.landmarks.xyz_L3
+        turned, A = rotate(image_HW3, angle_rad)
+        features_Chw = self.backbone.features(turned, self.device)
         clock.lap("backbone")
         maps = self.head(features_Chw)
         clock.lap("head")
-        detections = heatmap.decode(maps, config.decode)
+        detections = _turned_back(heatmap.decode(maps, config.decode), A)
         clock.lap("decode")
-        xyz_L3 = self.scene.landmarks.xyz_L3
-        pose = pnp.estimate(detections, xyz_L3, small, config.pnp)
+        pose = pnp.estimate(detections, xyz_L3, camera, config.pnp)
         clock.lap("pnp")
         if isinstance(pose, PoseEstimate):
-            detections, pose = self._guided(maps, detections, pose, small)
+            # the guided pass: look again for every landmark near its projection, and fit the pose to what is found
+            xy_L2, _ = geometry.project(camera, geometry.invert(pose.T_world_camera), xyz_L3)
+            detections = _turned_back(heatmap.decode_near(maps, xy_L2 @ A[:, :2].T + A[:, 2], config.decode), A)
+            pose = pnp.refine(pose.T_world_camera, detections, xyz_L3, camera, config.pnp)
             clock.lap("guided")
-        detections = _at_full_size(detections, small, camera)
-        if isinstance(pose, str):
-            return Localization(None, pose, detections, clock.seconds)
-        return Localization(pose, "", detections, clock.seconds)
+        return detections, pose
 
-    def _guided(self, maps, detections: Detections, pose: PoseEstimate, camera: Camera):
-        """Look again for every landmark near its projection, and fit the pose to what is found."""
-        config, xyz_L3 = self.scene.config, self.scene.landmarks.xyz_L3
-        xy_L2, _ = geometry.project(camera, geometry.invert(pose.T_world_camera), xyz_L3)
-        found = heatmap.decode_near(maps, xy_L2, config.decode)
-        if len(found) < len(pose.inlier_K):
-            pass
-        refined = pnp.refine(pose.T_world_camera, found, xyz_L3, camera, config.pnp)
-        return found, refined
+
+def roll_attempts(low_rad: float, high_rad: float) -> list[float]:
+    """Angles to turn an image by so that one of them brings it near upright: 0 first, then outwards, within the range."""
+    steps = range(int(np.floor(low_rad / ROLL_STEP_RAD + 0.5)), int(np.ceil(high_rad / ROLL_STEP_RAD - 0.5)) + 1)
+    return sorted({0.0, *(step * ROLL_STEP_RAD for step in steps)}, key=abs)
+
+
+def _turned_back(detections: Detections, A_23: np.ndarray) -> Detections:
+    return replace(detections, xy_px_K2=(detections.xy_px_K2 - A_23[:, 2]) @ A_23[:, :2])  # a rotation's inverse is its transpose
 
 
 class _Clock:
-    """Seconds between laps, by name."""
+    """Seconds between laps, summed by name."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -73,7 +81,8 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 def _at_full_size(detections: Detections, small: Camera, camera: Camera) -> Detections:

@@ -37,6 +37,7 @@ def save(scene: Scene, path: Path) -> int:
         "name": scene.name,
         "backbone": {"name": scene.config.backbone, "weights_sha256": weights_sha256(scene.config.backbone)},
         "camera": dataclasses.asdict(scene.camera),
+        "rolls_rad": list(scene.rolls_rad),
         "config": configuration.to_dict(scene.config),
         "report": dataclasses.asdict(scene.report),
     })
@@ -103,12 +104,15 @@ def _parse(body: bytes, path: Path) -> Scene:
             raise SldError("weights or landmarks that are not finite")
         state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
         head = heads.from_state(config.head, state, BACKBONES[config.backbone].channels, len(xyz_L3))
-        return Scene(str(text["name"]), Landmarks(xyz_L3, np.full(len(xyz_L3), -1)), head, Camera(**text["camera"]), config,
-                     SceneReport(**text["report"]))
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError, UnicodeDecodeError) as error:
-        raise SldError(f"{path}: not a readable scene ({type(error).__name__}: {str(error).splitlines()[0]}); {REMEDY}") from None
+        low, high = (float(angle) for angle in text["rolls_rad"])
+        if not -np.pi <= low <= high <= np.pi:
+            raise SldError(f"rolls_rad {low}, {high}: expected a range within -pi to pi")
+        return Scene(str(text["name"]), Landmarks(xyz_L3, np.full(len(xyz_L3), -1)), head, Camera(**text["camera"]),
+                     (low, high), config, SceneReport(**text["report"]))
     except SldError as error:
         raise SldError(f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)) from None
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SldError(f"{path}: not a readable scene ({type(error).__name__}: {str(error).splitlines()[0]}); {REMEDY}") from None
 
 
 def _check_backbone(backbone: dict, path: Path) -> None:

@@ -189,11 +189,13 @@ class SceneReport:
 @dataclass(frozen=True)
 class Scene:
     """All that is needed to localize in one place: landmarks, the head that finds them, the camera it was taught with,
-    the configuration (config.SceneConfig) and the report of the teaching. No image, no descriptor of one."""
+    the range of angles by which its images were turned upright, the configuration (config.SceneConfig) and the report of
+    the teaching. No image, no descriptor of one."""
 
     name: str
     landmarks: Landmarks
     head: Any  # models.heads.SceneHead
     camera: Camera
+    rolls_rad: tuple[float, float]  # lowest and highest; 0, 0 when the camera did not roll
     config: Any  # config.SceneConfig
     report: SceneReport

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["ROS_DOMAIN_ID"] = str(options.domain)
     clean_shared_memory()
     try:
-        run_demo(options.output.absolute(), options.sequence, options.rate, options.seed)
+        run_demo(options.output.absolute(), options.sequence, options.rate, options.seed, options.head)
     except SldError as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
 
 
-def run_demo(output: Path, sequence: Path | None, rate: float, seed: int) -> Metrics:
+def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: str) -> Metrics:
     """Leaves report.html, metrics.json, the scene file, the bag and the logs of the nodes in `output`."""
     output.mkdir(parents=True, exist_ok=True)
     sequence = sequence or _rendered_room(output / f"room-{seed}", seed)
@@ -66,7 +65,7 @@ def run_demo(output: Path, sequence: Path | None, rate: float, seed: int) -> Met
         processes.start("localizer", "sld_ros.localizer_node")
         with _spinning(processes) as (player, client):
             bag = _record(player, client, processes, mapping, rate)
-            scene_path, teach_s = _teach(client, bag, seed)
+            scene_path, teach_s = _teach(client, bag, seed, head)
             client.load_scene(str(scene_path))
             answers = _localize(player, client, queries, np.random.default_rng(seed))
     return _evaluate(output, sequence.name, scene_path, teach_s, mapping, queries, answers)
@@ -101,19 +100,19 @@ def _record(player: Player, client: Client, processes: NodeProcesses, frames: Se
     return bag
 
 
-def _teach(client: Client, bag: str, seed: int) -> tuple[Path, float]:
+def _teach(client: Client, bag: str, seed: int, head: str) -> tuple[Path, float]:
     """The scene file, and the seconds from the request to the file."""
-    with _Progress("teaching the scene") as progress:
+    with _Progress("teaching") as progress:
         def on_feedback(feedback: TrainScene.Feedback) -> None:
-            details = [feedback.stage]
+            details = []
             if math.isfinite(feedback.loss):
                 details.append(f"loss {feedback.loss:.3f}")
             if math.isfinite(feedback.seconds_left):
                 details.append(f"{feedback.seconds_left:.0f} s left")
-            progress(feedback.fraction, ", ".join(details))
+            progress(feedback.fraction, ", ".join(details), feedback.stage)
 
         start = time.monotonic()
-        taught = client.teach(TrainScene.Goal(source=bag, scene=SCENE, seed=seed), on_feedback, TEACH_S)
+        taught = client.teach(TrainScene.Goal(source=bag, scene=SCENE, seed=seed, head=head), on_feedback, TEACH_S)
         seconds = time.monotonic() - start
     print(f"taught in {seconds:.1f} s: {taught.landmarks} landmarks from {taught.frames} frames, in {taught.path}")
     return Path(taught.path), seconds
@@ -187,18 +186,18 @@ def _spinning(processes: NodeProcesses) -> Iterator[tuple[Player, Client]]:
 
 
 class _Progress:
-    """One line that counts up on a terminal; in a log, a line every ten percent."""
+    """One line that counts up on a terminal; in a log, a line every ten percent of a stage."""
 
     def __init__(self, title: str):
         self._title, self._on_terminal, self._shown = title, sys.stdout.isatty(), ""
 
-    def __call__(self, fraction: float, details: str = "") -> None:
+    def __call__(self, fraction: float, details: str = "", stage: str = "") -> None:
         percent = math.floor(100 * fraction if self._on_terminal else 10 * math.floor(10 * fraction))
-        shown = f"{self._title}: {percent:3d} %"
+        shown = f"{self._title}{stage and ', ' + stage}: {percent:3d} %"
         if self._on_terminal:
             print(f"\r\x1b[K{shown}  {details}", end="", flush=True)
         elif shown != self._shown:
-            print(f"{shown}  {details}", flush=True)
+            print(f"{shown}  {details}".rstrip(), flush=True)
         self._shown = shown
 
     def __enter__(self) -> _Progress:
@@ -214,6 +213,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequence", type=Path, help="a real sequence (camera-intrinsics.txt, map.txt, query.txt, frames); default: a rendered room")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for report, metrics, scene, bag and logs (%(default)s)")
     parser.add_argument("--rate", type=float, default=10.0, help="images a second in the mapping drive (%(default)s)")
+    parser.add_argument("--head", choices=("cells", "prototype"), default="cells", help="prototype: without training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the rendered room, of training and of odometry's drift (%(default)s)")
     parser.add_argument("--domain", type=int, default=1 + os.getpid() % 100, help="ROS_DOMAIN_ID, so that other robots do not interfere (by process id)")
     options = parser.parse_args(remove_ros_args(sys.argv)[1:] if arguments is None else arguments)

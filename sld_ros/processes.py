@@ -1,6 +1,7 @@
 """Nodes as processes of their own: started with parameters and a log file, watched, and ended together."""
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -76,4 +77,5 @@ def clean_shared_memory() -> None:
     """Remove the Fast DDS segments that killed processes left behind; those in use stay."""
     tool = shutil.which("fastdds")
     if tool:
-        subprocess.run([tool, "shm", "clean"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a courtesy: not worth an error
+            subprocess.run([tool, "shm", "clean"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False)

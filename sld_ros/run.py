@@ -9,6 +9,7 @@ import rclpy
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from sld_core import runtime
 from sld_core.types import SldError
 
 
@@ -41,6 +42,7 @@ def forward_core_logs(node: Node) -> None:
 
 def run(make_node: Callable[[], Node], make_executor: Callable[[], Executor] = SingleThreadedExecutor) -> None:
     """Run a node until it is interrupted; a user's mistake at start is one line and exit status 1."""
+    runtime.prepare()
     rclpy.init()
     node = None
     try:

@@ -134,3 +134,45 @@ def test_each_flaw_of_a_folder_is_named(folder, break_it, expected):
     break_it(folder)
     with pytest.raises(SldError, match=expected):
         folders.read_frames(folder, folder / "map.txt")
+
+
+# upright images -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("roll", [-2.5, -0.7, 0.3, 1.5])
+def test_a_rolled_image_is_turned_upright(roll):
+    """A camera rolled about its axis: after turning the image, a point above another one is above it in the image."""
+    from sld_core.images import rotate
+    level = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # camera axes in a z-up world: looks along +y
+    T = geometry.make_transform(level @ geometry.rotation_from_vector(np.array([0, 0, roll])), np.zeros(3))
+    angle = geometry.upright_angle(T, np.array([0, 0, 1.0]))
+    assert angle == pytest.approx(roll)
+    xy, _ = geometry.project(CAMERA, geometry.invert(T), np.array([[0, 5.0, 0], [0, 5.0, 0.5]]))
+    _, A = rotate(np.zeros((48, 64, 3), np.uint8), angle)
+    low, high = xy @ A[:, :2].T + A[:, 2]
+    assert high[1] < low[1] - 1 and high[0] == pytest.approx(low[0], abs=1e-6)
+
+
+def test_straight_down_there_is_no_upright():
+    T = geometry.make_transform(np.diag([1.0, -1.0, -1.0]), np.zeros(3))
+    assert geometry.upright_angle(T, np.array([0, 0, 1.0])) == 0.0
+
+
+def test_pixels_move_with_a_rotated_image():
+    from sld_core.images import rotate
+    y, x = np.mgrid[:48, :64] + 0.5
+    spot = 250 * np.exp(-((x - 20.2) ** 2 + (y - 30.7) ** 2) / 10)
+    for angle in (0.4, -1.2, 2.0):
+        turned, A = rotate(np.repeat(spot[..., None], 3, 2).astype(np.uint8), angle)
+        y2, x2 = np.mgrid[: turned.shape[0], : turned.shape[1]] + 0.5
+        weight = turned[..., 0].astype(float)
+        found = [(weight * x2).sum() / weight.sum(), (weight * y2).sum() / weight.sum()]
+        np.testing.assert_allclose(found, A[:, :2] @ [20.2, 30.7] + A[:, 2], atol=0.1)
+        corners = np.array([[0, 0], [64, 0], [0, 48], [64, 48.0]]) @ A[:, :2].T + A[:, 2]
+        assert (corners > -1e-6).all() and (corners <= np.array(turned.shape[1::-1]) + 1e-6).all()
+
+
+def test_a_robot_that_does_not_roll_pays_nothing():
+    from sld_core.localizer import roll_attempts
+    assert roll_attempts(0.0, 0.0) == [0.0]
+    attempts = np.degrees(roll_attempts(np.radians(-60), np.radians(30))).round().astype(int).tolist()
+    assert attempts[0] == 0 and sorted(attempts) == [-70, -35, 0, 35]

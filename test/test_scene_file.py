@@ -21,7 +21,7 @@ def make_scene(kind="cells") -> Scene:
     whitening.matrix.normal_()
     landmarks = Landmarks(np.random.default_rng(0).normal(size=(30, 3)), np.arange(30))
     report = SceneReport({"tracks": 1.0, "head": 2.5}, {"frames": 3}, [(0, 1.5), (20, 0.5)], {"queries": 0})
-    return Scene("kitchen", landmarks, SceneHead(whitening, cells).eval(), CAMERA, config, report)
+    return Scene("kitchen", landmarks, SceneHead(whitening, cells).eval(), CAMERA, (-0.5, 0.25), config, report)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_round_trip(tmp_path, kind):
     scene = make_scene(kind)
     assert scene_file.save(scene, tmp_path / "a.sld") == (tmp_path / "a.sld").stat().st_size
     back = scene_file.load(tmp_path / "a.sld")
-    assert (back.name, back.camera, back.config) == (scene.name, scene.camera, scene.config)
+    assert (back.name, back.camera, back.rolls_rad, back.config) == (scene.name, scene.camera, scene.rolls_rad, scene.config)
     assert back.report.loss_curve == [[0, 1.5], [20, 0.5]] or back.report.loss_curve == [(0, 1.5), (20, 0.5)]
     np.testing.assert_allclose(back.landmarks.xyz_L3, scene.landmarks.xyz_L3, rtol=1e-6)
     features = torch.randn(64, 4, 5)

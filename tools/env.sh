@@ -29,5 +29,8 @@ esac
 export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$_sld_root/config/fastdds.xml}
 export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}
 
+# Idle worker threads of torch sleep instead of spinning on the cores that other nodes need.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 case $_sld_shell in *u*) set -u ;; esac
 unset _sld_root _sld_shell _sld_ros

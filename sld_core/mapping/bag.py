@@ -7,12 +7,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from sld_core.config import BagConfig
 from sld_core.geometry import pose_error
 from sld_core.mapping.bag_reader import IMAGES, BagIndex, bag_files, decode_image, frame_name, messages, read_index, stamp_of
 from sld_core.mapping.frames import read_frames
@@ -21,22 +21,6 @@ from sld_core.types import Frame, Progress, SldError
 from sld_core.undistort import Undistortion, undistortion
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BagConfig:
-    """Which topics and frames of a bag to use, and which of its images to keep."""
-
-    image_topic: str = ""  # empty: the only image topic of the bag
-    camera_info_topic: str = ""  # empty: the one beside the image topic
-    camera_frame: str = ""  # optical frame; empty: the frame_id of the images
-    world_frame: str = ""  # empty: the highest frame (map before odom) whose pose is known for most images
-    rectified: bool = False  # the images are rectified already (image_rect): use P and no distortion
-    min_translation_m: float = 0.05  # keep an image when it moved this far from the last one kept,
-    min_rotation_deg: float = 5.0  # or turned this much,
-    max_interval_s: float = 2.0  # or this much time passed
-    max_frames: int = 300  # the three thresholds grow together until no more are kept
-    jpeg_quality: int = 95
 
 
 def extract_frames(bag: Path, output: Path, config: BagConfig = BagConfig(),

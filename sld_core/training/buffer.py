@@ -34,15 +34,17 @@ class FeatureBuffer:
         return len(self.landmark_N)
 
 
-def fill(frames: Sequence[Frame], labels: Labels, backbone: Backbone, config: BufferConfig, max_side_px: int, device: str,
-         rng: np.random.Generator, passes: int, progress: Callable[[Progress], None]) -> tuple[FeatureBuffer, Whitening]:
-    """One plain pass and `passes` augmented ones over `frames`; row i of `labels` belongs to frame i."""
-    whitening = fit_whitening(frames, backbone, config, max_side_px, device, rng)
+def fill(frames: Sequence[Frame], labels: Labels, angle_rad_F: np.ndarray, backbone: Backbone, config: BufferConfig,
+         max_side_px: int, device: str, rng: np.random.Generator, passes: int,
+         progress: Callable[[Progress], None]) -> tuple[FeatureBuffer, Whitening]:
+    """One plain pass and `passes` augmented ones over `frames`, each turned upright by its angle; row i of `labels`
+    belongs to frame i."""
+    whitening = fit_whitening(frames, angle_rad_F, backbone, config, max_side_px, device, rng)
     chunks, total = [], len(frames) * (1 + passes)
     for step in range(total):
         i = step % len(frames)
-        image, sx, sy = samples.load(frames[i], max_side_px)
-        xy_L2 = labels.xy_FL2[i] * [sx, sy]
+        image, A = samples.load(frames[i], max_side_px, angle_rad_F[i])
+        xy_L2 = labels.xy_FL2[i] @ A[:, :2].T + A[:, 2]
         if step >= len(frames):
             image, xy_L2 = samples.augment(image, xy_L2, config, rng)
         cell, landmark, offset = pick_cells(image.shape[:2], xy_L2, labels.visibility_FL[i], config, rng)
@@ -54,13 +56,13 @@ def fill(frames: Sequence[Frame], labels: Labels, backbone: Backbone, config: Bu
     return FeatureBuffer(torch.cat(feature), join(landmark), join(offset), join(plain)), whitening
 
 
-def fit_whitening(frames: Sequence[Frame], backbone: Backbone, config: BufferConfig, max_side_px: int, device: str,
-                  rng: np.random.Generator) -> Whitening:
+def fit_whitening(frames: Sequence[Frame], angle_rad_F: np.ndarray, backbone: Backbone, config: BufferConfig,
+                  max_side_px: int, device: str, rng: np.random.Generator) -> Whitening:
     """Whitening of random cells of frames spread over the whole drive."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, WHITENING_FRAMES).round().astype(int))
     cells = []
     for i in chosen:
-        features_NC = backbone.features(samples.load(frames[i], max_side_px)[0], device).flatten(1).T
+        features_NC = backbone.features(samples.load(frames[i], max_side_px, angle_rad_F[i])[0], device).flatten(1).T
         cells.append(features_NC[torch.from_numpy(rng.integers(0, len(features_NC), WHITENING_CELLS)).to(device)])
     return Whitening.fit(torch.cat(cells), min(config.channels, backbone.channels)).to(device)
 

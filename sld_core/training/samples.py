@@ -5,14 +5,16 @@ import cv2
 import numpy as np
 
 from sld_core.config import BufferConfig
-from sld_core.images import fit, read_image
+from sld_core.images import fit, index_warp, read_image, rotate
 from sld_core.types import Frame
 
 
-def load(frame: Frame, max_side_px: int) -> tuple[np.ndarray, float, float]:
-    """The frame's image at working size and the factors (x, y) that its pixels were scaled by."""
+def load(frame: Frame, max_side_px: int, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
+    """The frame's image at working size, turned by `angle_rad`, and the 2x3 matrix that moves its pixels along."""
     image, camera = fit(read_image(frame.image_path), frame.camera, max_side_px)
-    return image, camera.width / frame.camera.width, camera.height / frame.camera.height
+    image, A = rotate(image, angle_rad)
+    A[:, :2] *= [camera.width / frame.camera.width, camera.height / frame.camera.height]
+    return image, A
 
 
 def augment(image_HW3: np.ndarray, xy_L2: np.ndarray, config: BufferConfig,
@@ -22,11 +24,7 @@ def augment(image_HW3: np.ndarray, xy_L2: np.ndarray, config: BufferConfig,
     angle = rng.uniform(-config.max_rotation_deg, config.max_rotation_deg)
     scale = np.exp(rng.uniform(np.log(config.min_scale), np.log(config.max_scale)))
     warp = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
-    # OpenCV warps pixel indices, whose centres lie half a pixel from ours
-    warp_index = warp.copy()
-    warp_index[:, 2] += warp[:, :2] @ [0.5, 0.5] - 0.5
-    image = cv2.warpAffine(image_HW3, warp_index, (width, height), flags=cv2.INTER_LINEAR,
-                           borderMode=cv2.BORDER_REFLECT_101)
+    image = cv2.warpAffine(image_HW3, index_warp(warp), (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return recolour(image, config, rng), xy_L2 @ warp[:, :2].T + warp[:, 2]
 
 

@@ -10,7 +10,7 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from sld_core import scene_file
+from sld_core import geometry, scene_file
 from sld_core.config import SceneConfig
 from sld_core.evaluate import HEAD_STAGE, QueryResult, accuracy
 from sld_core.images import read_image
@@ -46,19 +46,30 @@ def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig,
         labels = labelling.label(seen, landmarks, config.labels)
     with report.stage("buffer"):
         passes = config.buffer.augmented_passes if config.head.kind != "prototype" else 0
-        buffer, whitening = buffering.fill(seen.frames, labels, backbone, config.buffer, config.image.max_side_px, device,
-                                           rng, passes, report)
+        angle_rad_F = upright_angles(seen.frames)
+        buffer, whitening = buffering.fill(seen.frames, labels, angle_rad_F, backbone, config.buffer,
+                                           config.image.max_side_px, device, rng, passes, report)
     with report.stage(HEAD_STAGE):
         if config.head.kind == "prototype":
             cells, curve = recipe.prototypes(buffer, len(landmarks), config.head), []
         else:
             cells, curve = recipe.train(buffer, len(landmarks), config.head, config.seed, device, report)
     counts = {"frames": len(frames), "points": len(whole.points_N3), "landmarks": len(landmarks), "cells": len(buffer)}
-    scene = Scene(name, landmarks, SceneHead(whitening.cpu(), cells), frames[0].camera, config,
+    rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())
+    scene = Scene(name, landmarks, SceneHead(whitening.cpu(), cells), frames[0].camera, rolls_rad, config,
                   SceneReport(seconds, counts, curve, {}))
     with report.stage("check"):
         scene = _check(scene, [whole.frames[i] for i in held_out], output, backbone, device)
     return scene
+
+
+def upright_angles(frames: Sequence[Frame]) -> np.ndarray:
+    """By how much to turn each image (radians) so that all stand upright; zeros when none is off by more than 10 degrees,
+    as on a robot that does not roll."""
+    T_F44 = np.stack([f.T_world_camera for f in frames])
+    up = geometry.mean_up(T_F44)
+    angle_F = np.array([geometry.upright_angle(T, up) for T in T_F44])
+    return angle_F if np.degrees(np.abs(angle_F)).max() > 10 else np.zeros(len(frames))
 
 
 def hold_out(count: int, fraction: float, chunk: int = 5) -> list[int]:
