@@ -127,7 +127,7 @@ class PnpConfig:
 class SceneConfig:
     """All that teaching a scene and localizing in it depends on; stored in the scene file."""
 
-    backbone: str = "lite0"
+    backbone: str = "lite0+xfeat"
     seed: int = 0
     validation_fraction: float = 0.05  # of the frames, held out in contiguous chunks
     image: ImageConfig = field(default_factory=ImageConfig)

@@ -215,7 +215,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=10.0, help="images a second in the mapping drive (%(default)s)")
     parser.add_argument("--head", choices=("cells", "prototype"), default="cells", help="prototype: without training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the rendered room, of training and of odometry's drift (%(default)s)")
-    parser.add_argument("--domain", type=int, default=1 + os.getpid() % 100, help="ROS_DOMAIN_ID, so that other robots do not interfere (by process id)")
+    parser.add_argument("--domain", type=int, default=1 + os.getpid() % 100,
+                        help="ROS_DOMAIN_ID, so that other robots do not interfere (by process id)")
     options = parser.parse_args(remove_ros_args(sys.argv)[1:] if arguments is None else arguments)
     if options.rate <= 0:
         parser.error(f"--rate {options.rate}: expected more than 0")

@@ -46,7 +46,8 @@ class Lite0(nn.Module):
         self.register_buffer("std", torch.tensor(128.0 / 255))
 
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        x = F.relu6(self.stem((image_B3HW - self.mean) / self.std), inplace=True)
+        image = ((image_B3HW - self.mean) / self.std).to(self.stem.weight.dtype)
+        x = F.relu6(self.stem(image), inplace=True)
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -31,14 +31,14 @@ class XFeat(nn.Module):
         self.last = FrozenConv(state["block_fusion.2.weight"], state["block_fusion.2.bias"])
 
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        gray = F.instance_norm(image_B3HW.mean(1, keepdim=True))
+        gray = F.instance_norm(image_B3HW.mean(1, keepdim=True)).to(self.last.weight.dtype)
         x1 = self._run("block1", gray)
         x2 = self._run("block2", x1 + self.skip(F.avg_pool2d(gray, 4)))
         x3 = self._run("block3", x2)
         x4 = self._run("block4", x3)
         x5 = self._run("block5", x4)
         up = lambda x: F.interpolate(x, x3.shape[-2:], mode="bilinear")
-        return F.normalize(self.last(self._run("block_fusion", x3 + up(x4) + up(x5))), dim=1)
+        return F.normalize(self.last(self._run("block_fusion", x3 + up(x4) + up(x5))).float(), dim=1)
 
     def _run(self, name: str, x):
         for conv in self.blocks[name]:

@@ -253,7 +253,8 @@ def _clutter(b: Builder, left: float, width: float, z: float, depth: float = 0.3
     x = left + 0.03
     while x < left + width - 0.2:
         w, d, h = b.rng.uniform(0.07, 0.2), b.rng.uniform(0.4, 0.8) * depth, b.rng.uniform(0.3, 1.0) * tallest
-        b.box(x, -depth + b.rng.uniform(0, 0.9) * (depth - d), z, w, d, h, b.pick((tx.carton, tx.spine, tx.abstract, tx.fabric(tx.vivid(b.rng)))), b.pick((tx.page, tx.abstract, tx.carton)))
+        sides = b.pick((tx.carton, tx.spine, tx.abstract, tx.fabric(tx.vivid(b.rng))))
+        b.box(x, -depth + b.rng.uniform(0, 0.9) * (depth - d), z, w, d, h, sides, b.pick((tx.page, tx.abstract, tx.carton)))
         x += w + b.rng.uniform(0.02, 0.12)
 
 

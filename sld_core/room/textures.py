@@ -154,7 +154,8 @@ def landscape(rng, height, width):
     ground = np.float32([(70, 100, 60), (120, 95, 60), (70, 85, 110), (110, 60, 60)][rng.integers(4)]) + rng.normal(0, 10, 3)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     image = sky * (1 - 0.5 * y[..., None]) + 100 * y[..., None] + 12 * clouds(rng, height, width, 3, 5)[..., None]
-    cv2.circle(image, (int(rng.uniform(0.2, 0.8) * width), int(rng.uniform(0.15, 0.35) * height)), int(0.09 * height), (250, 240, 190), -1, cv2.LINE_AA)
+    sun = int(rng.uniform(0.2, 0.8) * width), int(rng.uniform(0.15, 0.35) * height)
+    cv2.circle(image, sun, int(0.09 * height), (250, 240, 190), -1, cv2.LINE_AA)
     for ridge in range(5):
         line = 0.35 + 0.13 * ridge + 0.05 * clouds(rng, 1, width, 4, 6)[0]
         color = ground * (0.6 + 0.2 * ridge) + rng.normal(0, 22, 3)
@@ -214,7 +215,8 @@ def whiteboard(rng, height, width):
     for _ in range(7):
         x, y, w, h = rng.uniform(0.03, 0.8) * width, rng.uniform(0.05, 0.8) * height, 0.14 * width, 0.17 * height
         cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h * rng.uniform(0.4, 1))), vivid(rng, 40, 170), 3, cv2.LINE_AA)
-        cv2.arrowedLine(image, (int(x + w), int(y)), (int(x + w * rng.uniform(1.2, 2.0)), int(y + h * rng.normal(0, 0.7))), vivid(rng, 40, 170), 3, cv2.LINE_AA)
+        tip = int(x + w * rng.uniform(1.2, 2.0)), int(y + h * rng.normal(0, 0.7))
+        cv2.arrowedLine(image, (int(x + w), int(y)), tip, vivid(rng, 40, 170), 3, cv2.LINE_AA)
     cv2.rectangle(image, (0, 0), (width - 1, height - 1), (120, 124, 130), max(4, height // 50))
     return image
 
@@ -283,9 +285,11 @@ def clock(rng, height, width):
     for hour in range(12):
         angle = hour * np.pi / 6
         x, y = width / 2 + 0.8 * radius * np.sin(angle), height / 2 - 0.8 * radius * np.cos(angle)
-        cv2.putText(image, str(hour or 12), (int(x - 0.1 * radius), int(y + 0.08 * radius)), cv2.FONT_HERSHEY_SIMPLEX, radius / 170, (20, 20, 20), 2, cv2.LINE_AA)
+        place = int(x - 0.1 * radius), int(y + 0.08 * radius)
+        cv2.putText(image, str(hour or 12), place, cv2.FONT_HERSHEY_SIMPLEX, radius / 170, (20, 20, 20), 2, cv2.LINE_AA)
     for length, angle in ((0.5, rng.uniform(0, 6.28)), (0.75, rng.uniform(0, 6.28))):
-        cv2.line(image, center, (int(width / 2 + length * radius * np.sin(angle)), int(height / 2 - length * radius * np.cos(angle))), (20, 20, 20), 5, cv2.LINE_AA)
+        tip = int(width / 2 + length * radius * np.sin(angle)), int(height / 2 - length * radius * np.cos(angle))
+        cv2.line(image, center, tip, (20, 20, 20), 5, cv2.LINE_AA)
     return image
 
 
