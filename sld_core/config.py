@@ -37,6 +37,7 @@ class TrackConfig:
     neighbours: int = 20  # images each image is matched with
     max_view_angle_deg: float = 60.0  # between the optical axes of a matched pair
     refine_poses: bool = True  # bundle adjustment of the given poses, where it helps, then back into their frame
+    good_reprojection_px: float = 1.0  # mean error below which given poses are left alone
     refine_gain: float = 0.85  # refined poses are taken if the error falls, or the observations grow, by this factor
     prior_sigma_m: float = 0.05  # of each given position, when poses are refined
     loose_reprojection_px: float = 8.0  # first triangulation, with the poses as given

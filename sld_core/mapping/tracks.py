@@ -1,7 +1,7 @@
 """Frames with poses -> Reconstruction: SIFT tracks triangulated with the given poses, then bundle-adjusted (pycolmap).
 
-Poses from odometry drift, so tracks are first triangulated with loose thresholds, poses and points are refined
-together, and all is triangulated again. The result is carried back into the frame of the given poses."""
+Poses from odometry drift. Where the tracks do not fit them well, they are triangulated with loose thresholds, poses and
+points are refined together, and all is triangulated again; the result stays in the frame of the given poses."""
 from __future__ import annotations
 
 import hashlib
@@ -70,7 +70,7 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
     posed = lambda: _posed_model(database, names, frames)
     triangulate = lambda model, max_error_px: _triangulate(model, database, root, work, max_error_px, config, seed)
     model = triangulate(posed(), config.reprojection_px)
-    if config.refine_poses:
+    if config.refine_poses and model.compute_mean_reprojection_error() > config.good_reprojection_px:
         adjust = lambda model: _adjusted(model, dict(zip(names, frames)), config)
         refined = adjust(triangulate(adjust(triangulate(posed(), config.loose_reprojection_px)), config.reprojection_px))
         if _is_better(refined, model, config):
