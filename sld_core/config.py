@@ -74,6 +74,7 @@ class BufferConfig:
     positive_radius_cell: float = 1.2
     ignore_radius_cell: float = 2.5
     max_rotation_deg: float = 15.0
+    max_tilt_deg: float = 0.0  # as if the camera swung around what it sees
     min_scale: float = 0.7
     max_scale: float = 1.4
     contrast: float = 0.2

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sld_core import heatmap
-from sld_core.config import BufferConfig, DecodeConfig, HeadConfig, SceneConfig
+from sld_core.config import BufferConfig, DecodeConfig, HeadConfig
+from sld_core.models import backbone as backbone_module
 from sld_core.models import heads, weights
 from sld_core.models.backbone import BACKBONES, Backbone
 from sld_core.models.folding import folded_conv
@@ -26,8 +27,9 @@ def texture(height, width, seed=0):
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_moving_the_image_by_a_cell_moves_the_features_by_a_cell(name):
+def test_moving_the_image_by_a_cell_moves_the_features_by_a_cell(name, monkeypatch):
     """Networks with a stride-16 or 32 stage repeat exactly every 32 px; away from the border nothing else may change."""
+    monkeypatch.setattr(backbone_module, "conv_dtype", lambda: torch.float32)
     backbone = Backbone(name)
     big = texture(512, 640)
     here, there = backbone.features(big[:448, :576]), backbone.features(big[32 : 32 + 448, 32 : 32 + 576])
@@ -57,6 +59,15 @@ def test_a_feature_describes_its_own_cell(name):
 
 def test_sizes_that_are_no_multiple_of_the_stride():
     assert Backbone("xfeat").features(texture(350, 541)).shape == (64, *heatmap.grid_size(350, 541))
+
+
+def test_bfloat16_hardly_changes_a_feature(monkeypatch):
+    image, features = texture(224, 224), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(backbone_module, "conv_dtype", lambda: dtype)
+        features[dtype] = Backbone("lite0+xfeat").features(image).flatten(1)
+        assert features[dtype].dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(*features.values(), dim=0).min() > 0.98
 
 
 def test_folding_is_convolution_then_normalisation():
@@ -191,8 +202,10 @@ def test_augmentation_moves_landmarks_with_the_image():
     xy = np.array([[140.3, 101.8]])
     spot = 250 * np.exp(-((x - xy[0, 0]) ** 2 + (y - xy[0, 1]) ** 2) / 50)
     image = np.repeat(spot[..., None], 3, 2).astype(np.uint8)
-    for _ in range(30):
+    for trial in range(30):
+        config = dataclasses.replace(config, max_tilt_deg=0.0 if trial < 15 else 45.0)
         moved, xy_moved = samples.augment(image, xy, config, rng)
-        weight = moved[..., 0].astype(float)
+        near = np.hypot(x - xy_moved[0, 0], y - xy_moved[0, 1]) < 30  # the border mirrors what lies beyond it
+        weight = moved[..., 0].astype(float) * near
         found = [(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()]
-        np.testing.assert_allclose(found, xy_moved[0], atol=0.1)
+        np.testing.assert_allclose(found, xy_moved[0], atol=0.1 if trial < 15 else 0.5)  # a tilted spot is lopsided

@@ -4,8 +4,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from sld_core import geometry
 from sld_core.config import BufferConfig
-from sld_core.images import fit, index_warp, read_image, rotate
+from sld_core.images import fit, read_image, rotate
 from sld_core.types import Frame
 
 
@@ -19,13 +20,31 @@ def load(frame: Frame, max_side_px: int, angle_rad: float) -> tuple[np.ndarray, 
 
 def augment(image_HW3: np.ndarray, xy_L2: np.ndarray, config: BufferConfig,
             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A rotated, scaled, recoloured, sometimes blurred copy of the image, and the pixels (corner origin) moved along."""
+    """A copy as seen from elsewhere (turned, scaled, tilted), recoloured and sometimes blurred, and the pixels (corner
+    origin) moved along."""
     height, width = image_HW3.shape[:2]
-    angle = rng.uniform(-config.max_rotation_deg, config.max_rotation_deg)
+    H = random_view(width, height, config, rng)
+    to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV warps pixel indices
+    image = cv2.warpPerspective(image_HW3, np.linalg.inv(to_corner) @ H @ to_corner, (width, height), flags=cv2.INTER_LINEAR,
+                                borderMode=cv2.BORDER_REFLECT_101)
+    moved = np.column_stack([xy_L2, np.ones(len(xy_L2))]) @ H.T
+    return recolour(image, config, rng), np.where(moved[:, 2:] > 0, moved[:, :2] / moved[:, 2:], np.nan)
+
+
+def random_view(width: int, height: int, config: BufferConfig, rng: np.random.Generator) -> np.ndarray:
+    """Homography (3x3, corner-origin pixels) of a plane that faces the camera, seen after the camera was turned about its
+    axis, brought nearer or farther, and swung around the plane's centre by up to max_tilt_deg."""
+    roll = np.radians(rng.uniform(-config.max_rotation_deg, config.max_rotation_deg))
     scale = np.exp(rng.uniform(np.log(config.min_scale), np.log(config.max_scale)))
-    warp = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
-    image = cv2.warpAffine(image_HW3, index_warp(warp), (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return recolour(image, config, rng), xy_L2 @ warp[:, :2].T + warp[:, 2]
+    tilt, direction = np.radians(rng.uniform(0, config.max_tilt_deg)), rng.uniform(0, 2 * np.pi)
+    swing = geometry.rotation_from_vector(tilt * np.array([np.cos(direction), np.sin(direction), 0]))
+    # a point (x, y) of the plane at distance 1 goes to R (x, y, 0) + (0, 0, 1), seen with the focal length of the image
+    focal = max(width, height)
+    plane = np.column_stack([swing[:, :2], [0, 0, 1.0]])
+    c, s = scale * np.cos(roll), scale * np.sin(roll)
+    turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+    K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    return K @ turn @ plane @ np.linalg.inv(K)
 
 
 def recolour(image_HW3: np.ndarray, config: BufferConfig, rng: np.random.Generator) -> np.ndarray:
