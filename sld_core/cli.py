@@ -95,14 +95,15 @@ def _teach(args) -> None:
     from sld_core.mapping.frames import read_frames
     from sld_core.training.teach import teach
     show = _Events() if args.events else _Bar()
+    start = time.monotonic()
     with _work_folder(args.work) as work:
         if args.bag is not None:
             from sld_core.mapping.bag import extract_frames
             frames = extract_frames(args.bag, work / "frames", config.bag, show)
         else:
             frames = read_frames(args.frames, _list_path(args))
-        start = time.monotonic()
-        scene = teach(frames, args.output, args.name or args.output.stem, config, work, device, show)
+        seconds = {"frames": time.monotonic() - start}
+        scene = teach(frames, args.output, args.name or args.output.stem, config, work, device, show, seconds)
     show.done()
     _report_teaching(scene, args, time.monotonic() - start)
 

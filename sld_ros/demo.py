@@ -58,7 +58,7 @@ def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: 
     sequence = sequence or _rendered_room(output / f"room-{seed}", seed)
     mapping, queries = (read_frames(sequence, sequence / name) for name in ("map.txt", "query.txt"))
     print(f"sequence {sequence}: {len(mapping)} frames to map, {len(queries)} to query")
-    shutil.rmtree(output / "recordings" / BAG, ignore_errors=True)  # of the last run; the recorder overwrites nothing
+    _make_way(output / "recordings")
     with NodeProcesses(output / "logs") as processes:
         processes.start("recorder", "sld_ros.recorder_node", {"output_folder": output / "recordings"})
         processes.start("trainer", "sld_ros.trainer_node", {"output_folder": output / "scenes"})
@@ -69,6 +69,16 @@ def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: 
             client.load_scene(str(scene_path))
             answers = _localize(player, client, queries, np.random.default_rng(seed))
     return _evaluate(output, sequence.name, scene_path, teach_s, mapping, queries, answers)
+
+
+def _make_way(recordings: Path) -> None:
+    """The recorder overwrites nothing: remove the bag of the last demo, but only where a demo made the folder."""
+    made_here = recordings / ".made-by-demo"
+    if (recordings / BAG).exists() and not made_here.exists():
+        raise SldError(f"{recordings / BAG} is a recording that no demo made; choose another --output")
+    shutil.rmtree(recordings / BAG, ignore_errors=True)
+    recordings.mkdir(exist_ok=True)
+    made_here.touch()
 
 
 def _rendered_room(folder: Path, seed: int) -> Path:

@@ -94,10 +94,11 @@ class SceneHead(nn.Module):
         cells_NC = self.whitening(features_Chw.flatten(1).T)
         with torch.autocast(features_Chw.device.type, torch.bfloat16):
             logits, located = self.cells(cells_NC)
-        score = logits.float().softmax(1)[:, :-1]
+        score = logits.softmax(1, dtype=torch.float32)[:, :-1]
         located = located.float()
         sigma = located[:, 2].clamp(MIN_LOG_B, MAX_LOG_B).exp() * math.sqrt(2)  # of a Laplace distribution
-        return ScoreMaps(score.T.reshape(-1, h, w), located[:, :2].T.reshape(2, h, w), sigma.reshape(h, w))
+        # a view: the scores stay in memory as (cells, landmarks), which is how decode runs fastest
+        return ScoreMaps(score.T.unflatten(1, (h, w)), located[:, :2].T.unflatten(1, (h, w)), sigma.unflatten(0, (h, w)))
 
 
 def from_state(config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int) -> SceneHead:

@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig, work: Path, device: str = "cpu",
-          progress: Callable[[Progress], None] = lambda _: None) -> Scene:
+          progress: Callable[[Progress], None] = lambda _: None, seconds_before: dict[str, float] | None = None) -> Scene:
     """Teach a scene from frames of one camera with poses, and write it to `output` once it has passed its check.
 
     `work` keeps the tracks: a second call with the same frames and track settings takes them from there.
-    Returns the scene as read back from the file, with its report."""
-    seconds: dict[str, float] = {}
+    `seconds_before` are the stages already done, for the report. Returns the scene as read back from the file."""
+    seconds = dict(seconds_before or {})
     report = _Overall(progress, seconds, len(frames), config)
     rng = np.random.default_rng(config.seed)
     backbone = Backbone(config.backbone).to(device)
@@ -124,8 +124,8 @@ class _Overall:
         trained = config.head.kind != "prototype"
         passes = 1 + (config.buffer.augmented_passes if trained else 0)
         # measured on 2 cores at 640x480; only their ratios matter once a stage is under way
-        self.expected = {"tracks": 0.35 * frames, "landmarks": 1.0, "buffer": 0.12 * frames * passes,
-                         HEAD_STAGE: config.head.samples / 130_000 if trained else 0.5, "check": 3.0}
+        self.expected = {"tracks": 0.35 * frames, "landmarks": 1.0, "buffer": 0.08 * frames * passes,
+                         HEAD_STAGE: config.head.samples / 100_000 if trained else 0.5, "check": 3.0}
         self.progress, self.seconds, self.start = progress, seconds, time.monotonic()
         self.now = ""
 
@@ -137,7 +137,7 @@ class _Overall:
         log.info("%s: %.1f s", name, self.seconds[name])
 
     def __call__(self, progress: Progress) -> None:
-        done = sum(self.expected[name] for name in self.seconds)
+        done = sum(self.expected.get(name, 0.0) for name in self.seconds)
         ahead = sum(s for name, s in self.expected.items() if name not in self.seconds) - self.expected[self.now]
         current = self.expected[self.now]
         speed = (time.monotonic() - self.start) / max(done + current * progress.fraction, 1e-3)
