@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
-import statistics
+import time
 from pathlib import Path
+
+import numpy as np
 
 from sld_core.types import SldError
 
@@ -26,8 +28,8 @@ def _query(args) -> None:
     print(f"{'piece':10s} {'p50 ms':>8s} {'p95 ms':>8s}")
     out = {}
     for name, seconds in pieces.items():
-        p50, p95 = (1000 * statistics.quantiles(seconds, n=20, method="inclusive")[i] for i in (9, 18))
-        out[name] = {"p50_ms": p50, "p95_ms": p95}
+        p50, p95 = 1000 * np.percentile(seconds, [50, 95])
+        out[name] = {"p50_ms": float(p50), "p95_ms": float(p95)}
         print(f"{name:10s} {p50:8.1f} {p95:8.1f}")
     if args.json:
         from sld_core.scene_file import write_atomically
@@ -36,8 +38,6 @@ def _query(args) -> None:
 
 def time_queries(scene: Path, images: list[Path], repeat: int, device: str) -> dict[str, list[float]]:
     """Seconds of each piece of each query, "read" (image file to pixels) and "total" among them; one round warms up."""
-    import time
-
     from sld_core.images import read_image
     from sld_core.localizer import Localizer
     localizer = Localizer.load(scene, device)

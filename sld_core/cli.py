@@ -6,8 +6,10 @@ import dataclasses
 import json
 import logging
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +19,15 @@ from sld_core import runtime
 from sld_core.types import Progress, SldError
 
 
+MIN_WORK_BYTES = 500 * 10**6
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 for anything unexpected."""
     runtime.prepare()
+    for name in ("SIGTERM", "SIGHUP"):  # end as by ctrl-C, with everything cleaned up
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     events = getattr(args, "events", False)
@@ -29,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except SldError as error:
         _fail("bad_input", str(error), events)
         return 2
+    except BrokenPipeError:
+        return 141  # whoever read the output has seen enough
     except KeyboardInterrupt:
         _fail("canceled", "interrupted", events)
         return 130
@@ -89,11 +99,16 @@ def _add_teach(commands) -> None:
 def _teach(args) -> None:
     if (args.frames is None) == (args.bag is None):
         raise SldError("give either --frames DIR or --bag DIR")
+    if args.bag is not None and args.list is not None:
+        raise SldError("--list names frames of --frames; a bag is thinned by itself (--set bag.max_frames=N)")
     if args.output.suffix != ".sld":
         raise SldError(f"--output {args.output}: a scene file ends in .sld")
-    config, device = _config(args), _device(args.device)
+    config = _config(args)
+    from sld_core.localizer import check_device
     from sld_core.mapping.frames import read_frames
     from sld_core.training.teach import teach
+    check_device(args.device)
+    _check_writable(args.output)
     show = _Events() if args.events else _Bar()
     start = time.monotonic()
     with _work_folder(args.work) as work:
@@ -103,7 +118,7 @@ def _teach(args) -> None:
         else:
             frames = read_frames(args.frames, _list_path(args))
         seconds = {"frames": time.monotonic() - start}
-        scene = teach(frames, args.output, args.name or args.output.stem, config, work, device, show, seconds)
+        scene = teach(frames, args.output, args.name or args.output.stem, config, work, args.device, show, seconds)
     show.done()
     _report_teaching(scene, args, time.monotonic() - start)
 
@@ -113,17 +128,19 @@ def _config(args) -> configuration.SceneConfig:
     settings += [f"head.kind={args.head}"] if args.head else []
     settings += [f"landmarks.count={args.landmarks}"] if args.landmarks is not None else []
     settings += [f"seed={args.seed}"] if args.seed is not None else []
-    config = configuration.override(configuration.SceneConfig(), settings)
-    if not 20 <= config.landmarks.count <= 20_000:
-        raise SldError(f"{config.landmarks.count} landmarks: expected 20 to 20000")
-    return config
+    return configuration.override(configuration.SceneConfig(), settings)
 
 
-def _device(name: str) -> str:
-    import torch
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SldError(f"--device {name}: torch finds no CUDA device; use --device cpu")
-    return name
+def _check_writable(output: Path) -> None:
+    """Before the minutes of work, not after."""
+    if output.is_dir():
+        raise SldError(f"--output {output} is a folder; expected the name of a file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise SldError(f"--output {output}: cannot write there ({error.strerror})") from None
 
 
 def _list_path(args) -> Path | None:
@@ -138,9 +155,16 @@ def _list_path(args) -> Path | None:
 @contextmanager
 def _work_folder(given: Path | None):
     if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
+        try:
+            given.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SldError(f"--work {given}: cannot be made a folder ({error.strerror})") from None
         yield given
         return
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < MIN_WORK_BYTES:
+        raise SldError(f"{tempfile.gettempdir()} has {free / 1e6:.0f} MB free, {MIN_WORK_BYTES / 1e6:.0f} MB are needed for intermediate "
+                       "results; free some, or name another place with --work DIR")
     folder = Path(tempfile.mkdtemp(prefix="sld-"))
     try:
         yield folder
@@ -221,7 +245,7 @@ def _evaluate(args) -> None:
     from sld_core.localizer import Localizer
     from sld_core.mapping.frames import read_frames
     from sld_core.scene_file import write_atomically
-    localizer = Localizer.load(args.scene, _device(args.device))
+    localizer = Localizer.load(args.scene, args.device)
     frames, show, results, answers = read_frames(args.frames, _list_path(args)), _Bar(), [], []
     for i, frame in enumerate(frames):
         answer = localizer.localize(read_image(frame.image_path), frame.camera)
@@ -260,7 +284,7 @@ def _localize(args) -> None:
     from sld_core.images import read_image
     from sld_core.localizer import Localizer
     from sld_core.mapping.frames import read_intrinsics
-    localizer = Localizer.load(args.scene, _device(args.device))
+    localizer = Localizer.load(args.scene, args.device)
     for path in args.images:
         image = read_image(path)
         height, width = image.shape[:2]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,8 +144,21 @@ class SceneConfig:
     pnp: PnpConfig = field(default_factory=PnpConfig)
 
 
+RANGES = {  # of every number that could ask for endless work or memory; the others may be any finite number
+    "max_side_px": (64, 4096), "jpeg_quality": (1, 100), "max_frames": (3, 100_000), "max_features": (100, 50_000),
+    "neighbours": (1, 1000), "count": (20, 20_000), "min_views": (2, 1000), "first_spacing": (1e-4, 1.0),
+    "spacing_shrink": (0.1, 0.95), "augmented_passes": (0, 100), "background_cells": (0, 100_000),
+    "positive_radius_cell": (0.5, 10.0), "ignore_radius_cell": (0.5, 20.0), "min_scale": (0.1, 1.0), "max_scale": (1.0, 10.0),
+    "max_tilt_deg": (0.0, 80.0), "channels": (1, 4096), "hidden": (1, 4096), "samples": (1, 10**10), "batch": (1, 10**6),
+    "prototype_temperature": (1e-3, 10.0), "roll_margin_deg": (0.0, 180.0), "guided_radius_cell": (0.5, 20.0),
+    "max_iterations": (1, 100_000), "validation_fraction": (0.0, 0.5), "seed": (0, 2**31 - 1),
+}
+CHOICES = {"kind": ("cells", "prototype"), "backbone": ("lite0", "xfeat", "lite0+xfeat")}
+
+
 def from_dict(values: dict[str, Any], kind: type = SceneConfig):
-    """A configuration from nested plain values; absent keys take their defaults, an unknown key or a wrong type raises."""
+    """A configuration from nested plain values; absent keys take their defaults, an unknown key, a wrong type or a value
+    out of range raises."""
     known = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -157,13 +171,20 @@ def from_dict(values: dict[str, Any], kind: type = SceneConfig):
             if not isinstance(value, dict):
                 raise SldError(f"setting {name}: expected a group of settings, got {value!r}")
             out[name] = from_dict(value, type(default))
-        elif isinstance(default, float) and type(value) is int:
-            out[name] = float(value)
-        elif type(value) is not type(default):
-            raise SldError(f"setting {name}: expected {type(default).__name__} like {default!r}, got {value!r}")
         else:
-            out[name] = value
+            out[name] = _checked(name, float(value) if isinstance(default, float) and type(value) is int else value, default)
     return kind(**out)
+
+
+def _checked(name: str, value, default):
+    if type(value) is not type(default):
+        raise SldError(f"setting {name}: expected {type(default).__name__} like {default!r}, got {value!r}")
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    if type(value) in (int, float) and not (math.isfinite(value) and low <= value <= high):
+        raise SldError(f"setting {name}={value}: expected a number from {low} to {high}")
+    if value not in CHOICES.get(name, (value,)):
+        raise SldError(f"setting {name}={value!r}: expected one of {', '.join(CHOICES[name])}")
+    return value
 
 
 def to_dict(config) -> dict[str, Any]:

@@ -34,11 +34,11 @@ def read_depth(path: Path) -> np.ndarray:
 def _read_bytes(path: Path) -> np.ndarray:
     try:
         size = Path(path).stat().st_size
+        if not 0 < size <= MAX_BYTES:
+            raise SldError(f"{size} bytes; expected an image of 1 to {MAX_BYTES} bytes")
+        return np.fromfile(path, np.uint8)
     except OSError as error:
         raise SldError(f"cannot be read ({error.strerror})") from None
-    if not 0 < size <= MAX_BYTES:
-        raise SldError(f"{size} bytes; expected an image of 1 to {MAX_BYTES} bytes")
-    return np.fromfile(path, np.uint8)
 
 
 def fit(image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> tuple[np.ndarray, Camera]:

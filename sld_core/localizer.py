@@ -1,16 +1,18 @@
 """Scene + image -> Localization."""
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sld_core import geometry, heatmap, pnp, scene_file
 from sld_core.images import fit, rotate
 from sld_core.models.backbone import Backbone
-from sld_core.types import Camera, Detections, Localization, PoseEstimate, Scene
+from sld_core.types import Camera, Detections, Localization, PoseEstimate, Scene, SldError
 
 ROLL_STEP_RAD = np.radians(35.0)  # heads are trained with turns of 15 degrees to either side
 
@@ -19,9 +21,11 @@ class Localizer:
     """A scene ready to answer: backbone and head in memory, on one device."""
 
     def __init__(self, scene: Scene, device: str = "cpu", backbone: Backbone | None = None):
+        check_device(device)
         self.scene, self.device = scene, device
         self.backbone = (backbone or Backbone(scene.config.backbone)).to(device)
         self.head = scene.head.to(device).eval()
+        self._local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Localizer:
@@ -39,11 +43,12 @@ class Localizer:
         for angle_rad in roll_attempts(low_rad - margin_rad, high_rad + margin_rad):
             detections, pose = self._attempt(image, angle_rad, small, clock)
             if isinstance(pose, PoseEstimate):
+                pose.T_world_camera[:3, 3] += self.scene.origin_3
                 return Localization(pose, "", _at_full_size(detections, small, camera), clock.seconds)
         return Localization(None, pose, _at_full_size(detections, small, camera), clock.seconds)
 
     def _attempt(self, image_HW3: np.ndarray, angle_rad: float, camera: Camera, clock: _Clock) -> tuple[Detections, PoseEstimate | str]:
-        config, xyz_L3 = self.scene.config, self.scene.landmarks.xyz_L3
+        config, xyz_L3 = self.scene.config, self._local_L3
         turned, A = rotate(image_HW3, angle_rad)
         features_Chw = self.backbone.features(turned, self.device)
         clock.lap("backbone")
@@ -60,6 +65,14 @@ class Localizer:
             pose = pnp.refine(pose.T_world_camera, detections, xyz_L3, camera, config.pnp)
             clock.lap("guided")
         return detections, pose
+
+
+def check_device(device: str) -> None:
+    """SldError unless torch can compute on `device`."""
+    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise SldError(f"device {device!r}: expected cpu, cuda or cuda:N")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise SldError(f"device {device}: torch finds no CUDA device; use cpu")
 
 
 def roll_attempts(low_rad: float, high_rad: float) -> list[float]:

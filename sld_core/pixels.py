@@ -1,6 +1,9 @@
 """Pixels as cameras send them -> HWC uint8 RGB."""
 from __future__ import annotations
 
+import io
+from typing import BinaryIO
+
 import cv2
 import numpy as np
 
@@ -8,6 +11,9 @@ from sld_core.types import SldError
 
 # channels of a pixel, and which of them are red, green and blue
 ENCODINGS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)), "mono8": (1, (0, 0, 0))}
+
+
+MAX_PIXELS = 100_000_000
 
 
 def rgb_from_raw(data, encoding: str, width: int, height: int, step: int) -> np.ndarray:
@@ -26,8 +32,35 @@ def rgb_from_raw(data, encoding: str, width: int, height: int, step: int) -> np.
 def rgb_from_encoded(data) -> np.ndarray:
     """A JPEG or PNG image as (height, width, 3) uint8."""
     raw = np.frombuffer(data, np.uint8)
+    width, height = encoded_size(io.BytesIO(raw.tobytes()))
+    if width * height > MAX_PIXELS:
+        raise SldError(f"compressed image of {width}x{height} pixels: expected at most {MAX_PIXELS}")
     # an orientation tag would turn the image away from its camera model
-    bgr = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(raw) else None
+    bgr = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         raise SldError(f"compressed image of {len(raw)} bytes: expected JPEG or PNG")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def encoded_size(file: BinaryIO) -> tuple[int, int]:
+    """(width, height) of a JPEG or PNG from its header alone, before any memory is taken for its pixels."""
+    head = file.read(26)
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if head[:2] == b"\xff\xd8":
+        return _jpeg_size(file)
+    raise SldError("neither JPEG nor PNG")
+
+
+def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
+    file.seek(2)
+    while True:
+        marker = file.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF:
+            raise SldError("a damaged JPEG (no image size in its header)")
+        length = int.from_bytes(marker[2:], "big")
+        # start-of-frame markers; C4, C8 and CC are tables
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            body = file.read(5)
+            return int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
+        file.seek(max(length - 2, 0), 1)

@@ -81,10 +81,9 @@ def _assess(T: np.ndarray, detections: Detections, xyz: np.ndarray, camera: Came
     H = np.einsum("k,kai,kaj->ij", weight, J_K26[inlier], J_K26[inlier])
     # cut at inlier_px, so this only widens the covariance; never narrower than the sigmas promise
     factor = max(1.0, float((weight * error2[inlier]).sum() / max(2 * count - 6, 1)))
-    try:
-        covariance = factor * np.linalg.inv(H)
-    except np.linalg.LinAlgError:
+    if np.linalg.cond(H) > 1e12:
         return "the landmarks detected do not fix a pose (degenerate arrangement)"
+    covariance = factor * np.linalg.inv(H)
     estimate = PoseEstimate(T, (covariance + covariance.T) / 2, inlier, float(np.sqrt(error2[inlier].mean())))
     if estimate.position_sigma_m > config.max_position_sigma_m or estimate.rotation_sigma_rad > config.max_rotation_sigma_rad:
         return (f"too uncertain: {estimate.position_sigma_m:.2f} m, {np.degrees(estimate.rotation_sigma_rad):.1f} deg "

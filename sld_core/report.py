@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sld_core import geometry
 from sld_core.evaluate import Metrics, QueryResult, table_rows
+from sld_core.scene_file import write_atomically
 from sld_core.types import Camera, Localization, SceneReport
 
 TRUTH, ESTIMATE, FAILED, QUIET = "#2a7f62", "#d1495b", "#e6a100", "#b9c0c7"
@@ -36,7 +37,7 @@ def write_report(path: Path, title: str, metrics: Metrics, results: Sequence[Que
         sections.append(_figure(_stage_times(scene), f"Where the {scene.teach_s:.0f} s of teaching the scene went."))
         sections += [f"<p>{html.escape(note)}</p>" for note in scene.notes]
     sections.append(_failures(results))
-    Path(path).write_text(PAGE.format(title=html.escape(title), body="\n".join(sections)), encoding="utf-8")
+    write_atomically(Path(path), PAGE.format(title=html.escape(title), body="\n".join(sections)).encode())
 
 
 def overlay(image_HW3: np.ndarray, camera: Camera, localization: Localization, landmarks_L3: np.ndarray) -> np.ndarray:

@@ -32,11 +32,12 @@ REMEDY = "teach the scene again, or copy the file again"
 def save(scene: Scene, path: Path) -> int:
     """Write the scene atomically: `path` holds either what it held before or the whole new file. Returns its bytes."""
     tensors = {"head." + name: t.detach().cpu().half().contiguous() for name, t in scene.head.state_dict().items()}
-    tensors["landmarks.xyz"] = torch.from_numpy(scene.landmarks.xyz_L3.astype(np.float32))
+    tensors["landmarks.xyz"] = torch.from_numpy((scene.landmarks.xyz_L3 - scene.origin_3).astype(np.float32))
     text = json.dumps({
         "name": scene.name,
         "backbone": {"name": scene.config.backbone, "weights_sha256": weights_sha256(scene.config.backbone)},
         "camera": dataclasses.asdict(scene.camera),
+        "origin": scene.origin_3.tolist(),
         "rolls_rad": list(scene.rolls_rad),
         "config": configuration.to_dict(scene.config),
         "report": dataclasses.asdict(scene.report),
@@ -48,7 +49,14 @@ def save(scene: Scene, path: Path) -> int:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename."""
+    """Write to a temporary file beside `path`, then rename. A link stays a link, and a device a device."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        try:
+            path.write_bytes(data)
+            return
+        except OSError as error:
+            raise SldError(f"{path}: cannot be written ({error.strerror})") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -59,7 +67,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)
@@ -107,12 +117,34 @@ def _parse(body: bytes, path: Path) -> Scene:
         low, high = (float(angle) for angle in text["rolls_rad"])
         if not -np.pi <= low <= high <= np.pi:
             raise SldError(f"rolls_rad {low}, {high}: expected a range within -pi to pi")
-        return Scene(str(text["name"]), Landmarks(xyz_L3, np.full(len(xyz_L3), -1)), head, Camera(**text["camera"]),
-                     (low, high), config, SceneReport(**text["report"]))
+        origin_3 = np.array([float(v) for v in text["origin"]])
+        if origin_3.shape != (3,) or not np.isfinite(origin_3).all():
+            raise SldError(f"origin {text['origin']}: expected three numbers")
+        return Scene(_name(text["name"]), Landmarks(xyz_L3 + origin_3, np.full(len(xyz_L3), -1)), origin_3, head,
+                     Camera(**text["camera"]), (low, high), config, _report(text["report"]))
     except SldError as error:
         raise SldError(f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)) from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise SldError(f"{path}: not a readable scene ({type(error).__name__}: {str(error).splitlines()[0]}); {REMEDY}") from None
+
+
+def _name(value) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 200:
+        raise SldError("a scene name that is not up to 200 printable characters")
+    return value
+
+
+def _report(values: dict) -> SceneReport:
+    """The report with every part of the type that it says it is."""
+    number = lambda v: type(v) in (int, float)
+    report = SceneReport(**values)
+    fits = (all(map(number, [*report.seconds.values(), *report.counts.values()]))
+            and all(number(v) or v is None for v in report.validation.values())
+            and all(len(point) == 2 and all(map(number, point)) for point in report.loss_curve)
+            and all(isinstance(note, str) for note in report.notes))
+    if not fits:
+        raise SldError("a report whose parts are not numbers")
+    return report
 
 
 def _check_backbone(backbone: dict, path: Path) -> None:

@@ -10,6 +10,11 @@ import numpy as np
 from sld_core.geometry import interpolate, invert
 
 
+# The widest gap in a frame's poses that is interpolated: odometry comes at 10 Hz or more, and within half a second a robot
+# still moves about straight; over more it is a guess that a map or a fix must not be built on.
+MAX_GAP_S = 0.5
+
+
 class TransformReason(enum.Enum):
     """Why a lookup failed."""
 
@@ -17,6 +22,7 @@ class TransformReason(enum.Enum):
     DISCONNECTED = "frames are not connected"
     TOO_OLD = "stamp is before the data"
     TOO_NEW = "stamp is after the data"
+    GAP = "stamp is in a gap of the data"
 
 
 class TransformError(LookupError):
@@ -38,7 +44,8 @@ class _Edge:
 
 
 class TransformTree:
-    """Frames and how they moved. Keeps `history_ns` of every moving frame behind its newest stamp (None: everything)."""
+    """Frames and how they moved. Keeps `history_ns` of every moving frame behind its newest stamp (None: everything)
+    and starts a frame again when its time jumps back by more: a recording is played in a loop."""
 
     def __init__(self, history_ns: int | None = None):
         self._history_ns = history_ns
@@ -49,6 +56,9 @@ class TransformTree:
         edge = self._edges.get(child)
         if edge is None or static or edge.static or edge.parent != parent:
             edge = self._edges[child] = _Edge(parent, static)
+        if self._history_ns is not None and edge.stamps_ns and stamp_ns < edge.stamps_ns[-1] - self._history_ns:
+            edge.stamps_ns.clear()
+            edge.transforms.clear()
         i = bisect.bisect_left(edge.stamps_ns, stamp_ns)
         if i < len(edge.stamps_ns) and edge.stamps_ns[i] == stamp_ns:
             edge.transforms[i] = T_parent_child
@@ -117,4 +127,7 @@ class TransformTree:
             raise TransformError(TransformReason.TOO_NEW, f"{edge.parent!r} -> {frame!r} at the stamp: it is "
                                  f"{(stamp_ns - edge.stamps_ns[-1]) / 1e9:.3f} s after the newest transform")
         before, after = edge.stamps_ns[i - 1], edge.stamps_ns[i]
+        if after - before > MAX_GAP_S * 1e9:
+            raise TransformError(TransformReason.GAP, f"{edge.parent!r} -> {frame!r} at the stamp: it is in a gap of "
+                                 f"{(after - before) / 1e9:.3f} s between two transforms; at most {MAX_GAP_S} s is interpolated")
         return interpolate(edge.transforms[i - 1], edge.transforms[i], (stamp_ns - before) / (after - before))

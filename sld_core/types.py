@@ -27,7 +27,7 @@ class Camera:
 
     def __post_init__(self):
         values = np.array([self.fx, self.fy, self.cx, self.cy])
-        if not (0 < self.width <= 16384 and 0 < self.height <= 16384):
+        if not all(isinstance(side, int) and 0 < side <= 16384 for side in (self.width, self.height)):
             raise SldError(f"camera image size {self.width}x{self.height}: expected 1 to 16384 pixels a side")
         if not np.isfinite(values).all() or self.fx <= 0 or self.fy <= 0:
             raise SldError(f"camera intrinsics fx, fy, cx, cy = {values.tolist()}: expected finite numbers, fx and fy > 0; "
@@ -194,6 +194,7 @@ class Scene:
 
     name: str
     landmarks: Landmarks
+    origin_3: np.ndarray  # world metres; near the landmarks, so that differences to it are small
     head: Any  # models.heads.SceneHead
     camera: Camera
     rolls_rad: tuple[float, float]  # lowest and highest; 0, 0 when the camera did not roll

@@ -46,8 +46,12 @@ class BagWriter:
         self._min_free_bytes = min_free_bytes
         self._store = get_typestore(Stores.ROS2_JAZZY)
         _make_folder(path, min_free_bytes)
-        self._mcap = McapWriter(path / f"{path.name}_0.mcap")
-        self._write_metadata()
+        try:
+            self._mcap = McapWriter(path / f"{path.name}_0.mcap")
+            self._write_metadata()
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # made above, and empty
+            raise SldError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from None
         self._room = queue_bytes
         self._room_lock = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[RecordedTopic, int, bytes] | RecordedTopic | None] = queue.SimpleQueue()
@@ -87,10 +91,32 @@ class BagWriter:
                 more = self._take(self._queue.get(timeout=max(0.0, next_flush - time.monotonic())))
             except queue.Empty:
                 pass
+            except Exception as error:  # the queue is to be emptied whatever happens
+                self._fail(error)
             if not more or time.monotonic() >= next_flush or self._mcap.pending_bytes > FLUSH_BYTES:
                 self._flush()
                 next_flush = time.monotonic() + FLUSH_S
-        self._mcap.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Close the file; afterwards the counts are of what is in it."""
+        try:
+            self._mcap.close()
+        except Exception as error:
+            self._fail(error)
+        for topic in self.topics.values():
+            saved = self._mcap.saved_counts.get(topic.channel, 0)
+            topic.written, topic.dropped = saved, topic.dropped + topic.written - saved
+        if self.error:
+            try:
+                self._write_metadata()
+            except Exception:  # the disk may still be full: the last one that was written stays
+                pass
+
+    def _fail(self, error: Exception) -> None:
+        """Remember the first error."""
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        self.error = self.error or f"{self.path}: writing failed ({reason}); the recording ended here"
 
     def _take(self, item: tuple[RecordedTopic, int, bytes] | RecordedTopic | None) -> bool:
         """Hand one item of the queue to the file; false when it was the last."""
@@ -119,8 +145,8 @@ class BagWriter:
             free = shutil.disk_usage(self.path).free
             if free < self._min_free_bytes:
                 self.error = f"the disk of {self.path} has only {free / 1e9:.1f} GB left; the recording ended here"
-        except OSError as error:
-            self.error = f"{self.path}: writing failed ({error.strerror}); the recording ended here"
+        except Exception as error:  # the thread has to live: it answers `close`
+            self._fail(error)
 
     def _write_metadata(self) -> None:
         """metadata.yaml, replaced as a whole."""
@@ -132,7 +158,7 @@ class BagWriter:
     def _metadata(self) -> dict:
         """The description that rosbag2 keeps beside the data."""
         start, end = self._mcap.span_ns
-        topics = [t for t in self.topics.values() if t.channel]
+        topics = [t for t in list(self.topics.values()) if t.channel]  # another thread adds to them
         span = {"duration": {"nanoseconds": end - start}, "starting_time": {"nanoseconds_since_epoch": start},
                 "message_count": sum(t.written for t in topics)}
         file = f"{self.path.name}_0.mcap"

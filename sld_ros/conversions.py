@@ -41,12 +41,12 @@ def time_message(stamp_ns: int) -> Time:
 
 
 def matrix_from_transform(transform: Transform) -> np.ndarray:
-    """4x4; a quaternion of length zero raises ValueError."""
+    """4x4; a quaternion of length zero, or what is not finite, raises ValueError."""
     return _matrix(transform.rotation, transform.translation)
 
 
 def matrix_from_pose(pose: Pose) -> np.ndarray:
-    """4x4; a quaternion of length zero raises ValueError."""
+    """4x4; a quaternion of length zero, or what is not finite, raises ValueError."""
     return _matrix(pose.orientation, pose.position)
 
 
@@ -87,7 +87,10 @@ def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraI
 
 def _matrix(rotation, translation) -> np.ndarray:
     R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
-    return make_transform(R, np.array([translation.x, translation.y, translation.z]))
+    t = np.array([translation.x, translation.y, translation.z])
+    if not np.isfinite(t).all():
+        raise ValueError(f"translation {t.tolist()}: expected finite numbers")
+    return make_transform(R, t)
 
 
 def _fill(rotation, translation, T: np.ndarray) -> None:

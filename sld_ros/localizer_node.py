@@ -25,7 +25,7 @@ from sld_ros.conversions import ns_from_time, pose_message, rgb_from_image, undi
 from sld_ros.map_odom import MapOdom
 from sld_ros.newest import Newest
 from sld_ros.parameters import declare, parameter
-from sld_ros.run import run
+from sld_ros.run import one_line, run
 
 NEWEST_ONLY = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # hears reliable publishers too
 
@@ -101,12 +101,15 @@ class LocalizerNode(Node):
         except SldError as error:
             response.error = str(error)
             self.get_logger().error(f"load_scene: {error}")
+        except Exception as error:  # a defect, or a device that failed: the scene before goes on
+            response.error = f"{request.path} cannot be loaded: {one_line(error)}"
+            self.get_logger().error(f"load_scene: {traceback.format_exc()}")
         if self._localizer is not None:
             response.scene, response.landmarks = self._localizer.scene.name, len(self._localizer.scene.landmarks)
         return response
 
     def _load_scene(self, path: str) -> None:
-        localizer = self._load(Path(path), self._parameters.device)
+        localizer = self._load(Path(path).expanduser(), self._parameters.device)
         with self._scene_lock:
             self._localizer = localizer
             self._map_odom.reset()

@@ -41,6 +41,7 @@ class RecorderNode(Node):
         self._parameters = declare(self, Parameters)
         self._bag: BagWriter | None = None
         self._subscriptions_of_bag: list[Subscription] = []
+        self._skipped: set[str] = set()  # topics that cannot be recorded
         self.create_service(StartRecording, "~/start", self._on_start)
         self.create_service(StopRecording, "~/stop", self._on_stop)
         self.create_timer(1.0, self._watch)
@@ -76,6 +77,10 @@ class RecorderNode(Node):
             raise SldError(f"name {name!r}: expected letters, digits, '_', '-' and '.'")
         p = self._parameters
         self._wait_for_publishers()
+        for topic in self._topic_names():
+            if (type_name := self._type_of(topic)) is not None:
+                _message_class(topic, type_name)
+        self._skipped = set()
         self._bag = BagWriter(Path(p.output_folder).expanduser().absolute() / name, p.queue_size, p.min_free_disk)
         self._subscribe()
         self.get_logger().info(f"recording {', '.join(self._bag.topics)} into {self._bag.path}")
@@ -121,22 +126,31 @@ class RecorderNode(Node):
     def _subscribe(self) -> None:
         for topic in self._topic_names():
             type_name = self._type_of(topic)
-            if type_name is None or topic in self._bag.topics:
+            if type_name is None or topic in self._bag.topics or topic in self._skipped:
+                continue
+            try:
+                kind = _message_class(topic, type_name)
+            except SldError as error:
+                self._skipped.add(topic)
+                self.get_logger().error(f"{error}; it is not in the recording")
                 continue
             offered = [info.qos_profile for info in self.get_publishers_info_by_topic(topic)]
             self._bag.add_topic(topic, type_name, offered)
-            write = self._writer_for(topic)
-            self._subscriptions_of_bag.append(self.create_subscription(_message_class(type_name), topic, write, _matching_qos(offered), raw=True))
+            self._subscriptions_of_bag.append(self.create_subscription(kind, topic, self._writer_for(topic), _matching_qos(offered), raw=True))
 
     def _writer_for(self, topic: str):
         bag = self._bag
         return lambda data: bag.write(topic, self.get_clock().now().nanoseconds, data)
 
 
-def _message_class(type_name: str) -> type:
-    """The class of "package/msg/Name"."""
-    package, kind, name = type_name.split("/")
-    return getattr(importlib.import_module(f"{package}.{kind}"), name)
+def _message_class(topic: str, type_name: str) -> type:
+    """The class of "package/msg/Name"; SldError where it is not installed."""
+    try:
+        package, kind, name = type_name.split("/")
+        return getattr(importlib.import_module(f"{package}.{kind}"), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SldError(f"topic {topic}: its type {type_name} cannot be imported ({error}); install or source its package, "
+                       "or take the topic out of `topics`") from None
 
 
 def _matching_qos(offered: list[QoSProfile]) -> QoSProfile:

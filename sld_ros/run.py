@@ -33,6 +33,11 @@ class RosHandler(logging.Handler):
             self._logger.debug(text)
 
 
+def one_line(error: Exception) -> str:
+    """An unforeseen error in one line, for an answer; its trace belongs in the log."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def forward_core_logs(node: Node) -> None:
     """Send what sld_core logs to the node's logger."""
     core = logging.getLogger("sld_core")

@@ -37,7 +37,7 @@ class TeachRequest:
         options = {"--frames" if is_frames else "--bag": str(self.source), "--list": self.frame_list, "--output": str(self.output),
                    "--work": str(self.work), "--name": self.name, "--head": self.head, "--landmarks": str(self.landmarks or ""),
                    "--seed": str(self.seed) if self.seed >= 0 else "", "--device": self.device}
-        return ["teach", *(word for option, value in options.items() if value for word in (option, value)), "--events"]
+        return ["teach", *(f"{option}={value}" for option, value in options.items() if value), "--events"]
 
 
 class TeachProcess:

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from sld.action import TrainScene
 from sld_core import scene_file
 from sld_core.types import SldError
 from sld_ros.parameters import declare, parameter
-from sld_ros.run import run
+from sld_ros.run import one_line, run
 from sld_ros.teaching import COMMAND, TeachProcess, TeachRequest
 
 Result = TrainScene.Result
@@ -60,6 +61,9 @@ class TrainerNode(Node):
             result = self._teach(goal)
         except SldError as error:
             result = Result(error=Result.BAD_INPUT, text=str(error))
+        except Exception as error:  # a defect or a full disk: who sent the goal has to hear of it
+            self.get_logger().error(f"scene {goal.request.scene!r}: {traceback.format_exc()}")
+            result = Result(error=Result.FAILED, text=one_line(error))
         finally:
             self._busy.release()
         if result.error == Result.SUCCESS:
@@ -112,8 +116,8 @@ class TrainerNode(Node):
         return _success(event, final)
 
     def _scene_path(self, name: str) -> Path:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise SldError(f"scene name {name!r}: expected letters, digits, '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
+            raise SldError(f"scene name {name[:120]!r}: expected letters, digits, '_' and '-' (not in front), 100 at most")
         folder = Path(self._parameters.output_folder).expanduser().absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -142,8 +146,13 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def make_executor() -> MultiThreadedExecutor:
+    """Threads for a goal, its cancel and more goals, on a single core too: by default it has one for each core."""
+    return MultiThreadedExecutor(4)
+
+
 def main() -> None:
-    run(TrainerNode, MultiThreadedExecutor)
+    run(TrainerNode, make_executor)
 
 
 if __name__ == "__main__":

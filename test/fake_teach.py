@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def option(name):
-    return sys.argv[sys.argv.index(name) + 1]
+    return next(word.partition("=")[2] for word in sys.argv if word.startswith(f"{name}="))
 
 
 def event(**values):
@@ -32,6 +32,9 @@ def main():
     if name == "refused":
         event(event="error", kind="bad_input", text="no images in the bag")
         sys.exit(1)
+    if name == "unusual":  # an event that is not as agreed
+        event(stage="?")
+        time.sleep(60)
     if name == "crash":
         raise RuntimeError("a defect")
     output.write_text("damaged" if name == "damaged" else " ".join(sys.argv[1:]))

@@ -2,11 +2,9 @@
 import sys
 from pathlib import Path
 
-from rclpy.executors import MultiThreadedExecutor
-
 from sld_core.types import SldError
 from sld_ros.run import run
-from sld_ros.trainer_node import TrainerNode
+from sld_ros.trainer_node import TrainerNode, make_executor
 
 
 def check(path):
@@ -14,4 +12,4 @@ def check(path):
         raise SldError("the scene file is damaged")
 
 
-run(lambda: TrainerNode((sys.executable, str(Path(__file__).with_name("fake_teach.py"))), check), MultiThreadedExecutor)
+run(lambda: TrainerNode((sys.executable, str(Path(__file__).with_name("fake_teach.py"))), check), make_executor)

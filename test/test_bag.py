@@ -291,3 +291,71 @@ def test_an_unfinished_extraction_starts_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), kill)
     assert len(extract_frames(tmp_path / "bag", tmp_path / "frames")) >= 3
+
+
+def test_images_in_a_gap_of_odometry_are_left_out_and_counted(tmp_path, caplog):
+    content = [item for item in drive(10) if not (item[0] == "/tf" and 3 < (item[1] - START) / SECOND < 6)]
+    write_mcap(tmp_path / "bag", content)
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
+    seconds = np.array([f.stamp_ns - START for f in frames]) / SECOND
+    assert len(frames) > 5 and not ((seconds > 3) & (seconds < 6)).any()
+    assert "29 of 100 images left out" in caplog.text and "gap of 3.000 s" in caplog.text
+
+
+def test_poses_that_are_not_finite_are_skipped_with_one_warning(tmp_path, caplog):
+    def with_nan():
+        for i, (topic, stamp, content) in enumerate(drive(3)):
+            if topic == "/tf" and stamp % SECOND == SECOND * 4 // 10:
+                content.transforms[0].transform.translation.x = float("nan")
+            yield topic, stamp, content
+    write_mcap(tmp_path / "bag", with_nan())
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
+    assert len(frames) >= 3 and all(np.isfinite(f.T_world_camera).all() for f in frames)
+    assert caplog.text.count("expected finite numbers") == 1
+
+
+def test_malformed_messages_are_skipped_with_one_warning_a_topic(tmp_path, caplog):
+    file = write_mcap(tmp_path / "bag", [])
+    file.unlink()
+    writer, channels = McapWriter(file), {}
+    for i, (topic, stamp, content) in enumerate(drive(3)):
+        kind = content.__msgtype__
+        if topic not in channels:
+            channels[topic] = writer.add_channel(topic, kind, "", "")
+            for _ in range(2):
+                writer.write(channels[topic], stamp, b"\0\1\0\0" + b"\xff" * 9)
+        writer.write(channels[topic], stamp, bytes(STORE.serialize_cdr(content, kind)))
+    writer.close()
+    assert len(extract_frames(tmp_path / "bag", tmp_path / "frames")) >= 3
+    assert caplog.text.count("a message of") == len(channels)
+
+
+def test_a_chunk_too_short_for_its_head_ends_the_file_with_a_warning(tmp_path, caplog):
+    (tmp_path / "a.mcap").write_bytes(b"\x89MCAP0\r\n" + b"\x06" + (5).to_bytes(8, "little") + bytes(5))
+    assert list(scan(tmp_path / "a.mcap")) == []
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_binary_metadata_file_is_tolerated_or_named(tmp_path, ours):
+    bag = tmp_path / "bag"
+    write_mcap(bag, drive(3)) if ours else write_rosbags(bag, drive(3), StoragePlugin.SQLITE3)
+    (bag / "metadata.yaml").write_bytes(bytes(range(128, 256)))
+    if ours:
+        assert extract_frames(bag, tmp_path / "frames")
+    else:
+        with pytest.raises(SldError, match="cannot be read"):
+            extract_frames(bag, tmp_path / "frames")
+
+
+@pytest.mark.parametrize("record", ['{"complete": "a', "", "3", "{}"])
+def test_a_record_cut_off_by_a_kill_starts_again(tmp_path, record):
+    write_mcap(tmp_path / "bag", drive(1))
+    extract_frames(tmp_path / "bag", tmp_path / "frames")
+    (tmp_path / "frames" / "bag.json").write_text(record)
+    assert extract_frames(tmp_path / "bag", tmp_path / "frames")
+
+
+def test_no_frames_at_all_are_no_setting(tmp_path):
+    with pytest.raises(SldError, match="max_frames = 0: expected at least 1"):
+        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(max_frames=0))

@@ -1,6 +1,7 @@
 """The localizer node over DDS with a fake localizer whose answers the test decides."""
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,9 @@ class FakeLocalizer:
     def __init__(self, path, device):
         if path.name == "broken.sld":
             raise SldError("broken.sld is damaged")
+        if path.name == "defect.sld":
+            raise RuntimeError("no CUDA\nand no GPU")
+        self.path = path
         self.scene = SimpleNamespace(name=path.stem, landmarks=range(500))
         self.stamps, self.seen, self.reason = {}, [], ""
         self.go = threading.Event()
@@ -191,6 +195,13 @@ def test_a_scene_that_does_not_load_leaves_the_old_one(robot):
     assert (first.success, first.scene, first.landmarks) == (True, "room", 500)
     broken = robot.load_scene("broken.sld")
     assert (broken.success, broken.error, broken.scene) == (False, "broken.sld is damaged", "room")
+    assert robot.answer_to(1, time.time_ns()).scene == "room"
+
+
+def test_any_error_of_loading_is_answered_in_one_line(robot):
+    assert robot.load_scene("~/room.sld").success and robot.made[0].path == Path.home() / "room.sld"
+    answer = robot.load_scene("defect.sld")
+    assert (answer.success, answer.error) == (False, "defect.sld cannot be loaded: RuntimeError: no CUDA and no GPU")
     assert robot.answer_to(1, time.time_ns()).scene == "room"
 
 

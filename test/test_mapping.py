@@ -136,6 +136,23 @@ def test_each_flaw_of_a_folder_is_named(folder, break_it, expected):
         folders.read_frames(folder, folder / "map.txt")
 
 
+def test_a_list_with_a_byte_order_mark_and_windows_line_ends(folder):
+    (folder / "map.txt").write_bytes(b"\xef\xbb\xbfframe-000000\r\nframe-000001\r\n")
+    assert len(folders.read_frames(folder, folder / "map.txt")) == 2
+
+
+def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path):
+    from sld_core.images import read_image
+    _, png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))
+    bomb = bytearray(png.tobytes())
+    bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(SldError, match="60000x60000 pixels"):
+        read_image(tmp_path / "bomb.png")
+    with pytest.raises(SldError, match="cannot be read"):
+        read_image(tmp_path)
+
+
 # upright images -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("roll", [-2.5, -0.7, 0.3, 1.5])

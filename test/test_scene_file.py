@@ -21,7 +21,7 @@ def make_scene(kind="cells") -> Scene:
     whitening.matrix.normal_()
     landmarks = Landmarks(np.random.default_rng(0).normal(size=(30, 3)), np.arange(30))
     report = SceneReport({"tracks": 1.0, "head": 2.5}, {"frames": 3}, [(0, 1.5), (20, 0.5)], {"queries": 0})
-    return Scene("kitchen", landmarks, SceneHead(whitening, cells).eval(), CAMERA, (-0.5, 0.25), config, report)
+    return Scene("kitchen", landmarks, np.array([5.0, -2.0, 0.0]), SceneHead(whitening, cells).eval(), CAMERA, (-0.5, 0.25), config, report)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_round_trip(tmp_path, kind):
     back = scene_file.load(tmp_path / "a.sld")
     assert (back.name, back.camera, back.rolls_rad, back.config) == (scene.name, scene.camera, scene.rolls_rad, scene.config)
     assert back.report.loss_curve == [[0, 1.5], [20, 0.5]] or back.report.loss_curve == [(0, 1.5), (20, 0.5)]
-    np.testing.assert_allclose(back.landmarks.xyz_L3, scene.landmarks.xyz_L3, rtol=1e-6)
+    np.testing.assert_allclose(back.landmarks.xyz_L3, scene.landmarks.xyz_L3, atol=1e-6)
     features = torch.randn(64, 4, 5)
     torch.testing.assert_close(back.head(features).score_Lhw, scene.head(features).score_Lhw, atol=0.02, rtol=0.02)
 
@@ -95,6 +95,32 @@ def test_not_a_number_is_refused(tmp_path):
     scene_file.save(scene, tmp_path / "a.sld")
     with pytest.raises(SldError, match="not finite"):
         scene_file.load(tmp_path / "a.sld")
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda b: b.replace(b'max_side_px\\": 640', b'max_side_px\\": 000'), "not a readable scene"),
+    (lambda b: b.replace(b'max_side_px\\": 640', b'max_side_px\\":   3'), "from 64 to 4096"),
+    (lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\": 1e12'), "from 0.0 to 180.0"),
+    (lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\":  NaN'), "from 0.0 to 180.0"),
+    (lambda b: b.replace(b'hidden\\": 8', b'hidden\\": 9'), "head of width 8, but hidden=9"),
+    (lambda b: b.replace(b'tracks\\": 1.0', b'tracks\\": {} '), "report whose parts are not numbers"),
+    (lambda b: b.replace(b'kitchen', b'\\\\u001b[2J'[:7]), "readable scene|printable"),
+])
+def test_settings_and_report_of_a_forged_file_are_checked(saved, change, expected):
+    before = saved.read_bytes()
+    forge(saved, change)
+    assert saved.read_bytes() != before
+    with pytest.raises(SldError, match=expected):
+        scene_file.load(saved)
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "target").write_bytes(b"old")
+    scene_file.write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
+    scene_file.write_atomically(scene_file.Path("/dev/null"), b"new")
+    assert scene_file.Path("/dev/null").is_char_device()
 
 
 def test_another_version_says_so(saved):

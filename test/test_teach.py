@@ -76,6 +76,34 @@ def test_an_image_of_another_place_is_refused(taught, tmp_path, capsys):
     assert len(answers) == 4 and not any(a["accepted"] for a in answers) and all(a["reason"] for a in answers)
 
 
+def test_a_place_far_from_the_origin(sequence, work, tmp_path, capsys):
+    """UTM coordinates: half a million metres east, five million north."""
+    import shutil
+    far, shift = tmp_path / "far", np.array([5e5, 5e6, 100.0])
+    shutil.copytree(sequence, far)
+    for path in far.glob("frames/*.pose.txt"):
+        T = folders.read_pose(path)
+        T[:3, 3] += shift
+        np.savetxt(path, T, fmt="%.8f")
+    assert cli.main(["teach", "--frames", str(far), "--list", "map.txt", "--output", str(tmp_path / "far.sld"), "--head", "prototype", *QUICK]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "far.sld"), "--frames", str(far), "--list", "query.txt", "--json", str(tmp_path / "m.json")]) == 0
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert metrics["accepted"] >= 6 and metrics["median_cm"] < 3
+
+
+def test_a_scene_that_recognises_nothing_is_not_written(taught, sequence, work, tmp_path, monkeypatch, capsys):
+    from sld_core import localizer
+    from sld_core.types import Detections, Localization
+    nothing = Detections(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0))
+    monkeypatch.setattr(localizer.Localizer, "localize", lambda *_: Localization(None, "dark", nothing))
+    old = tmp_path / "room.sld"
+    old.write_bytes(taught.read_bytes())
+    assert cli.main(["teach", "--frames", str(sequence), "--list", "map.txt", "--output", str(old), "--head", "prototype", "--work", str(work),
+                     "--set", "validation_fraction=0.1", *QUICK]) == 2
+    assert "none of 3 held-out frames (dark)" in capsys.readouterr().err
+    assert old.read_bytes() == taught.read_bytes() and list(tmp_path.iterdir()) == [old]
+
+
 def test_info_and_bench(taught, sequence, tmp_path, capsys):
     assert cli.main(["info", str(taught)]) == 0
     assert "landmarks        400" in capsys.readouterr().out
@@ -90,10 +118,17 @@ def test_info_and_bench(taught, sequence, tmp_path, capsys):
     (["teach", "--output", "x.sld"], "give either --frames DIR or --bag DIR"),
     (["teach", "--frames", "nowhere", "--output", "x.sld"], "nowhere: no such folder"),
     (["teach", "--frames", "nowhere", "--output", "x.pt"], "ends in .sld"),
-    (["teach", "--frames", "nowhere", "--output", "x.sld", "--landmarks", "3"], "expected 20 to 20000"),
+    (["teach", "--frames", "nowhere", "--output", "x.sld", "--landmarks", "3"], "expected a number from 20 to 20000"),
     (["teach", "--frames", "nowhere", "--output", "x.sld", "--set", "head.size=3"], "no such setting"),
     (["evaluate", "missing.sld", "--frames", "."], "missing.sld: cannot be read"),
     (["info", "/dev/null"], "bytes"),
+    (["info", "/"], "/: "),
+    (["teach", "--frames", ".", "--output", "x.sld", "--set", "head.kind=foo"], "expected one of cells, prototype"),
+    (["teach", "--frames", ".", "--output", "x.sld", "--seed", "-1"], "expected a number from 0"),
+    (["teach", "--frames", ".", "--output", "x.sld", "--set", "landmarks.spacing_shrink=1.0"], "expected a number from 0.1 to 0.95"),
+    (["teach", "--frames", ".", "--output", "/dev/null/x.sld"], "cannot write there"),
+    (["teach", "--frames", ".", "--output", "x.sld", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
+    (["teach", "--bag", ".", "--list", "a.txt", "--output", "x.sld"], "--list names frames of --frames"),
 ])
 def test_a_clumsy_user_gets_one_line(arguments, expected, capsys):
     assert cli.main(arguments) == 2

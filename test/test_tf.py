@@ -19,8 +19,8 @@ def at(x=0.0, y=0.0, z=0.0, yaw=0.0):
 def tree():
     """odom -> base moves 1 m and turns 90 deg in one second; base -> camera and base -> lidar are static."""
     tree = TransformTree(10 * SECOND)
-    tree.insert("odom", "base", 1 * SECOND, at(0, 0, 0, 0))
-    tree.insert("odom", "base", 2 * SECOND, at(1, 0, 0, np.pi / 2))
+    for s in (0, 0.25, 0.75, 1):
+        tree.insert("odom", "base", int((1 + s) * SECOND), at(s, 0, 0, s * np.pi / 2))
     tree.insert("base", "camera", 0, at(z=0.5), static=True)
     tree.insert("base", "lidar", 0, at(x=0.2), static=True)
     return tree
@@ -37,8 +37,8 @@ def test_siblings_meet_in_their_common_parent(tree):
 
 
 def test_newest_is_what_every_moving_frame_has(tree):
-    tree.insert("map", "odom", 1 * SECOND, at(10))
-    tree.insert("map", "odom", 5 * SECOND, at(14))
+    tree.insert("map", "odom", int(1.75 * SECOND), at(10.75))
+    tree.insert("map", "odom", int(2.25 * SECOND), at(11.25))
     np.testing.assert_allclose(tree.lookup("map", "base", None), at(11 + 1, yaw=np.pi / 2), atol=1e-12)
 
 
@@ -64,6 +64,28 @@ def test_history_is_bounded_and_stamps_may_come_in_any_order():
         tree.lookup("odom", "base", 1 * SECOND)
 
 
+def test_time_that_jumps_back_starts_the_frame_again_and_leaves_static_ones():
+    tree = TransformTree(10 * SECOND)
+    tree.insert("base", "camera", 0, at(z=0.5), static=True)
+    for second in (100, 101, 50, 50.25):  # a recording played in a loop
+        tree.insert("odom", "base", int(second * SECOND), at(second))
+    assert tree.lookup("odom", "camera", 50 * SECOND)[0, 3] == 50
+    assert tree.lookup("odom", "camera", None)[0, 3] == 50.25
+    with pytest.raises(TransformError, match="after the newest"):
+        tree.lookup("odom", "base", 100 * SECOND)
+
+
+def test_a_wide_gap_is_not_interpolated():
+    tree = TransformTree()
+    for second in (0, 0.5, 60):
+        tree.insert("odom", "base", int(second * SECOND), at(second))
+    assert tree.lookup("odom", "base", SECOND // 4)[0, 3] == 0.25
+    assert tree.lookup("odom", "base", 60 * SECOND)[0, 3] == 60
+    with pytest.raises(TransformError, match="gap of 59.500 s") as error:
+        tree.lookup("odom", "base", 30 * SECOND)
+    assert error.value.reason is TransformReason.GAP
+
+
 def test_a_loop_of_frames_ends():
     tree = TransformTree()
     tree.insert("a", "b", 0, at(), static=True)
@@ -86,7 +108,7 @@ def test_listener_waits_for_the_future_and_hears_static_frames_late(ros):
 
     def send_later():
         time.sleep(0.3)
-        moving.send([transform_message(at(s), s * SECOND, "odom", "base") for s in (1, 2)])
+        moving.send([transform_message(at(s), int(s * SECOND), "odom", "base") for s in (1.25, 1.75)])
 
     thread = threading.Thread(target=send_later)
     thread.start()

@@ -61,9 +61,9 @@ def test_teaches_with_feedback_and_hands_on_the_options(trainer):
     assert [f.stage for f in trainer.feedback] == ["reading the bag", "training"]
     assert math.isnan(trainer.feedback[0].loss) and trainer.feedback[1].seconds_left == 12
     words = Path(result.path).read_text().split()
-    assert words[:3] == ["teach", "--bag", str(trainer.folder / "bag")] and words[-1] == "--events"
-    assert words[5] == "--work" and not Path(words[6]).exists()
-    assert " ".join(words[7:]) == "--name room --head prototype --landmarks 500 --seed 7 --events"
+    assert words[:2] == ["teach", f"--bag={trainer.folder / 'bag'}"] and words[-1] == "--events"
+    assert words[3].startswith("--work=") and not Path(words[3].removeprefix("--work=")).exists()
+    assert " ".join(words[4:]) == "--name=room --head=prototype --landmarks=500 --seed=7 --events"
     assert trainer.files() == ["room.sld"]
 
 
@@ -71,7 +71,7 @@ def test_a_folder_of_frames_is_recognised_and_defaults_are_left_to_the_core(trai
     (trainer.folder / "frames").mkdir()
     (trainer.folder / "frames" / "camera-intrinsics.txt").write_text("")
     words = Path(trainer.result(trainer.send("room", source="frames", frame_list="map.txt")).path).read_text()
-    assert f"teach --frames {trainer.folder / 'frames'} --list map.txt --output" in words and words.endswith("--name room --events")
+    assert f"teach --frames={trainer.folder / 'frames'} --list=map.txt --output=" in words and words.endswith("--name=room --events")
 
 
 def test_what_fails_says_why_and_the_old_scene_stays(trainer):
@@ -79,6 +79,7 @@ def test_what_fails_says_why_and_the_old_scene_stays(trainer):
     for scene, error, words in [
             ("refused", "BAD_INPUT", "no images in the bag"), ("crash", "FAILED", "status 1: RuntimeError: a defect"),
             ("damaged", "FAILED", "not usable: the scene file is damaged"),
+            ("unusual", "FAILED", "KeyError"), ("-room", "BAD_INPUT", "not in front"), ("r" * 101, "BAD_INPUT", "100 at most"),
             ("../room", "BAD_INPUT", "expected letters"), ("", "BAD_INPUT", "expected letters")]:
         old = trainer.folder / "scenes" / f"{Path(scene).name}.sld"
         old.write_text("old")
@@ -121,3 +122,18 @@ def test_the_process_ends_with_the_node(trainer):
     os.kill(trainer.process.pid, signal.SIGINT)
     trainer.process.wait(10)
     assert not is_alive(int(pids.read_text()))
+
+
+def test_a_cancel_finds_a_thread_on_a_single_core(monkeypatch):
+    from sld_ros import trainer_node
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 1)
+    started = []
+    monkeypatch.setattr(trainer_node, "run", lambda node, make_executor: started.append(make_executor))
+    trainer_node.main()
+    import rclpy
+    rclpy.init()
+    try:
+        assert started[0]()._executor._max_workers >= 2
+    finally:
+        rclpy.shutdown()

@@ -16,7 +16,7 @@ from sld_core.config import BagConfig
 from sld_core.geometry import pose_error
 from sld_core.mapping.bag_reader import IMAGES, BagIndex, bag_files, decode_image, frame_name, messages, read_index, stamp_of
 from sld_core.mapping.frames import read_frames
-from sld_core.tf_tree import TransformError, TransformTree
+from sld_core.tf_tree import TransformError, TransformReason, TransformTree
 from sld_core.types import Frame, Progress, SldError
 from sld_core.undistort import Undistortion, undistortion
 
@@ -29,16 +29,27 @@ def extract_frames(bag: Path, output: Path, config: BagConfig = BagConfig(),
 
     Returns at once when `output` holds the frames of this bag and configuration. A bag that ends early gives what it
     holds. Raises SldError when images, calibration or poses are missing."""
+    if config.max_frames < 1:
+        raise SldError(f"bag.max_frames = {config.max_frames}: expected at least 1")
     bag, output = Path(bag), Path(output)
     fingerprint = _fingerprint(bag, config)
     record = output / "bag.json"
-    if not record.exists() or json.loads(record.read_text()).get("complete") != fingerprint:
+    stamps = _stamps_of_record(record, fingerprint)
+    if stamps is None:
         _empty_folder(output, record)
         stamps = _write_frames(bag, output, config, progress)
         record.write_text(json.dumps({"complete": fingerprint, "stamps_ns": stamps}))
-    stamps = json.loads(record.read_text())["stamps_ns"]
     frames = read_frames(output)
     return [dataclasses.replace(f, stamp_ns=stamp, session=bag.name) for f, stamp in zip(frames, stamps, strict=True)]
+
+
+def _stamps_of_record(record: Path, fingerprint: str) -> list[int] | None:
+    """Stamps of an extraction that is complete; None where there is none, or its record was cut off by a kill."""
+    try:
+        content = json.loads(record.read_text())
+        return content["stamps_ns"] if content["complete"] == fingerprint else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _empty_folder(output: Path, record: Path) -> None:
@@ -123,11 +134,15 @@ def _camera_poses(bag: Path, tree: TransformTree, camera: str, stamps: list[int]
     chain = tree.ancestors(frame_name(camera))
     moving = [above for i, above in enumerate(chain) if any(tree.moves(frame) for frame in chain[:i])]
     best: dict[int, np.ndarray] = {}
+    gaps: list[TransformError] = []
     for frame in [world] if world else reversed(moving):
-        poses = {stamp: T for stamp in stamps if (T := _pose(tree, frame, frame_name(camera), stamp)) is not None}
-        best = max(best, poses, key=len)
+        poses, in_gap = _poses(tree, frame, frame_name(camera), stamps)
+        if len(poses) > len(best) or not best:
+            best, gaps = poses, in_gap
         if len(best) > len(stamps) / 2:
             break
+    if gaps:
+        log.warning("%s: %d of %d images left out: odometry or TF has gaps; the first: %s", bag.name, len(gaps), len(stamps), gaps[0])
     if not best:
         raise SldError(f"{bag}: no pose of the camera frame {camera!r} in {world or 'a frame in which it moves'} at any image stamp; needed is "
                        "TF from odom or map down to the camera, or nav_msgs/Odometry and a static TF; "
@@ -135,11 +150,17 @@ def _camera_poses(bag: Path, tree: TransformTree, camera: str, stamps: list[int]
     return best
 
 
-def _pose(tree: TransformTree, world: str, camera: str, stamp_ns: int) -> np.ndarray | None:
-    try:
-        return tree.lookup(world, camera, stamp_ns)
-    except TransformError:
-        return None
+def _poses(tree: TransformTree, world: str, camera: str, stamps: list[int]) -> tuple[dict[int, np.ndarray], list[TransformError]]:
+    """Stamp -> T_world_camera where it is known, and the errors of stamps in a gap."""
+    poses: dict[int, np.ndarray] = {}
+    gaps: list[TransformError] = []
+    for stamp in stamps:
+        try:
+            poses[stamp] = tree.lookup(world, camera, stamp)
+        except TransformError as error:
+            if error.reason is TransformReason.GAP:
+                gaps.append(error)
+    return poses, gaps
 
 
 def _list(topics: dict[str, str]) -> str:

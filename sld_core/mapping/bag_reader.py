@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
 from sld_core.geometry import make_transform, rotation_from_quaternion
@@ -59,43 +59,46 @@ def messages(bag: Path, types: tuple[str, ...]) -> Iterator[Message]:
                 wanted = [c for c in reader.connections if c.msgtype in types]
                 for connection, time_ns, data in reader.messages(wanted) if wanted else ():
                     yield Message(connection.topic, connection.msgtype, time_ns, bytes(data))
-    except (ReaderError, OSError) as error:
+    except Exception as error:  # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3 raise
         raise SldError(f"{bag}: cannot be read ({error})") from error
 
 
 def _compressed_by_rosbag2(bag: Path) -> bool:
     """Whether files or messages are compressed as a whole (chunks inside mcap are no matter)."""
     metadata = bag / "metadata.yaml"
-    return metadata.exists() and re.search(r"compression_mode:\s*['\"]?(file|message)", metadata.read_text(), re.I) is not None
+    return metadata.exists() and re.search(r"compression_mode:\s*['\"]?(file|message)", metadata.read_text(errors="replace"), re.I) is not None
 
 
 def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
     """One pass over the bag. Odometry messages stand in for a TF that the bag lacks."""
-    index, odometry, seen = BagIndex(), [], 0
+    index, odometry, seen, warned = BagIndex(), [], 0, set()
     total = sum(file.stat().st_size for file in bag_files(bag))
     for i, message in enumerate(messages(bag, (*IMAGES, CAMERA_INFO, TF, ODOMETRY))):
         index.topics[message.topic] = message.type
         seen += len(message.data)
         if i % 100 == 0:
             progress(Progress("reading the bag", min(1.0, seen / total)))
+        try:
+            content = _content(message) if message.type not in IMAGES else _frame_in_header(message)
+        except SldError as error:
+            _warn_once(warned, message.topic, f"{error}; ignored, as all such messages of this topic")
+            continue
         if message.type in IMAGES:
-            images = index.images.get(message.topic) or Images(_frame_in_header(message))
+            images = index.images.get(message.topic) or Images(content)
             images.stamps_ns.append(stamp_of(message))
             index.images[message.topic] = images
-            continue
-        content = _store().deserialize_cdr(message.data, message.type)
-        if message.type == CAMERA_INFO:
+        elif message.type == CAMERA_INFO:
             index.infos.setdefault(message.topic, content)
         elif message.type == TF:
             for t in content.transforms:
                 static = message.topic.endswith("tf_static")
-                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static)
+                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static, warned)
         else:
             odometry.append(content)
     in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
     for o in odometry:
         if o.child_frame_id not in in_tf:
-            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, static=False)
+            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, False, warned)
     return index
 
 
@@ -106,7 +109,7 @@ def bag_files(bag: Path) -> list[Path]:
 
 def decode_image(message: Message) -> np.ndarray:
     """(height, width, 3) uint8 RGB of a recorded image."""
-    content = _store().deserialize_cdr(message.data, message.type)
+    content = _content(message)
     if message.type == COMPRESSED:
         return rgb_from_encoded(content.data)
     return rgb_from_raw(content.data, content.encoding, content.width, content.height, content.step)
@@ -114,7 +117,7 @@ def decode_image(message: Message) -> np.ndarray:
 
 def stamp_of(message: Message) -> int:
     """The stamp of a message that starts with a std_msgs/Header, without decoding the rest (megabytes, in an image)."""
-    order = "little" if message.data[1] & 1 else "big"
+    order = "big" if message.data[1:2] == b"\0" else "little"
     return int.from_bytes(message.data[4:8], order, signed=True) * 10**9 + int.from_bytes(message.data[8:12], order)
 
 
@@ -124,19 +127,45 @@ def frame_name(name: str) -> str:
 
 
 def _frame_in_header(message: Message) -> str:
-    order = "little" if message.data[1] & 1 else "big"
-    length = int.from_bytes(message.data[12:16], order)
-    return frame_name(message.data[16:16 + length - 1].decode())
+    try:
+        order = "little" if message.data[1] & 1 else "big"
+        length = int.from_bytes(message.data[12:16], order)
+        if len(message.data) < 16 + length:
+            raise ValueError(f"{len(message.data)} bytes")
+        return frame_name(message.data[16:16 + length - 1].decode())
+    except (IndexError, ValueError) as error:
+        raise _malformed(message, error) from error
 
 
-def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool) -> None:
+def _content(message: Message):
+    """A message decoded."""
+    try:
+        return _store().deserialize_cdr(message.data, message.type)
+    except Exception as error:  # the decoders that rosbags generates raise whatever the bytes make them meet
+        raise _malformed(message, error) from error
+
+
+def _malformed(message: Message, error: Exception) -> SldError:
+    return SldError(f"a message of {message.topic} at {message.time_ns} ns is no {message.type} ({type(error).__name__}: {error})")
+
+
+def _warn_once(warned: set[str], what: str, text: str) -> None:
+    if what not in warned:
+        warned.add(what)
+        log.warning("%s", text)
+
+
+def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool, warned: set[str]) -> None:
     stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
     try:
         R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
+        t = np.array([translation.x, translation.y, translation.z])
+        if not np.isfinite(t).all():
+            raise ValueError(f"translation {t.tolist()}: expected finite numbers")
     except ValueError as error:  # as tf2 does
-        log.warning("%s -> %s at %d ns ignored: %s", header.frame_id, child, stamp_ns, error)
+        _warn_once(warned, f"{header.frame_id} -> {child}", f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}")
         return
-    T = make_transform(R, np.array([translation.x, translation.y, translation.z]))
+    T = make_transform(R, t)
     tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sld_core.pixels import encoded_size
 from sld_core.types import Camera, Frame, SldError
 
 MAX_TEXT_BYTES = 2**20
@@ -28,7 +29,7 @@ def read_frames(folder: Path, list_path: Path | None = None) -> list[Frame]:
         camera = cameras.get(size) or cameras.setdefault(size, read_intrinsics(folder / "camera-intrinsics.txt", *size))
         depth_path = folder / f"{name}.depth.png"
         frames.append(Frame(name, image_path, camera, read_pose(folder / f"{name}.pose.txt"),
-                            depth_path if depth_path.exists() else None, session=str(Path(name).parent)))
+                            depth_path if depth_path.is_file() else None, session=str(Path(name).parent)))
     return frames
 
 
@@ -38,6 +39,8 @@ def _read_names(folder: Path, list_path: Path) -> list[str]:
     if duplicates:
         raise SldError(f"{list_path}: names {duplicates} frames twice")
     for name in names:
+        if len(name) > 200 or not name.isprintable():
+            raise SldError(f"{list_path}: {name[:40]!r}… is no name of a frame")
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise SldError(f"{list_path}: {name!r} leads out of {folder}")
     return names
@@ -45,12 +48,12 @@ def _read_names(folder: Path, list_path: Path) -> list[str]:
 
 def _all_names(folder: Path) -> list[str]:
     paths = sorted([*folder.rglob("*.color.jpg"), *folder.rglob("*.color.png")])
-    return [str(p.relative_to(folder))[: -len(".color.jpg")] for p in paths]
+    return [str(p.relative_to(folder))[: -len(".color.jpg")] for p in paths if p.is_file()]
 
 
 def _image_path(folder: Path, name: str) -> Path:
     for ending in (".color.jpg", ".color.png"):
-        if (folder / (name + ending)).exists():
+        if (folder / (name + ending)).is_file():
             return folder / (name + ending)
     raise SldError(f"{folder / name}.color.jpg: no such image; frames are named without extension, relative to {folder}")
 
@@ -86,31 +89,17 @@ def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise SldError(f"{path}: {path.stat().st_size} bytes; expected a small text file")
-        return path.read_text()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) of a JPEG or PNG from its header alone, without decoding it."""
-    with open(path, "rb") as file:
-        head = file.read(26)
-        if head[:8] == b"\x89PNG\r\n\x1a\n":
-            return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-        if head[:2] == b"\xff\xd8":
-            return _jpeg_size(path, file)
-    raise SldError(f"{path}: neither JPEG nor PNG")
-
-
-def _jpeg_size(path: Path, file) -> tuple[int, int]:
-    file.seek(2)
-    while True:
-        marker = file.read(4)
-        if len(marker) < 4 or marker[0] != 0xFF:
-            raise SldError(f"{path}: a damaged JPEG (no image size in its header)")
-        length = int.from_bytes(marker[2:], "big")
-        # start-of-frame markers; C4, C8 and CC are tables
-        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
-            body = file.read(5)
-            return int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
-        file.seek(length - 2, 1)
+    try:
+        with open(path, "rb") as file:
+            return encoded_size(file)
+    except OSError as error:
+        raise SldError(f"{path}: cannot be read ({error.strerror})") from None
+    except SldError as error:
+        raise SldError(f"{path}: {error}") from None

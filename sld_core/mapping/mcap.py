@@ -42,6 +42,7 @@ class McapWriter:
         self._schemas: dict[str, int] = {}
         self._definitions: list[bytes] = []  # schema and channel records, repeated in the summary
         self._counts: dict[int, int] = {}
+        self.saved_counts: dict[int, int] = {}  # channel -> messages that the summary on the disk knows
         self._chunk_indexes: list[bytes] = []
         self._chunk = _Chunk()
         head = MAGIC + _record(HEADER, _string("ros2") + _string("sld"))
@@ -90,13 +91,16 @@ class McapWriter:
 
     def close(self) -> None:
         """Flush, and end the file without unwritten space."""
-        self.flush()
-        data_end = _record(DATA_END, struct.pack("<I", 0))
-        tail = data_end + self._summary() + _footer(self._end + len(data_end))
-        self._reserve(len(tail))
-        _write_all(self._fd, tail, self._end)
-        os.ftruncate(self._fd, self._end + len(tail))
-        os.close(self._fd)
+        try:
+            self.flush()
+            data_end = _record(DATA_END, struct.pack("<I", 0))
+            tail = data_end + self._summary() + _footer(self._end + len(data_end))
+            self._reserve(len(tail))
+            _write_all(self._fd, tail, self._end)
+            os.ftruncate(self._fd, self._end + len(tail))
+            self.saved_counts = dict(self._counts)
+        finally:
+            os.close(self._fd)
 
     def _define(self, kind: int, body: bytes) -> None:
         self._definitions.append(_record(kind, body))
@@ -112,6 +116,7 @@ class McapWriter:
         _write_all(self._fd, _record(PRIVATE, summary + padding), self._end)
         os.pwrite(self._fd, _footer(start), self._footer_start)
         self._end, self._summary_start, self._padding_start = padding_start + _HEAD, start, padding_start
+        self.saved_counts = dict(self._counts)
 
     def _reserve(self, size: int) -> None:
         """Make unwritten space for `size` bytes, by another footer further behind."""
@@ -208,8 +213,11 @@ def _read_record(file, size: int) -> tuple[int, memoryview] | None:
 
 def _unpack_chunk(body: memoryview) -> memoryview | None:
     """The records in a chunk, or None when it is damaged."""
-    _, _, _, crc = struct.unpack_from("<QQQI", body)
-    compression, at = _text(body, 28)
+    try:
+        _, _, _, crc = struct.unpack_from("<QQQI", body)
+        compression, at = _text(body, 28)
+    except (struct.error, UnicodeDecodeError):
+        return None
     records = body[at + 8:]
     if compression:
         from rosbags.rosbag2.storage_mcap import DECOMPRESSORS  # with the libraries that rosbags brings

@@ -59,8 +59,9 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
     """Points seen by at least two of `frames`, in the frame of their poses; the frames returned carry the refined poses.
 
     `work` is an existing folder for the feature database. All frames need a pose and must come from one camera."""
-    _check(frames)
+    check(frames)
     pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    pycolmap.logging.logtostderr = True  # and no files in the temporary folder
     pycolmap.set_random_seed(seed)
     database, root = work / "features.db", _common_root(frames)
     names = [os.path.relpath(f.image_path, root) for f in frames]
@@ -89,12 +90,16 @@ def _is_better(refined, given, config: TrackConfig) -> bool:
     return better
 
 
-def _check(frames: Sequence[Frame]) -> None:
+def check(frames: Sequence[Frame]) -> None:
+    """SldError unless the frames are enough, have poses, and come from one camera."""
     if len(frames) < 3:
         raise SldError(f"{len(frames)} frames: at least 3 are needed to triangulate anything; a room needs about 100")
     missing = [f.name for f in frames if f.T_world_camera is None]
     if missing:
         raise SldError(f"{len(missing)} frames have no pose, the first is {missing[0]}")
+    spaced = [f.name for f in frames if any(c.isspace() for c in f.name)]
+    if spaced:
+        raise SldError(f"frame name {spaced[0]!r}: names with spaces cannot be matched; rename the files")
     cameras = {f.camera for f in frames}
     if len(cameras) > 1:
         sizes = sorted({f"{c.width}x{c.height}" for c in cameras})
@@ -239,7 +244,8 @@ def _read_model(model, names: list[str], frames: Sequence[Frame]) -> Reconstruct
         errors.append(point.error)
         obs += [(k, frame_of[e.image_id], *pixels[e.image_id][e.point2D_idx]) for e in point.track.elements]
     if not points:
-        raise SldError("no feature could be triangulated: are the poses those of the camera, in metres, camera to world?")
+        raise SldError("no feature could be triangulated: the images lack texture, or the camera only turned on the spot, "
+                       "or the poses are not those of the camera (camera to world, metres)")
     obs = np.array(obs)
     refined = tuple(replace(f, T_world_camera=T) if T is not None else f for f, T in zip(frames, _poses(model, names)))
     log.info("%d points from %d observations in %d frames", len(points), len(obs), len(frames))

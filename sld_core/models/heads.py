@@ -108,6 +108,8 @@ def from_state(config: HeadConfig, state: dict[str, torch.Tensor], channels: int
     if config.kind == "prototype":
         cells = PrototypeHead(width, landmarks, config.prototype_temperature)
     elif config.kind == "cells":
+        if config.hidden != len(state["cells.first.weight"]):  # before memory is taken for it
+            raise SldError(f"head of width {len(state['cells.first.weight'])}, but hidden={config.hidden}")
         cells = CellHead(width, config.hidden, landmarks)
     else:
         raise SldError(f"no head {config.kind!r}; there are cells, prototype")

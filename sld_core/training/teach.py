@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -22,9 +22,11 @@ from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
 from sld_core.training import buffer as buffering
 from sld_core.training import head as recipe
-from sld_core.types import Frame, Progress, Reconstruction, Scene, SceneReport
+from sld_core.types import Frame, Progress, Reconstruction, Scene, SceneReport, SldError
 
 log = logging.getLogger(__name__)
+
+MIN_JURY = 3  # held-out frames that must all fail before a scene is refused
 
 
 def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig, work: Path, device: str = "cpu",
@@ -34,6 +36,10 @@ def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig,
     `work` keeps the tracks: a second call with the same frames and track settings takes them from there.
     `seconds_before` are the stages already done, for the report. Returns the scene as read back from the file."""
     seconds = dict(seconds_before or {})
+    tracks.check(frames)
+    # far from the world's origin, as in UTM coordinates, single precision and pose solvers lose centimetres
+    origin_3 = np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
+    frames = [_moved(f, -origin_3) for f in frames]
     report = _Overall(progress, seconds, len(frames), config)
     rng = np.random.default_rng(config.seed)
     backbone = Backbone(config.backbone).to(device)
@@ -56,11 +62,18 @@ def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig,
             cells, curve = recipe.train(buffer, len(landmarks), config.head, config.seed, device, report)
     counts = {"frames": len(frames), "points": len(whole.points_N3), "landmarks": len(landmarks), "cells": len(buffer)}
     rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())
-    scene = Scene(name, landmarks, SceneHead(whitening.cpu(), cells), frames[0].camera, rolls_rad, config,
+    landmarks = dataclasses.replace(landmarks, xyz_L3=landmarks.xyz_L3 + origin_3)
+    scene = Scene(name, landmarks, origin_3, SceneHead(whitening.cpu(), cells), frames[0].camera, rolls_rad, config,
                   SceneReport(seconds, counts, curve, {}))
     with report.stage("check"):
-        scene = _check(scene, [whole.frames[i] for i in held_out], output, backbone, device)
+        scene = _check(scene, [_moved(whole.frames[i], origin_3) for i in held_out], output, backbone, device)
     return scene
+
+
+def _moved(frame: Frame, by_3: np.ndarray) -> Frame:
+    T = frame.T_world_camera.copy()
+    T[:3, 3] += by_3
+    return dataclasses.replace(frame, T_world_camera=T)
 
 
 def upright_angles(frames: Sequence[Frame]) -> np.ndarray:
@@ -110,11 +123,15 @@ def _check(scene: Scene, frames: Sequence[Frame], output: Path, backbone: Backbo
             results.append(QueryResult(frame.name, frame.T_world_camera,
                                        answer.pose.T_world_camera if answer.pose else None, answer.reason))
         validation = accuracy(results) if results else {"queries": 0}
+        if len(results) >= MIN_JURY and validation["accepted"] == 0:
+            raise SldError(f"the scene recognises none of {len(results)} held-out frames ({results[0].reason}); it was not written: "
+                           "record a slower drive with better light, or check that poses and camera belong together")
         scene = dataclasses.replace(scene, report=dataclasses.replace(scene.report, validation=validation))
         scene_file.save(scene, output)
         return scene_file.load(output)
     finally:
-        trial.unlink(missing_ok=True)
+        with suppress(OSError):  # the error under way says more
+            trial.unlink(missing_ok=True)
 
 
 class _Overall:
