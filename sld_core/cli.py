@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from sld_core import config as configuration
 from sld_core import runtime
+from sld_core.progress import Bar, Events
 from sld_core.types import Progress, SldError
 
 
@@ -109,7 +109,7 @@ def _teach(args) -> None:
     from sld_core.training.teach import teach
     check_device(args.device)
     _check_writable(args.output)
-    show = _Events() if args.events else _Bar()
+    show = Events() if args.events else Bar()
     start = time.monotonic()
     with _work_folder(args.work) as work:
         if args.bag is not None:
@@ -191,42 +191,6 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-class _Bar:
-    """Progress on the terminal: one line that is rewritten, or, where there is no terminal, a line per tenth."""
-
-    def __init__(self):
-        self.last = ("", -1)
-
-    def __call__(self, progress: Progress) -> None:
-        step = (progress.stage, int(progress.fraction * (100 if sys.stderr.isatty() else 4)))
-        if step == self.last:
-            return
-        loss = f"  loss {progress.loss:.2f}" if progress.loss is not None else ""
-        left = f"  about {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
-        text = f"{progress.stage}: {progress.fraction:4.0%}{loss}{left}"
-        print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
-        self.last = step
-
-    def done(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr)
-
-
-class _Events:
-    """Progress as JSON lines on standard output, at most five a second."""
-
-    def __init__(self):
-        self.next = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        if time.monotonic() >= self.next or progress.fraction in (0.0, 1.0):
-            print(json.dumps({"event": "progress", **dataclasses.asdict(progress)}), flush=True)
-            self.next = time.monotonic() + 0.2
-
-    def done(self) -> None:
-        pass
-
-
 # evaluate -----------------------------------------------------------------------------------------------------------
 
 def _add_evaluate(commands) -> None:
@@ -246,7 +210,7 @@ def _evaluate(args) -> None:
     from sld_core.mapping.frames import read_frames
     from sld_core.scene_file import write_atomically
     localizer = Localizer.load(args.scene, args.device)
-    frames, show, results, answers = read_frames(args.frames, _list_path(args)), _Bar(), [], []
+    frames, show, results, answers = read_frames(args.frames, _list_path(args)), Bar(), [], []
     for i, frame in enumerate(frames):
         answer = localizer.localize(read_image(frame.image_path), frame.camera)
         results.append(QueryResult(frame.name, frame.T_world_camera, answer.pose.T_world_camera if answer.pose else None,

@@ -73,3 +73,12 @@ def test_a_zero_quaternion_is_refused():
     message.rotation.w = 0.0
     with pytest.raises(ValueError, match="quaternion"):
         matrix_from_transform(message)
+
+
+@pytest.mark.parametrize("where, name", [("translation", "x"), ("rotation", "w")])
+def test_a_transform_that_is_not_finite_is_refused(where, name):
+    from sld_ros.conversions import matrix_from_transform, transform_message
+    message = transform_message(np.eye(4), 0, "odom", "base_link")
+    setattr(getattr(message.transform, where), name, float("nan"))
+    with pytest.raises(ValueError, match="finite"):
+        matrix_from_transform(message.transform)

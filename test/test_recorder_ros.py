@@ -128,3 +128,96 @@ def test_wrong_parameters_stop_it_with_one_line(ros, parameters, words):
     node = ros.process("sld_ros.recorder_node", **parameters)
     _, text = node.communicate(timeout=20)
     assert node.returncode == 1 and words in text and len(text.strip().splitlines()) == 1
+
+
+def test_a_type_that_is_not_installed_is_named_at_start_and_skipped_later(ros, drive, services, tmp_path, monkeypatch):
+    from sld_ros.recorder_node import RecorderNode
+    start, stop = services
+    absent = {"/odom": "absent_msgs/msg/Thing"}
+    type_of = RecorderNode._type_of
+    monkeypatch.setattr(RecorderNode, "_type_of", lambda self, topic: absent[topic] if topic in absent else type_of(self, topic))
+    monkeypatch.chdir(tmp_path)
+    ros.node(RecorderNode())
+    error = start("drive").error
+    assert "topic /odom: its type absent_msgs/msg/Thing cannot be imported" in error and not (tmp_path / "recordings").exists()
+    absent["/odom"] = None  # no publisher yet
+    assert start("drive").success
+    absent["/odom"] = "absent_msgs/msg/Thing"
+    time.sleep(2.5)
+    stopped = stop()
+    assert stopped.success and {t.topic for t in stopped.topics} == {"/image", "/camera_info", "/tf", "/tf_static"}
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Set `disk.full` and nothing can be written to mcap files."""
+    import errno
+    import os
+    from types import SimpleNamespace
+    disk, pwrite = SimpleNamespace(full=False), os.pwrite
+
+    def write(*arguments):
+        if disk.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(*arguments)
+    monkeypatch.setattr(os, "pwrite", write)
+    return disk
+
+
+def test_a_disk_full_at_the_start_is_one_line_and_leaves_no_folder(disk, tmp_path):
+    from sld_core.types import SldError
+    from sld_ros.bag import BagWriter
+    disk.full = True
+    with pytest.raises(SldError, match="No space left.*is the disk full"):
+        BagWriter(tmp_path / "bag", 2**26, 0)
+    assert not (tmp_path / "bag").exists()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_disk_that_fills_ends_the_recording_and_the_counts_are_of_the_file(disk, ros, tmp_path, monkeypatch, again):
+    from rosbags.rosbag2 import Reader
+    from sld_ros import bag
+    monkeypatch.setattr(bag, "FLUSH_S", 0.05)
+    writer = bag.BagWriter(tmp_path / "bag", 2**26, 0)
+    writer.add_topic("/x", "std_msgs/msg/Header", [])
+    for i in range(3):
+        writer.write("/x", i + 1, bytes(50))
+    ros.wait_for(lambda: writer.duration_s > 0, "flush")
+    time.sleep(0.1)
+    disk.full = True
+    writer.write("/x", 9, bytes(50))
+    ros.wait_for(lambda: writer.error, "error")
+    writer.write("/x", 10, bytes(50))
+    disk.full = not again
+    writer.close()
+    topic = writer.topics["/x"]
+    with Reader(tmp_path / "bag") as reader:
+        assert reader.message_count == len(list(reader.messages())) == topic.written == (4 if again else 3)
+    assert "No space left on device" in writer.error and topic.written + topic.dropped == 5
+
+
+def test_a_defect_while_writing_is_reported_and_the_bag_still_closes(ros, tmp_path, monkeypatch):
+    from sld_core.mapping.mcap import McapWriter
+    from sld_ros import bag
+    writer = bag.BagWriter(tmp_path / "bag", 2**26, 0)
+    monkeypatch.setattr(McapWriter, "write", lambda *arguments: 1 / 0)
+    writer.add_topic("/x", "std_msgs/msg/Header", [])
+    writer.write("/x", 1, bytes(50))
+    writer.close()
+    assert "ZeroDivisionError" in writer.error and writer.topics["/x"].written == 0
+
+
+def test_a_topic_may_appear_while_the_metadata_is_written(tmp_path):
+    from sld_ros.bag import BagWriter, RecordedTopic
+    writer = BagWriter(tmp_path / "bag", 2**26, 0)
+
+    class Adding(RecordedTopic):
+        def __getattribute__(self, name):
+            if name == "channel":  # what another thread would do meanwhile
+                writer.topics.setdefault("/y", RecordedTopic("/y", "", ""))
+            return super().__getattribute__(name)
+    writer.topics["/x"] = Adding("/x", "", "")
+    try:
+        writer._write_metadata()
+    finally:
+        writer.close()
