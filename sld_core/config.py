@@ -123,6 +123,7 @@ class PnpConfig:
     min_inliers: int = 10
     min_inlier_ratio: float = 0.15
     max_position_sigma_m: float = 0.3
+    max_relative_sigma: float = 0.02  # of the position, as part of the median distance of the landmarks used
     max_rotation_sigma_rad: float = 0.1
 
 

@@ -111,3 +111,11 @@ def test_sigmas_weigh():
 
 def _none() -> Detections:
     return Detections(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0))
+
+
+def test_a_pose_too_uncertain_for_its_distance_is_a_reason():
+    """Few landmarks in one corner of the image: a fit, but one that a little noise moves by decimetres."""
+    rng = np.random.default_rng(8)
+    z = rng.uniform(3.9, 4.1, 14)
+    corner = geometry.transform(T_TRUE, np.column_stack([rng.uniform(0.5, 0.7, 14) * z, rng.uniform(0.3, 0.45, 14) * z, z]))
+    assert "too uncertain" in pnp.estimate(detect(rng, corner, 3.0), corner, CAMERA, CONFIG)
