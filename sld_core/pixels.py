@@ -32,7 +32,10 @@ def rgb_from_raw(data, encoding: str, width: int, height: int, step: int) -> np.
 def rgb_from_encoded(data) -> np.ndarray:
     """A JPEG or PNG image as (height, width, 3) uint8."""
     raw = np.frombuffer(data, np.uint8)
-    width, height = encoded_size(io.BytesIO(raw.tobytes()))
+    try:
+        width, height = encoded_size(io.BytesIO(raw.tobytes()))
+    except SldError as error:
+        raise SldError(f"compressed image of {len(raw)} bytes: {error}; expected JPEG or PNG") from None
     if width * height > MAX_PIXELS:
         raise SldError(f"compressed image of {width}x{height} pixels: expected at most {MAX_PIXELS}")
     # an orientation tag would turn the image away from its camera model
