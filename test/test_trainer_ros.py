@@ -108,6 +108,7 @@ def test_cancel_works_within_two_seconds_and_leaves_no_process(trainer, scene):
 
 def test_a_second_goal_is_told_that_the_trainer_is_busy(trainer):
     first = trainer.send("slow")
+    trainer.ros.wait_for(lambda: trainer.feedback, "sign that the first one is being taught")
     second = trainer.result(trainer.send("room"))
     assert second.error == second.BUSY and "another scene" in second.text
     first.cancel_goal_async()
