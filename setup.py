@@ -30,6 +30,7 @@ setup(
         "matplotlib",
         "PyYAML",
         "scikit-learn",
+        "scipy",
     ],
     extras_require={"test": ["pytest", "pytest-timeout", "hypothesis"]},
     entry_points={"console_scripts": ["sld = sld_core.cli:main"]},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sld_core import bench_depth, bench_landmarks
 from sld_core.types import SldError
 
 
@@ -19,6 +20,8 @@ def add_arguments(commands) -> None:
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.set_defaults(run=_query)
+    bench_landmarks.add_arguments(commands)
+    bench_depth.add_arguments(commands)
 
 
 def _query(args) -> None:

@@ -9,6 +9,16 @@ from typing import Any
 from sld_core.types import SldError
 
 
+def ranged(default, low, high):
+    """The field of a number from low to high."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def chosen(default: str, *others: str):
+    """The field of a word that is one of these."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     max_side_px: int = 640  # larger images are scaled down to this before anything else
@@ -20,6 +30,7 @@ class BagConfig:
 
     image_topic: str = ""  # empty: the only image topic of the bag
     camera_info_topic: str = ""  # empty: the one beside the image topic
+    depth_topic: str = ""  # depth images registered to the camera; empty: the only one of the image's shape, if any
     camera_frame: str = ""  # optical frame; empty: the frame_id of the images
     world_frame: str = ""  # empty: the highest frame (map before odom) whose pose is known for most images
     rectified: bool = False  # the images are rectified already (image_rect): use P and no distortion
@@ -54,16 +65,26 @@ class LandmarkConfig:
     min_views: int = 6
     max_error_px: float = 2.0
     min_span_deg: float = 3.0  # angle between the extreme viewing directions
-    first_spacing: float = 0.1  # of the diameter of the scene's points, between neighbours in the first greedy pass
+    first_spacing: float = ranged(0.1, 0.0, 1.0)  # of the diameter of the scene's points, between neighbours in the first pass; 0: any
     spacing_shrink: float = 0.7  # per pass
+    matchability_weight: float = ranged(0.0, 0.0, 1e6)  # beside the saliency, which is 1 to 4; 0 takes no time
+    matchability_frames: int = ranged(40, 2, 10_000)  # images in which points are compared (mapping.matchability)
+    matchability_views: int = ranged(3, 2, 100)  # wanted of each point
+    matchability_rivals: int = ranged(1500, 10, 1_000_000)  # cells of an image, and other points, that each is compared with
+    matchability_temperature: float = ranged(0.05, 1e-3, 10.0)  # of the softmax over cosines
 
 
 @dataclass(frozen=True)
 class LabelConfig:
     """Visibility of landmarks in frames (mapping.labels)."""
 
-    depth_tolerance: float = 0.05  # relative: nearer than this to the measured depth is VISIBLE
-    occluded_ratio: float = 0.7  # measured depth below this part of the landmark's depth: HIDDEN
+    use_depth: bool = True  # of the frames that have a depth image
+    depth_shows: bool = True  # a depth image that agrees makes VISIBLE; else only tracks do
+    depth_tolerance: float = ranged(0.05, 0.0, 0.5)  # relative: nearer than this to the measured depth is VISIBLE
+    occluded_ratio: float = ranged(0.7, 0.0, 1.0)  # measured depth below this part of the landmark's depth: HIDDEN
+    depth_reach_px: int = ranged(1, 0, 10)  # depth pixels to either side that count as the landmark's: edges are not exact
+    use_normals: bool = True  # of landmarks, where depth images tell them
+    normal_max_deg: float = ranged(80.0, 0.0, 180.0)  # seen more slanted than this, or from behind: HIDDEN
 
 
 @dataclass(frozen=True)
@@ -147,7 +168,7 @@ class SceneConfig:
 
 RANGES = {  # of every number that could ask for endless work or memory; the others may be any finite number
     "max_side_px": (64, 4096), "jpeg_quality": (1, 100), "max_frames": (3, 100_000), "max_features": (100, 50_000),
-    "neighbours": (1, 1000), "count": (20, 20_000), "min_views": (2, 1000), "first_spacing": (1e-4, 1.0),
+    "neighbours": (1, 1000), "count": (20, 20_000), "min_views": (2, 1000),
     "spacing_shrink": (0.1, 0.95), "augmented_passes": (0, 100), "background_cells": (0, 100_000),
     "positive_radius_cell": (0.5, 10.0), "ignore_radius_cell": (0.5, 20.0), "min_scale": (0.1, 1.0), "max_scale": (1.0, 10.0),
     "max_tilt_deg": (0.0, 80.0), "channels": (1, 4096), "hidden": (1, 4096), "samples": (1, 10**10), "batch": (1, 10**6),
@@ -159,7 +180,8 @@ CHOICES = {"kind": ("cells", "prototype"), "backbone": ("lite0", "xfeat", "lite0
 
 def from_dict(values: dict[str, Any], kind: type = SceneConfig):
     """A configuration from nested plain values; absent keys take their defaults, an unknown key, a wrong type or a value
-    out of range raises."""
+    out of range raises. Ranges and choices stand in the
+    field's metadata (`ranged`, `chosen`), or in RANGES and CHOICES."""
     known = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -173,18 +195,20 @@ def from_dict(values: dict[str, Any], kind: type = SceneConfig):
                 raise SldError(f"setting {name}: expected a group of settings, got {value!r}")
             out[name] = from_dict(value, type(default))
         else:
-            out[name] = _checked(name, float(value) if isinstance(default, float) and type(value) is int else value, default)
+            out[name] = _checked(known[name], float(value) if isinstance(default, float) and type(value) is int else value, default)
     return kind(**out)
 
 
-def _checked(name: str, value, default):
+def _checked(known: dataclasses.Field, value, default):
+    name = known.name
     if type(value) is not type(default):
         raise SldError(f"setting {name}: expected {type(default).__name__} like {default!r}, got {value!r}")
-    low, high = RANGES.get(name, (-math.inf, math.inf))
+    low, high = known.metadata.get("range") or RANGES.get(name, (-math.inf, math.inf))
     if type(value) in (int, float) and not (math.isfinite(value) and low <= value <= high):
         raise SldError(f"setting {name}={value}: expected a number from {low} to {high}")
-    if value not in CHOICES.get(name, (value,)):
-        raise SldError(f"setting {name}={value!r}: expected one of {', '.join(CHOICES[name])}")
+    choices = known.metadata.get("choices") or CHOICES.get(name, (value,))
+    if value not in choices:
+        raise SldError(f"setting {name}={value!r}: expected one of {', '.join(choices)}")
     return value
 
 
@@ -193,7 +217,7 @@ def to_dict(config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def override(config: SceneConfig, settings: list[str]) -> SceneConfig:
+def override(config, settings: list[str]):
     """`config` with settings given as text, such as "head.hidden=512"; unknown names and unreadable values raise."""
     values = to_dict(config)
     for setting in settings:
@@ -205,7 +229,7 @@ def override(config: SceneConfig, settings: list[str]) -> SceneConfig:
         if not isinstance(group, dict) or isinstance(group.get(name), dict) or name not in group:
             raise SldError(f"setting {setting!r}: no such setting; expected group.name=value, such as head.hidden=256")
         group[name] = _parse(setting, text, group[name])
-    return from_dict(values)
+    return from_dict(values, type(config))
 
 
 def _parse(setting: str, text: str, default):

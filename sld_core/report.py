@@ -1,23 +1,18 @@
 """A self-contained HTML page about a scene and how well queries were localized in it."""
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sld_core import geometry
+from sld_core import geometry, page
 from sld_core.evaluate import Metrics, QueryResult, table_rows
-from sld_core.scene_file import write_atomically
 from sld_core.types import Camera, Localization, SceneReport
 
-TRUTH, ESTIMATE, FAILED, QUIET = "#2a7f62", "#d1495b", "#e6a100", "#b9c0c7"
+TRUTH, ESTIMATE, FAILED = "#2a7f62", "#d1495b", "#e6a100"
 
 
 def write_report(path: Path, title: str, metrics: Metrics, results: Sequence[QueryResult], *, scene: SceneReport | None = None,
@@ -25,19 +20,18 @@ def write_report(path: Path, title: str, metrics: Metrics, results: Sequence[Que
                  overlays: Sequence[tuple[str, np.ndarray]] = (), notes: Sequence[str] = ()) -> None:
     """Writes one HTML file with all pictures inside. `map_poses` are cameras to map, 4x4; `overlays` are captions with
     images (H, W, 3) uint8 RGB, such as `overlay` draws."""
-    sections = [f"<h1>{html.escape(title)}</h1>", _metrics_table(metrics)]
-    sections += [f"<p>{html.escape(note)}</p>" for note in notes]
-    sections.append(_figure(_trajectory(results, map_poses, landmarks_L3), "From above: the mapping drive, the true and the "
+    sections = [_metrics_table(metrics)] + [page.paragraph(note) for note in notes]
+    sections.append(page.figure(_trajectory(results, map_poses, landmarks_L3), "From above: the mapping drive, the true and the "
                             "estimated position of every query. Red lines join each estimate to its truth."))
-    sections += [_figure(image, caption) for caption, image in overlays]
-    sections.append(_figure(_error_histogram(results), "Errors of the accepted fixes; the lines mark 2, 5 and 10 cm or degrees."))
+    sections += [page.figure(image, caption) for caption, image in overlays]
+    sections.append(page.figure(_error_histogram(results), "Errors of the accepted fixes; the lines mark 2, 5 and 10 cm or degrees."))
     if scene:
         if scene.loss_curve:
-            sections.append(_figure(_loss_curve(scene), "Loss while the head was trained."))
-        sections.append(_figure(_stage_times(scene), f"Where the {scene.teach_s:.0f} s of teaching the scene went."))
-        sections += [f"<p>{html.escape(note)}</p>" for note in scene.notes]
+            sections.append(page.figure(_loss_curve(scene), "Loss while the head was trained."))
+        sections.append(page.figure(page.stage_times(scene.seconds), f"Where the {scene.teach_s:.0f} s of teaching the scene went."))
+        sections += [page.paragraph(note) for note in scene.notes]
     sections.append(_failures(results))
-    write_atomically(Path(path), PAGE.format(title=html.escape(title), body="\n".join(sections)).encode())
+    page.write_page(path, title, sections)
 
 
 def overlay(image_HW3: np.ndarray, camera: Camera, localization: Localization, landmarks_L3: np.ndarray) -> np.ndarray:
@@ -73,27 +67,26 @@ def _sixteenths(xy: np.ndarray) -> tuple[int, int]:
 
 def _metrics_table(metrics: Metrics) -> str:
     rows = table_rows(metrics)
-    head = "<tr><th></th><th>~/pose</th><th>TF</th></tr>" if len(rows[0]) == 3 else ""
-    cells = ("".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row) for row in rows)
-    return "<table>" + head + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+    return page.table(rows, ("", "~/pose", "TF") if len(rows[0]) == 3 else ())
 
 
 def _failures(results: Sequence[QueryResult]) -> str:
     """Queries without a fix, with the reasons, and wrong fixes."""
     lines = [f"{r.name}: {r.reason}" for r in results if not r.accepted]
-    lines += [f"{r.name}: wrong by {100 * r.position_error_m:.0f} cm, {np.degrees(r.rotation_error_rad):.1f} deg" for r in results if r.is_wrong_fix]
+    lines += [f"{r.name}: wrong by {100 * r.position_error_m:.0f} cm, {np.degrees(r.rotation_error_rad):.1f} deg"
+              for r in results if r.is_wrong_fix]
     if not lines:
-        return "<p>Every query was localized, none of them wrongly.</p>"
-    return "<h2>Queries without a right fix</h2><ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+        return page.paragraph("Every query was localized, none of them wrongly.")
+    return page.heading("Queries without a right fix") + page.bullets(lines)
 
 
 def _trajectory(results: Sequence[QueryResult], map_poses: Sequence[np.ndarray], landmarks_L3: np.ndarray | None) -> Figure:
-    to_plan = _seen_from_above([r.T_true for r in results] + list(map_poses))
-    figure, axes = _figure_axes(8.4, 6.6)
+    to_plan = page.seen_from_above(geometry.mean_up(np.stack([r.T_true for r in results] + list(map_poses))))
+    figure, axes = page.figure_axes(8.4, 6.6)
     if landmarks_L3 is not None:
-        axes.scatter(*to_plan(landmarks_L3), s=3, color=QUIET, label="landmarks")
+        axes.scatter(*to_plan(landmarks_L3), s=3, color=page.QUIET, label="landmarks")
     if len(map_poses):
-        axes.plot(*to_plan(_positions(map_poses)), ".-", color="#5b7db1", lw=0.6, ms=3, label="mapping drive")
+        axes.plot(*to_plan(_positions(map_poses)), ".-", color=page.BLUE, lw=0.6, ms=3, label="mapping drive")
     fixed = [r for r in results if r.accepted]
     true = to_plan(_positions([r.T_true for r in results]))
     axes.plot(*true, "o", color=TRUTH, ms=5, mfc="none", label="query, truth")
@@ -116,17 +109,6 @@ def _trajectory(results: Sequence[QueryResult], map_poses: Sequence[np.ndarray],
     return figure
 
 
-def _seen_from_above(poses: Sequence[np.ndarray]) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """World points (N, 3) -> x (N,), y (N,) in a level plane; up is where the images' upper edges point on average."""
-    up = -np.mean([T[:3, 1] for T in poses], axis=0)
-    normal = up / np.linalg.norm(up)
-    axis = np.eye(3)[0 if abs(normal[0]) < 0.9 else 1]  # where z is up, x is to the right
-    y = np.cross(normal, axis)
-    y /= np.linalg.norm(y)
-    x = np.cross(y, normal)
-    return lambda xyz_N3: (xyz_N3 @ x, xyz_N3 @ y)
-
-
 def _positions(poses: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([T[:3, 3] for T in poses]).reshape(-1, 3)
 
@@ -144,55 +126,8 @@ def _error_histogram(results: Sequence[QueryResult]) -> Figure:
 
 
 def _loss_curve(scene: SceneReport) -> Figure:
-    figure, axes = _figure_axes(8.4, 3)
+    figure, axes = page.figure_axes(8.4, 3)
     steps, losses = zip(*scene.loss_curve)
     axes.plot(steps, losses, color=TRUTH)
     axes.set(xlabel="step", ylabel="loss")
     return figure
-
-
-def _stage_times(scene: SceneReport) -> Figure:
-    figure, axes = _figure_axes(8.4, 0.8 + 0.3 * len(scene.seconds))
-    bars = axes.barh(list(scene.seconds), list(scene.seconds.values()), color="#5b7db1")
-    axes.bar_label(bars, fmt="%.1f s", padding=3)
-    axes.invert_yaxis()
-    axes.set(xlabel="seconds")
-    axes.margins(x=0.12)
-    return figure
-
-
-def _figure_axes(width: float, height: float):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _figure(picture: Figure | np.ndarray, caption: str) -> str:
-    """An HTML figure with the picture in a data: URI; photographs as JPEG, drawings as PNG."""
-    if isinstance(picture, Figure):
-        stream = io.BytesIO()
-        FigureCanvasAgg(picture).print_png(stream)
-        kind, data = "png", stream.getvalue()
-    else:
-        _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])
-        kind, data = "jpeg", encoded.tobytes()
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img src="{uri}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; margin: 1.5rem 0 }}
-td, th {{ padding: .2rem 1rem; border-bottom: 1px solid #e3e6e9; text-align: right; font-variant-numeric: tabular-nums }}
-td:first-child {{ text-align: left }}
-figure {{ margin: 2rem 0 }}
-img {{ max-width: 100% }}
-figcaption {{ color: #666; font-size: .9rem }}
-</style></head>
-<body>
-{body}
-</body></html>
-"""

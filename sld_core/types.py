@@ -58,11 +58,25 @@ class Frame:
     image_path: Path
     camera: Camera
     T_world_camera: np.ndarray | None = None
-    depth_path: Path | None = None
+    depth_path: Path | None = None  # 16-bit PNG, millimetres, aligned with the image, any resolution
     stamp_ns: int = 0
     session: str = ""
+    source: str = ""  # where it came from, in the user's words: a path, "lobby.mp4 at 12.25 s", a topic
 
 
+@dataclass(frozen=True)
+class FrameSet:
+    """Images of one or several drives, as mapping starts from them.
+
+    Where `intrinsics_known`, images are free of distortion and every camera is right; otherwise every camera is a guess, and
+    all frames of one session and size share one lens. Poses, where frames have them, are those of odometry, TF or the user
+    in `world_frame` (empty: none), with z up if `world_z_up`. `rejected` says of every source left out why."""
+
+    frames: tuple[Frame, ...]
+    intrinsics_known: bool
+    world_frame: str = ""
+    world_z_up: bool = False
+    rejected: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,3 +214,18 @@ class Scene:
     rolls_rad: tuple[float, float]  # lowest and highest; 0, 0 when the camera did not roll
     config: Any  # config.SceneConfig
     report: SceneReport
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """A labelled scene dataset: what `sld map` makes and a scene is taught from.
+
+    All `frames` have poses in one frame: `world_frame`, metres where `metric` (else units of their own). `split_F` is
+    "train", "val" or "test" per frame. `visibility_FL` is uint8 of Visibility. `landmarks.point_L` are ids."""
+
+    frames: tuple[Frame, ...]
+    split_F: tuple[str, ...]
+    landmarks: Landmarks
+    visibility_FL: np.ndarray
+    metric: bool
+    world_frame: str = ""

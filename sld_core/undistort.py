@@ -26,6 +26,20 @@ class Undistortion:
                            f"{self.camera.width}x{self.camera.height}")
         return image_HW3 if self.maps is None else cv2.remap(image_HW3, *self.maps, cv2.INTER_LINEAR)
 
+    def nearest(self, depth_HW: np.ndarray) -> np.ndarray:
+        """The undistorted depth image, of any size: no value that was not measured is made up between two surfaces."""
+        if self.maps is None:
+            return depth_HW
+        index, fraction = self.maps  # fraction: y and x in 1/32 pixel; INTER_NEAREST would ignore it, not round
+        xy = index.astype(np.float32) + 0.5 + np.stack([fraction & 31, fraction >> 5], -1).astype(np.float32) / 32
+        height, width = depth_HW.shape
+        if (width, height) != (self.camera.width, self.camera.height):
+            xy = cv2.resize(xy, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32([width / self.camera.width,
+                                                                                           height / self.camera.height])
+        columns, rows = np.floor(xy).astype(int).transpose(2, 0, 1)
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        return np.where(inside, depth_HW[rows.clip(0, height - 1), columns.clip(0, width - 1)], 0).astype(depth_HW.dtype)
+
 
 def undistortion(K: np.ndarray, D: np.ndarray, model: str, width: int, height: int) -> Undistortion:
     """From a calibration in the ROS and OpenCV convention (pixel centres at integers).

@@ -18,7 +18,7 @@ def rgb_from_image(message: Image | CompressedImage) -> np.ndarray:
     """(height, width, 3) uint8 RGB; SldError names an encoding or size that cannot be read."""
     if isinstance(message, CompressedImage):
         return rgb_from_encoded(message.data)
-    return rgb_from_raw(message.data, message.encoding, message.width, message.height, message.step)
+    return rgb_from_raw(message.data, message.encoding, message.width, message.height, message.step, bool(message.is_bigendian))
 
 
 def undistortion_from_camera_info(info: CameraInfo, rectified: bool = False) -> Undistortion:

@@ -3,7 +3,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sld_core.pixels import rgb_from_encoded, rgb_from_raw
+from sld_core.pixels import depth_mm_from_raw, rgb_from_encoded, rgb_from_raw
 from sld_core.types import SldError
 from sld_core.undistort import undistortion
 
@@ -68,3 +68,60 @@ def test_png_keeps_every_value_and_rubbish_is_refused():
     for rubbish in (b"", b"no image"):
         with pytest.raises(SldError, match="JPEG or PNG"):
             rgb_from_encoded(rubbish)
+
+
+def test_16_bit_grey_keeps_its_high_byte_in_either_order():
+    assert rgb_from_raw(bytes([0, 7, 255, 8]), "mono16", 2, 1, 4).tolist() == [[[7] * 3, [8] * 3]]
+    assert rgb_from_raw(bytes([7, 0, 8, 255]), "mono16", 2, 1, 4, big_endian=True).tolist() == [[[7] * 3, [8] * 3]]
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_bayer_patterns_are_named_by_their_first_two_rows(pattern):
+    red, green, blue = 200, 100, 50
+    value = {"r": red, "g": green, "b": blue}
+    mosaic = np.tile(np.array([[value[pattern[0]], value[pattern[1]]], [value[pattern[2]], value[pattern[3]]]], np.uint8), (8, 8))
+    padded = np.pad(mosaic, ((0, 0), (0, 3)))  # rows padded to the step
+    rgb = rgb_from_raw(padded.tobytes(), f"bayer_{pattern}8", 16, 16, 19)
+    assert (rgb == [red, green, blue]).all()
+
+
+@pytest.mark.parametrize("encoding, order", [("yuv422", "uyvy"), ("uyvy", "uyvy"), ("yuv422_yuy2", "yuyv"), ("yuyv", "yuyv")])
+@pytest.mark.parametrize("yuv, rgb", [((81, 90, 240), (255, 0, 0)), ((145, 54, 34), (0, 255, 0)), ((41, 240, 110), (0, 0, 255)),
+                                      ((235, 128, 128), (255, 255, 255))])  # BT.601, studio range
+def test_yuv422_has_its_chroma_in_order(encoding, order, yuv, rgb):
+    y, u, v = yuv
+    pixels = bytes([u, y, v, y] if order == "uyvy" else [y, u, y, v]) * 2
+    assert np.abs(rgb_from_raw(pixels * 3, encoding, 4, 3, 8).astype(int) - rgb).max() <= 2
+
+
+def test_luma_of_yuv422_is_that_of_its_pixel():
+    rgb = rgb_from_raw(bytes([128, 16, 128, 235]), "yuv422", 2, 1, 4)
+    assert rgb[0, 0].max() <= 1 and rgb[0, 1].min() >= 254
+
+
+def test_an_odd_width_is_no_yuv422():
+    with pytest.raises(SldError, match="even size"):
+        rgb_from_raw(bytes(6), "yuv422", 3, 1, 6)
+
+
+def test_depth_comes_in_millimetres_and_nonsense_is_none():
+    metres = np.array([[1.0, 0.0015, np.nan, np.inf, -1.0, 70.0]], np.float32)
+    for order in "<>":
+        raw = metres.astype(order + "f4").tobytes()
+        assert depth_mm_from_raw(raw, "32FC1", 6, 1, 24, order == ">").tolist() == [[1000, 2, 0, 0, 0, 0]]
+    assert depth_mm_from_raw(bytes([1, 2]), "16UC1", 1, 1, 2).tolist() == [[513]]
+    assert depth_mm_from_raw(bytes([1, 2]), "16UC1", 1, 1, 2, big_endian=True).tolist() == [[258]]
+    with pytest.raises(SldError, match="expected one of 16UC1"):
+        depth_mm_from_raw(b"", "rgb8", 1, 1, 3)
+
+
+def test_depth_is_undistorted_by_the_nearest_value_at_any_resolution():
+    made = undistortion(K, [0.1, 0, 0, 0, 0], "plumb_bob", 100, 80)
+    columns = np.tile(np.arange(1, 101, dtype=np.uint16), (80, 1))
+    # column 90 shows what is at 50 + 100 * 0.4 * (1 + 0.1 * 0.16) = 90.64, so the value of column 91
+    assert made.nearest(columns)[40, 90] == 92 and made.nearest(columns)[40, 50] == 51
+    assert set(np.unique(made.nearest(columns * 100))) <= {100 * i for i in range(101)}
+    assert made.nearest(columns)[40, 99] == 0  # beyond what the lens saw
+    half = columns[::2, ::2]
+    assert made.nearest(half)[20, 45] == half[20, 45]  # centre 91 of the whole image shows 91.7: within the same column of the half
+    assert undistortion(K, [], "", 100, 80).nearest(half) is half

@@ -6,19 +6,22 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from sld_core.calibration import Calibration
 from sld_core.config import BagConfig
 from sld_core.geometry import pose_error
 from sld_core.mapping.bag_reader import IMAGES, BagIndex, bag_files, decode_image, frame_name, messages, read_index, stamp_of
 from sld_core.mapping.frames import read_frames
+from sld_core.mapping.image_files import write_jpeg
+from sld_core.mapping.mcap import Message
+from sld_core.pixels import DEPTHS
 from sld_core.tf_tree import TransformError, TransformReason, TransformTree
 from sld_core.types import Frame, Progress, SldError
-from sld_core.undistort import Undistortion, undistortion
 
 log = logging.getLogger(__name__)
 
@@ -63,31 +66,59 @@ def _empty_folder(output: Path, record: Path) -> None:
 
 def _write_frames(bag: Path, output: Path, config: BagConfig, progress: Callable[[Progress], None]) -> list[int]:
     """Both passes over the bag; returns the stamps of the frames written, in order."""
-    index = read_index(bag, progress)
-    image_topic = _choose_image_topic(bag, index, config)
-    undistort = _calibration(bag, index, image_topic, config)
-    images = index.images[image_topic]
-    poses = _camera_poses(bag, index.tree, config.camera_frame or images.frame_id, sorted(images.stamps_ns), config.world_frame)
-    keep = select_keyframes(poses, config)
-    log.info("%s: %d of %d images kept, %d without a pose", bag.name, len(keep), len(images.stamps_ns), len(images.stamps_ns) - len(poses))
-    K = undistort.camera.K - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]  # the folder's file has pixel centres at integers
-    np.savetxt(output / "camera-intrinsics.txt", K)
+    drive = survey(bag, config, progress)
+    if drive.calibration is None:
+        raise SldError(f"{bag}: no camera calibration on {_info_topic(drive.index, drive.topic, config)}; "
+                       f"the bag has {list_topics(drive.index)}")
+    if not drive.poses:
+        raise SldError(f"{bag}: {no_pose(drive, config)}")
+    undistort = drive.calibration.undistortion(drive.calibration.width, drive.calibration.height)
+    keep = select_keyframes(drive.poses, config)
+    log.info("%s: %d of %d images kept, %d without a pose", bag.name, len(keep), len(drive.stamps), len(drive.stamps) - len(drive.poses))
+    np.savetxt(output / "camera-intrinsics.txt", drive.calibration.K)
     left = {stamp: f"frame-{i:06d}" for i, stamp in enumerate(keep)}
-    for message in messages(bag, IMAGES):
-        name = left.pop(stamp_of(message), None) if message.topic == image_topic else None
-        if name is None:
-            continue
-        np.savetxt(output / f"{name}.pose.txt", poses[stamp_of(message)])
-        _write_jpeg(output / f"{name}.color.jpg", undistort(decode_image(message)), config.jpeg_quality)
+    for stamp, message in wanted_messages(bag, drive.topic, keep):
+        np.savetxt(output / f"{left[stamp]}.pose.txt", drive.poses[stamp])
+        write_jpeg(output / f"{left.pop(stamp)}.color.jpg", undistort(decode_image(message)), config.jpeg_quality)
         progress(Progress("extracting frames", 1 - len(left) / len(keep)))
-        if not left:
-            break
     return keep
 
 
-def _write_jpeg(path: Path, rgb_HW3: np.ndarray, quality: int) -> None:
-    if not cv2.imwrite(str(path), cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]):
-        raise SldError(f"{path}: cannot be written; is the disk full?")
+@dataclass(frozen=True)
+class Drive:
+    """What a first pass over a bag finds: the images of `topic` by their stamps (ascending), the camera that took them and
+    where it was in `world_frame`, as far as the bag knows (None, and empty, where it does not)."""
+
+    bag: Path
+    index: BagIndex
+    topic: str
+    camera_frame: str
+    stamps: list[int]
+    calibration: Calibration | None
+    world_frame: str
+    poses: dict[int, np.ndarray]
+
+
+def survey(bag: Path, config: BagConfig, progress: Callable[[Progress], None]) -> Drive:
+    """Read all of a bag but its pixels."""
+    index = read_index(bag, progress)
+    topic = _choose_image_topic(bag, index, config)
+    images = index.images[topic]
+    camera = frame_name(config.camera_frame or images.frame_id)
+    stamps = sorted(set(images.stamps_ns))
+    world, poses = _camera_poses(bag, index.tree, camera, stamps, config.world_frame)
+    return Drive(bag, index, topic, camera, stamps, _calibration(bag, index, topic, config), world, poses)
+
+
+def wanted_messages(bag: Path, topic: str, stamps: Iterable[int]) -> Iterator[tuple[int, Message]]:
+    """(stamp, message) of each of these stamps of an image topic, once, in the order of the file."""
+    left = set(stamps)
+    for message in messages(bag, IMAGES) if left else ():
+        if message.topic == topic and (stamp := stamp_of(message)) in left:
+            left.remove(stamp)
+            yield stamp, message
+            if not left:
+                return
 
 
 def select_keyframes(poses: dict[int, np.ndarray], config: BagConfig) -> list[int]:
@@ -111,43 +142,55 @@ def _far_apart(poses: dict[int, np.ndarray], config: BagConfig, scale: float) ->
 
 
 def _choose_image_topic(bag: Path, index: BagIndex, config: BagConfig) -> str:
-    candidates = [config.image_topic] if config.image_topic else list(index.images)
+    colour = [topic for topic, images in index.images.items() if images.encoding not in DEPTHS and "compressedDepth" not in images.encoding]
+    candidates = [config.image_topic] if config.image_topic else colour
     if len(candidates) != 1 or candidates[0] not in index.images:
         wanted = f"image topic {config.image_topic!r}" if config.image_topic else "exactly one image topic (choose one with image_topic)"
-        raise SldError(f"{bag}: expected {wanted}; the bag has {_list(index.topics)}")
+        raise SldError(f"{bag}: expected {wanted}; the bag has {list_topics(index)}")
     return candidates[0]
 
 
-def _calibration(bag: Path, index: BagIndex, image_topic: str, config: BagConfig) -> Undistortion:
-    beside = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
-    topic = config.camera_info_topic or (beside if beside in index.infos or len(index.infos) != 1 else next(iter(index.infos)))
+def _calibration(bag: Path, index: BagIndex, image_topic: str, config: BagConfig) -> Calibration | None:
+    topic = _info_topic(index, image_topic, config)
     if topic not in index.infos:
-        raise SldError(f"{bag}: no camera calibration on {topic}; the bag has {_list(index.topics)}")
-    info = index.infos[topic]
+        if config.camera_info_topic:
+            raise SldError(f"{bag}: no camera calibration on {topic}; the bag has {list_topics(index)}")
+        return None
+    info, source = index.infos[topic], "the camera calibration"
     if config.rectified:
-        return undistortion(info.p.reshape(3, 4)[:, :3], np.zeros(0), "", info.width, info.height)
-    return undistortion(info.k, info.d, info.distortion_model, info.width, info.height)
+        return Calibration(info.width, info.height, info.p.reshape(3, 4)[:, :3], source=source)
+    return Calibration(info.width, info.height, info.k.reshape(3, 3), info.d, info.distortion_model, source)
 
 
-def _camera_poses(bag: Path, tree: TransformTree, camera: str, stamps: list[int], world: str) -> dict[int, np.ndarray]:
-    """Stamp -> T_world_camera where it is known, in the highest frame that knows most of them."""
-    chain = tree.ancestors(frame_name(camera))
+def _info_topic(index: BagIndex, image_topic: str, config: BagConfig) -> str:
+    beside = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+    return config.camera_info_topic or (beside if beside in index.infos or len(index.infos) != 1 else next(iter(index.infos)))
+
+
+def _camera_poses(bag: Path, tree: TransformTree, camera: str, stamps: list[int], world: str) -> tuple[str, dict[int, np.ndarray]]:
+    """The highest frame in which the poses of most images are known, and stamp -> T_world_camera; or "" and none."""
+    chain = tree.ancestors(camera)
     moving = [above for i, above in enumerate(chain) if any(tree.moves(frame) for frame in chain[:i])]
     best: dict[int, np.ndarray] = {}
-    gaps: list[TransformError] = []
-    for frame in [world] if world else reversed(moving):
-        poses, in_gap = _poses(tree, frame, frame_name(camera), stamps)
+    best_frame, gaps = "", []
+    for frame in [frame_name(world)] if world else reversed(moving):
+        poses, in_gap = _poses(tree, frame, camera, stamps)
         if len(poses) > len(best) or not best:
-            best, gaps = poses, in_gap
+            best_frame, best, gaps = frame, poses, in_gap
         if len(best) > len(stamps) / 2:
             break
     if gaps:
         log.warning("%s: %d of %d images left out: odometry or TF has gaps; the first: %s", bag.name, len(gaps), len(stamps), gaps[0])
-    if not best:
-        raise SldError(f"{bag}: no pose of the camera frame {camera!r} in {world or 'a frame in which it moves'} at any image stamp; needed is "
-                       "TF from odom or map down to the camera, or nav_msgs/Odometry and a static TF; "
-                       f"known frames: {', '.join(tree.frames()) or 'none'}; the chain of the camera: {' < '.join(reversed(chain))}")
-    return best
+    return (best_frame, best) if best else ("", {})
+
+
+def no_pose(drive: Drive, config: BagConfig) -> str:
+    """Why no image has a pose, and what would help."""
+    tree = drive.index.tree
+    chain = " < ".join(reversed(tree.ancestors(drive.camera_frame)))
+    return (f"no pose of the camera frame {drive.camera_frame!r} in {config.world_frame or 'a frame in which it moves'} at any image stamp; "
+            "needed is TF from odom or map down to the camera, or nav_msgs/Odometry and a static TF; "
+            f"known frames: {', '.join(tree.frames()) or 'none'}; the chain of the camera: {chain}")
 
 
 def _poses(tree: TransformTree, world: str, camera: str, stamps: list[int]) -> tuple[dict[int, np.ndarray], list[TransformError]]:
@@ -163,8 +206,8 @@ def _poses(tree: TransformTree, world: str, camera: str, stamps: list[int]) -> t
     return poses, gaps
 
 
-def _list(topics: dict[str, str]) -> str:
-    return ", ".join(f"{topic} ({type_name})" for topic, type_name in sorted(topics.items())) or "no topic of use"
+def list_topics(index: BagIndex) -> str:
+    return ", ".join(f"{topic} ({type_name})" for topic, type_name in sorted(index.topics.items())) or "no topic of use"
 
 
 def _fingerprint(bag: Path, config: BagConfig) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from sld_core.geometry import make_transform, rotation_from_quaternion
 from sld_core.mapping.mcap import Message, scan
-from sld_core.pixels import rgb_from_encoded, rgb_from_raw
+from sld_core.pixels import depth_mm_from_raw, encoded_size, rgb_from_encoded, rgb_from_raw
 from sld_core.tf_tree import TransformTree
 from sld_core.types import Progress, SldError
 
@@ -27,9 +28,11 @@ IMAGES = IMAGE, COMPRESSED
 
 @dataclass
 class Images:
-    """A topic of images."""
+    """A topic of images; encoding and size are those of the first."""
 
     frame_id: str
+    encoding: str = ""  # of sensor_msgs/Image, or the format of sensor_msgs/CompressedImage
+    size: tuple[int, int] = 0, 0  # width, height
     stamps_ns: list[int] = field(default_factory=list)
 
 
@@ -53,14 +56,18 @@ def messages(bag: Path, types: tuple[str, ...]) -> Iterator[Message]:
     parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else sorted(bag.glob("*.db3"))
     if not parts:
         raise SldError(f"{bag}: no rosbag2 recording (expected a folder with .mcap or .db3 files)")
+    read = 0
     try:
         for part in parts:
             with Reader(part) as reader:
                 wanted = [c for c in reader.connections if c.msgtype in types]
                 for connection, time_ns, data in reader.messages(wanted) if wanted else ():
+                    read += 1
                     yield Message(connection.topic, connection.msgtype, time_ns, bytes(data))
     except Exception as error:  # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3 raise
-        raise SldError(f"{bag}: cannot be read ({error})") from error
+        if not read:
+            raise SldError(f"{bag}: cannot be read ({error})") from error
+        log.warning("%s is cut off or damaged after %d messages (%s): only the part before is used", bag, read, error)
 
 
 def _compressed_by_rosbag2(bag: Path) -> bool:
@@ -79,14 +86,12 @@ def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
         if i % 100 == 0:
             progress(Progress("reading the bag", min(1.0, seen / total)))
         try:
-            content = _content(message) if message.type not in IMAGES else _frame_in_header(message)
+            content = _content(message) if message.type not in IMAGES else _topic_of_image(index, message)
         except SldError as error:
             _warn_once(warned, message.topic, f"{error}; ignored, as all such messages of this topic")
             continue
         if message.type in IMAGES:
-            images = index.images.get(message.topic) or Images(content)
-            images.stamps_ns.append(stamp_of(message))
-            index.images[message.topic] = images
+            content.stamps_ns.append(stamp_of(message))
         elif message.type == CAMERA_INFO:
             index.infos.setdefault(message.topic, content)
         elif message.type == TF:
@@ -112,7 +117,19 @@ def decode_image(message: Message) -> np.ndarray:
     content = _content(message)
     if message.type == COMPRESSED:
         return rgb_from_encoded(content.data)
-    return rgb_from_raw(content.data, content.encoding, content.width, content.height, content.step)
+    return rgb_from_raw(content.data, content.encoding, content.width, content.height, content.step, bool(content.is_bigendian))
+
+
+def encoded_jpeg(message: Message) -> bytes | None:
+    """The JPEG file in a recorded image, if it is one."""
+    data = bytes(_content(message).data) if message.type == COMPRESSED else b""
+    return data if data[:2] == b"\xff\xd8" else None
+
+
+def decode_depth(message: Message) -> np.ndarray:
+    """(height, width) uint16 millimetres of a recorded depth image, 0 = none."""
+    content = _content(message)
+    return depth_mm_from_raw(content.data, content.encoding, content.width, content.height, content.step, bool(content.is_bigendian))
 
 
 def stamp_of(message: Message) -> int:
@@ -126,13 +143,32 @@ def frame_name(name: str) -> str:
     return name.removeprefix("/")
 
 
-def _frame_in_header(message: Message) -> str:
+def _topic_of_image(index: BagIndex, message: Message) -> Images:
+    _check_header(message)
+    if message.topic not in index.images:
+        index.images[message.topic] = _first_image(message)
+    return index.images[message.topic]
+
+
+def _first_image(message: Message) -> Images:
+    content = _content(message)
+    frame = frame_name(content.header.frame_id)
+    if message.type == IMAGE:
+        return Images(frame, content.encoding, (content.width, content.height))
+    try:
+        return Images(frame, content.format, encoded_size(io.BytesIO(bytes(content.data))))
+    except SldError:  # a damaged one, or depth in a format of its own
+        return Images(frame, content.format)
+
+
+def _check_header(message: Message) -> None:
+    """Cheaper than decoding megabytes of pixels."""
     try:
         order = "little" if message.data[1] & 1 else "big"
         length = int.from_bytes(message.data[12:16], order)
         if len(message.data) < 16 + length:
             raise ValueError(f"{len(message.data)} bytes")
-        return frame_name(message.data[16:16 + length - 1].decode())
+        message.data[16:16 + length - 1].decode()
     except (IndexError, ValueError) as error:
         raise _malformed(message, error) from error
 

@@ -16,12 +16,10 @@ import pycolmap
 
 from sld_core import geometry
 from sld_core.config import TrackConfig
+from sld_core.mapping.colmap import CHUNK, pose_of, quiet, read_model
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
-
-
-CHUNK = 16  # images or, times `neighbours`, pairs between two signs of progress
 
 
 def reconstruct_once(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: int,
@@ -60,9 +58,7 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
 
     `work` is an existing folder for the feature database. All frames need a pose and must come from one camera."""
     check(frames)
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
-    pycolmap.logging.logtostderr = True  # and no files in the temporary folder
-    pycolmap.set_random_seed(seed)
+    quiet(seed)
     database, root = work / "features.db", _common_root(frames)
     names = [os.path.relpath(f.image_path, root) for f in frames]
     database.unlink(missing_ok=True)
@@ -77,7 +73,7 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
         if _is_better(refined, model, config):
             model = _in_given_frame(refined, names, frames)
     progress(Progress("triangulating", 1.0))
-    return _read_model(model, names, frames)
+    return read_model(model, dict(zip(names, frames)))
 
 
 def _is_better(refined, given, config: TrackConfig) -> bool:
@@ -219,34 +215,8 @@ def _in_given_frame(model, names: list[str], frames: Sequence[Frame]):
 
     A camera that hardly moves leaves the tilt of the whole free: points 1 m along each camera's axes take part."""
     axes = lambda T: T[:3, 3] + np.vstack([np.zeros(3), T[:3, :3].T])
-    pairs = [(axes(T), axes(f.T_world_camera)) for T, f in zip(_poses(model, names), frames) if T is not None]
+    frame_of = dict(zip(names, frames))
+    pairs = [(axes(pose_of(image)), axes(frame_of[image.name].T_world_camera)) for image in model.images.values() if image.has_pose]
     _, R, t = geometry.similarity(*(np.concatenate(side) for side in zip(*pairs)), with_scale=False)
     model.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(R), t))
     return model
-
-
-def _poses(model, names: list[str]) -> list[np.ndarray | None]:
-    by_name = {image.name: image for image in model.images.values() if image.has_pose}
-    out = []
-    for name in names:
-        image = by_name.get(name)
-        out.append(geometry.invert(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])) if image else None)
-    return out
-
-
-def _read_model(model, names: list[str], frames: Sequence[Frame]) -> Reconstruction:
-    index = {name: i for i, name in enumerate(names)}
-    frame_of = {image_id: index[image.name] for image_id, image in model.images.items()}
-    pixels = {image_id: np.array([p.xy for p in image.points2D]) for image_id, image in model.images.items()}
-    points, errors, obs = [], [], []
-    for k, point in enumerate(model.points3D.values()):
-        points.append(point.xyz)
-        errors.append(point.error)
-        obs += [(k, frame_of[e.image_id], *pixels[e.image_id][e.point2D_idx]) for e in point.track.elements]
-    if not points:
-        raise SldError("no feature could be triangulated: the images lack texture, or the camera only turned on the spot, "
-                       "or the poses are not those of the camera (camera to world, metres)")
-    obs = np.array(obs)
-    refined = tuple(replace(f, T_world_camera=T) if T is not None else f for f, T in zip(frames, _poses(model, names)))
-    log.info("%d points from %d observations in %d frames", len(points), len(obs), len(frames))
-    return Reconstruction(refined, np.array(points), np.array(errors), obs[:, 0].astype(int), obs[:, 1].astype(int), obs[:, 2:])

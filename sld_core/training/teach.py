@@ -18,6 +18,8 @@ from sld_core.localizer import Localizer
 from sld_core.mapping import labels as labelling
 from sld_core.mapping import landmarks as landmarking
 from sld_core.mapping import tracks
+from sld_core.mapping.matchability import matchability
+from sld_core.mapping.normals import normals_of
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
 from sld_core.training import buffer as buffering
@@ -48,11 +50,16 @@ def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig,
     with report.stage("landmarks"):
         held_out = hold_out(len(frames), config.validation_fraction)
         seen = without(whole, held_out)
-        landmarks = landmarking.select(seen, config.landmarks)
-        labels = labelling.label(seen, landmarks, config.labels)
+        angle_rad_F = upright_angles(seen.frames)
+        match_N = None
+        if config.landmarks.matchability_weight > 0:
+            match_N = matchability(seen, backbone, config.image, device, np.random.default_rng(config.seed), report, config.landmarks,
+                                   angle_rad_F)
+        landmarks = landmarking.select(seen, config.landmarks, match_N)
+        normals_L3 = normals_of(seen, landmarks, config.labels) if config.labels.use_normals else None
+        labels = labelling.label(seen, landmarks, config.labels, normals_L3)
     with report.stage("buffer"):
         passes = config.buffer.augmented_passes if config.head.kind != "prototype" else 0
-        angle_rad_F = upright_angles(seen.frames)
         buffer, whitening = buffering.fill(seen.frames, labels, angle_rad_F, backbone, config.buffer,
                                            config.image.max_side_px, device, rng, passes, report)
     with report.stage(HEAD_STAGE):

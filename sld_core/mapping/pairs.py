@@ -1,0 +1,89 @@
+"""Which pairs of images are worth matching: neighbours in time, and images that look alike wherever they are in time."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
+from sld_core.images import read_image
+from sld_core.map_config import SfmConfig
+from sld_core.models.backbone import Backbone
+from sld_core.types import Frame, Progress
+
+log = logging.getLogger(__name__)
+
+Pairs = list[tuple[int, int]]
+
+DESCRIPTOR_SIDE_PX = 384  # the longer side of the images that global descriptors are made of
+VOCABULARY_FRAMES, VOCABULARY_CELLS = 100, 200
+
+
+def propose(frames: Sequence[Frame], config: SfmConfig, seed: int = 0,
+            progress: Callable[[Progress], None] = lambda _: None) -> Pairs:
+    """Pairs (i < j) of frames to match, in ascending order."""
+    matching = config.matching
+    if matching == "auto":
+        matching = "exhaustive" if len(frames) <= config.exhaustive_up_to else "sequential"
+    if matching == "exhaustive":
+        return [(i, j) for i in range(len(frames)) for j in range(i + 1, len(frames))]
+    alike = closest(global_descriptors(frames, seed, progress), config.alike)
+    return sorted({*neighbours(frames, config.overlap), *alike})
+
+
+def neighbours(frames: Sequence[Frame], overlap: int) -> Pairs:
+    """Each frame with the `overlap` next ones of its session, and with those 2, 4, 8… times as far: wide baselines."""
+    steps = sorted({*range(1, overlap + 1), *(overlap * 2**k for k in range(1, 3))})
+    pairs = []
+    for session in dict.fromkeys(f.session for f in frames):
+        members = [i for i, f in enumerate(frames) if f.session == session]
+        members.sort(key=lambda i: (frames[i].stamp_ns, i))
+        pairs += [tuple(sorted((a, b))) for step in steps for a, b in zip(members, members[step:])]
+    return sorted(pairs)
+
+
+def closest(descriptor_FC: np.ndarray, count: int) -> Pairs:
+    """Each frame with the `count` whose descriptors are most like its own."""
+    likeness_FF = descriptor_FC @ descriptor_FC.T
+    np.fill_diagonal(likeness_FF, -np.inf)
+    count = min(count, len(descriptor_FC) - 1)
+    best = np.argpartition(-likeness_FF, count - 1, axis=1)[:, :count] if count > 0 else np.empty((len(descriptor_FC), 0), int)
+    return sorted({(min(i, j), max(i, j)) for i, row in enumerate(best) for j in row.tolist()})
+
+
+def global_descriptors(frames: Sequence[Frame], seed: int, progress: Callable[[Progress], None], words: int = 32) -> np.ndarray:
+    """One unit vector (F, C) per frame: residuals of the frozen backbone's cells to `words` visual words, summed per word
+    (VLAD, Jégou et al., CVPR 2010), with words that are clustered from these very images."""
+    backbone = Backbone("xfeat")
+    cells = []
+    for i, frame in enumerate(frames):
+        image = read_image(frame.image_path)
+        scale = DESCRIPTOR_SIDE_PX / max(image.shape[:2])
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        cells.append(functional.normalize(backbone.features(image).flatten(1).T, dim=1).half())
+        progress(Progress("describing images", (i + 1) / len(frames)))
+    word_KC = _words(cells, words, seed)
+    return torch.stack([_vlad(cell_NC.float(), word_KC) for cell_NC in cells]).numpy()
+
+
+def _words(cells: Sequence[torch.Tensor], count: int, seed: int) -> torch.Tensor:
+    """Spherical k-means over cells of frames spread over the set."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = np.unique(np.linspace(0, len(cells) - 1, VOCABULARY_FRAMES).round().astype(int))
+    sample_NC = torch.cat([cells[i][torch.randperm(len(cells[i]), generator=generator)[:VOCABULARY_CELLS]] for i in frames]).float()
+    word_KC = sample_NC[torch.randperm(len(sample_NC), generator=generator)[:count]]
+    for _ in range(15):
+        nearest_N = (sample_NC @ word_KC.T).argmax(1)
+        total_KC = torch.zeros_like(word_KC).index_add_(0, nearest_N, sample_NC)
+        word_KC = torch.where(total_KC.norm(dim=1, keepdim=True) > 0, functional.normalize(total_KC, dim=1), word_KC)
+    return word_KC
+
+
+def _vlad(cell_NC: torch.Tensor, word_KC: torch.Tensor) -> torch.Tensor:
+    nearest_N = (cell_NC @ word_KC.T).argmax(1)
+    residual_KC = torch.zeros_like(word_KC).index_add_(0, nearest_N, cell_NC - word_KC[nearest_N])
+    residual_KC = functional.normalize(residual_KC, dim=1)  # a wall of one texture must not drown the rest
+    return functional.normalize(residual_KC.flatten(), dim=0)

@@ -1,0 +1,181 @@
+"""Photographs in a folder, with depth, poses and intrinsics where they lie beside."""
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sld_core.calibration import Calibration, Lenses, read_calibration
+from sld_core.images import read_image
+from sld_core.mapping.frames import image_size, read_pose
+from sld_core.mapping.image_files import read_depth_mm
+from sld_core.mapping.selection import Candidate, Rejection
+from sld_core.types import Progress, SldError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = ".jpg", ".jpeg", ".png"
+DEPTH, POSE, INTRINSICS = ".depth.png", ".pose.txt", "camera-intrinsics.txt"
+MAX_LIST_BYTES = 16 * 2**20
+EXIF_IFD, FOCAL_35MM = 0x8769, 0xA405
+
+
+def candidates(folder: Path, calibration: Calibration | None, progress: Callable[[Progress], None], list_path: Path | None = None,
+               with_poses: bool = False) -> Iterator[Candidate | Rejection]:
+    """The photographs of a folder in the order of their names, or of the list; what is none is named as a Rejection."""
+    if not folder.is_dir():
+        raise SldError(f"{folder}: no such folder of images")
+    found = _listed(folder, list_path) if list_path else _all(folder)
+    paths = [item for item in found if isinstance(item, Path)]
+    yield from (item for item in found if isinstance(item, Rejection))
+    lenses, focals = Lenses(calibration), {} if calibration else _focals(folder, paths)
+    for i, path in enumerate(paths):
+        try:
+            yield from _photo(folder, path, lenses, focals, with_poses)
+        except SldError as error:
+            yield Rejection(_relative(folder, path), _kind(error))
+        progress(Progress("reading images", (i + 1) / len(paths)))
+
+
+def calibration_beside(folder: Path) -> Calibration | None:
+    """That of the folder's own camera-intrinsics.txt, where there is one."""
+    path = folder / INTRINSICS
+    if not path.is_file():
+        return None
+    log.info("%s is used as the calibration of all its images", path)
+    return read_calibration(path)
+
+
+def _photo(folder: Path, path: Path, lenses: Lenses, focals: dict, with_poses: bool) -> Iterator[Candidate | Rejection]:
+    width, height = image_size(path)
+    _check_kind(path)
+    session = _session(folder, path)
+    lens = lenses(width, height, focals.get((session, width, height), 0.0))
+    image = read_image(path)
+    if lens.maps is not None:
+        image = lens(image)
+    stem = path.with_name(_stem(path.name))
+    T, depth = None, None
+    if with_poses and (pose_path := stem.with_name(stem.name + POSE)).exists():
+        T = yield from _or_rejection(folder, pose_path, read_pose)
+    if (depth_path := stem.with_name(stem.name + DEPTH)).exists():
+        depth = yield from _or_rejection(folder, depth_path, lambda path: lens.nearest(read_depth_mm(path, (width, height))))
+    jpeg = path.read_bytes() if lens.maps is None and path.suffix.lower() != ".png" else None
+    yield Candidate(image, lens.camera, session, _relative(folder, path), T_world_camera=T, jpeg=jpeg, depth_mm_HW=depth)
+
+
+def _or_rejection(folder: Path, path: Path, read: Callable):
+    """What stands beside a photograph; when it is damaged, it is named and the photograph does without."""
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise SldError(f"{path}: a link that leads out of {folder}")
+        return read(path)
+    except SldError as error:
+        yield Rejection(_relative(folder, path), _kind(error))
+        return None
+
+
+def _kind(error: SldError) -> str:
+    text = str(error)
+    kinds = {"other size": "image is ", "outside": "leads out", "no photograph": "no photograph"}
+    return f"{next((kind for kind, words in kinds.items() if words in text), 'damaged')}: {text}"
+
+
+def _check_kind(path: Path) -> None:
+    """Depth images that other tools name otherwise must not become photographs."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+    if head[:4] == b"\x89PNG" and tuple(head[24:26]) == (16, 0):
+        raise SldError(f"{path}: no photograph but 16-bit values of one channel")
+
+
+def _all(folder: Path) -> list[Path | Rejection]:
+    found: list[Path | Rejection] = []
+    for place, folders, files in os.walk(folder):
+        for name in sorted(folders):
+            if (Path(place) / name).is_symlink():
+                found.append(Rejection(_relative(folder, Path(place) / name), "outside: a link to a folder is not followed"))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(place) / name
+            if name.startswith(".") or not name.lower().endswith(SUFFIXES) or name.lower().endswith(DEPTH):
+                continue
+            if not path.resolve().is_relative_to(folder.resolve()):
+                found.append(Rejection(_relative(folder, path), "outside: a link that leads out of the folder"))
+            elif path.is_file():
+                found.append(path)
+            else:
+                found.append(Rejection(_relative(folder, path), "damaged: not a file"))
+    return sorted(found, key=lambda item: _natural(_relative(folder, item) if isinstance(item, Path) else item.source))
+
+
+def _listed(folder: Path, list_path: Path) -> list[Path | Rejection]:
+    """One name a line, with or without its endings, relative to the folder."""
+    names = [line.strip() for line in _list_text(Path(list_path)).splitlines() if line.strip()]
+    if len(names) > len(set(names)):
+        raise SldError(f"{list_path}: names {len(names) - len(set(names))} images twice")
+    for name in names:
+        if len(name) > 1000 or not name.isprintable():
+            raise SldError(f"{list_path}: {name[:40]!r}… is no name of an image")
+        if not _image_of(folder, name).resolve().is_relative_to(folder.resolve()):
+            raise SldError(f"{list_path}: {name!r} leads out of {folder}")
+    paths = [_image_of(folder, name) for name in names]
+    return [path if path.is_file() else Rejection(name, "missing: no such image") for name, path in zip(names, paths, strict=True)]
+
+
+def _list_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise SldError(f"{path}: {path.stat().st_size} bytes; expected a list of names")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+
+
+def _image_of(folder: Path, name: str) -> Path:
+    """The image that a name means; the name itself where there is none."""
+    endings = [".color.jpg", ".color.png", *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
+    if name.lower().endswith(SUFFIXES):
+        endings.insert(0, "")
+    return next((folder / (name + ending) for ending in endings if (folder / (name + ending)).is_file()), folder / name)
+
+
+def _focals(folder: Path, paths: list[Path]) -> dict[tuple[str, int, int], float]:
+    """(session, width, height) -> focal length in pixels that EXIF states, the median over the images of one lens."""
+    stated: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                focal_mm = float(image.getexif().get_ifd(EXIF_IFD).get(FOCAL_35MM, 0))
+        except Exception:  # PIL raises whatever damaged metadata makes it meet; the guess does without
+            continue
+        if 5 <= focal_mm <= 1000:  # equivalent on the 36 x 24 mm film, by the diagonal
+            stated[_session(folder, path), width, height].append(focal_mm * np.hypot(width, height) / np.hypot(36, 24))
+    return {lens: float(np.median(focals)) for lens, focals in stated.items()}
+
+
+def _session(folder: Path, path: Path) -> str:
+    """The subfolder; empty for the folder itself."""
+    parent = path.parent.relative_to(folder).as_posix()
+    return "" if parent == "." else parent
+
+
+def _stem(name: str) -> str:
+    """IMG_1 of IMG_1.jpg, frame-000001 of frame-000001.color.jpg."""
+    return Path(name).stem.removesuffix(".color")
+
+
+def _relative(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _natural(text: str) -> list:
+    """Sorts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() and len(part) < 4000 else (-1, part) for part in re.split(r"(\d+)", text)]

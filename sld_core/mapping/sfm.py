@@ -1,0 +1,230 @@
+"""FrameSet -> camera poses and points by structure from motion (pycolmap: SIFT, our own choice of pairs, COLMAP or GLOMAP).
+
+The result lies in a frame of its own, of unknown scale and tilt; mapping.metric gives it metres and an upward direction."""
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+
+from sld_core.images import read_image
+from sld_core.map_config import SfmConfig
+from sld_core.mapping.colmap import CHUNK, quiet, read_model
+from sld_core.mapping.pairs import Pairs, propose
+from sld_core.mapping.track_completion import complete_tracks
+from sld_core.types import Camera, Frame, FrameSet, Progress, Reconstruction, SldError
+from sld_core.undistort import Undistortion, undistortion
+
+log = logging.getLogger(__name__)
+
+NEGLIGIBLE_DISTORTION_PX = 0.1  # at the image's corner
+
+
+@dataclass(frozen=True)
+class SfmResult:
+    """`reconstruction` is the largest piece of the place that hangs together; `pieces` are the sizes of all, largest first;
+    `lost` names every frame that is not in the largest one, with the reason. `lenses` describes the cameras for people."""
+
+    reconstruction: Reconstruction
+    pieces: tuple[int, ...]
+    lost: dict[str, str]
+    reprojection_px: float
+    lenses: tuple[str, ...]
+
+
+def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
+          progress: Callable[[Progress], None] = lambda _: None) -> SfmResult:
+    """Poses of as many frames as hang together. `folder` keeps the features and matches (features.db, from which a run that
+    was killed goes on), the model in COLMAP's format (model/) and, where the lens distorts, undistorted images (images/)."""
+    frames = frame_set.frames
+    if len(frames) < 3:
+        raise SldError(f"{len(frames)} images: at least 3 are needed to map anything; a room needs about 100")
+    quiet(seed)
+    database = folder / "features.db"
+    _extract(database, frame_set, config, progress)
+    _match(database, frames, propose(frames, config, seed, progress), folder, progress)
+    models = _map(database, frame_set, config, seed, folder, progress)
+    model, others = models[0], models[1:]
+    _polish(model, database, config, frame_set.intrinsics_known, progress)
+    (folder / "model").mkdir(exist_ok=True)
+    model.write(folder / "model")
+    return SfmResult(read_model(model, _pinhole_frames(model, frame_set, folder, progress)),
+                     tuple(m.num_reg_images() for m in models), _lost(frames, model, others, database),
+                     model.compute_mean_reprojection_error(), tuple(_described(camera) for camera in model.cameras.values()))
+
+
+def _extract(database: Path, frame_set: FrameSet, config: SfmConfig, progress: Callable[[Progress], None]) -> None:
+    """SIFT features of all images; frames that share a lens share a camera of the database."""
+    options = pycolmap.FeatureExtractionOptions()
+    options.sift.max_num_features = config.max_features
+    groups: dict[tuple, list[Frame]] = {}
+    for frame in frame_set.frames:
+        size = frame.camera.width, frame.camera.height
+        groups.setdefault((frame.camera,) if frame_set.intrinsics_known else (frame.session, size), []).append(frame)
+    done = 0
+    for group in groups.values():
+        reader = _reader(group[0].camera, frame_set.intrinsics_known)
+        for start in range(0, len(group), CHUNK):
+            chunk = group[start : start + CHUNK]
+            progress(Progress("finding features", done / len(frame_set.frames)))
+            pycolmap.extract_features(database, chunk[0].image_path.parent, [f.image_path.name for f in chunk],
+                                      pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu)
+            with pycolmap.Database.open(database) as db:
+                reader.existing_camera_id = db.read_image_with_name(chunk[0].image_path.name).camera_id
+            done += len(chunk)
+
+
+def _reader(camera: Camera, known: bool) -> pycolmap.ImageReaderOptions:
+    reader = pycolmap.ImageReaderOptions()
+    reader.camera_model = "PINHOLE" if known else "SIMPLE_RADIAL"
+    values = (camera.fx, camera.fy, camera.cx, camera.cy) if known else (camera.fx, camera.cx, camera.cy, 0.0)
+    reader.camera_params = ",".join(repr(float(v)) for v in values)
+    return reader
+
+
+def _match(database: Path, frames: Sequence[Frame], pairs: Pairs, folder: Path, progress: Callable[[Progress], None]) -> None:
+    """Matches of all pairs; those that the database has already are passed over."""
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = folder / "pairs.txt"
+    chunk = CHUNK * 10
+    for start in range(0, len(pairs), chunk):
+        progress(Progress("matching features", start / len(pairs)))
+        lines = (f"{frames[i].image_path.name} {frames[j].image_path.name}\n" for i, j in pairs[start : start + chunk])
+        pairing.match_list_path.write_text("".join(lines))
+        pycolmap.match_image_pairs(database, pairing_options=pairing, device=pycolmap.Device.cpu)
+    log.info("%d pairs of %d matched", len(pairs), len(frames) * (len(frames) - 1) // 2)
+
+
+def _inliers(database: Path) -> dict[tuple[str, str], int]:
+    """How many matches of each pair of image names fit one geometry."""
+    with pycolmap.Database.open(database) as db:
+        name_of = {image.image_id: image.name for image in db.read_all_images()}
+        pairs = zip(*db.read_two_view_geometry_num_inliers())
+        return {tuple(name_of[i] for i in pycolmap.pair_id_to_image_pair(pair)): int(count) for pair, count in pairs}
+
+
+def _map(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
+         progress: Callable[[Progress], None]) -> list[pycolmap.Reconstruction]:
+    """The pieces that hang together, largest first."""
+    images, out = frame_set.frames[0].image_path.parent, folder / "pieces"
+    out.mkdir(exist_ok=True)
+    if config.mapper == "global":
+        progress(Progress("solving all poses at once", 0.0))
+        options = pycolmap.GlobalPipelineOptions()
+        options.random_seed = seed
+        options.mapper.bundle_adjustment.refine_focal_length = not frame_set.intrinsics_known
+        options.mapper.bundle_adjustment.refine_extra_params = not frame_set.intrinsics_known
+        models = pycolmap.global_mapping(database, images, out, options)
+    else:
+        options = _incremental(frame_set.intrinsics_known, seed)
+        count = iter(range(len(frame_set.frames) * 100))
+        step = lambda: progress(Progress("solving poses", min(1.0, next(count) / len(frame_set.frames))))
+        models = pycolmap.incremental_mapping(database, images, out, options, next_image_callback=step)
+    if not models:
+        raise SldError(f"no two of the {len(frame_set.frames)} images could be put together: they overlap too little, lack texture or are "
+                       "blurred, or the camera only turned on the spot; take images from places 10 to 30 cm apart that look the same way")
+    return sorted(models.values(), key=lambda m: -m.num_reg_images())
+
+
+def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = seed
+    options.extract_colors = False
+    options.ba_refine_focal_length = options.ba_refine_extra_params = not known
+    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = not known
+    return options
+
+
+def _polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool, progress: Callable[[Progress], None]) -> None:
+    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows."""
+    rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
+    with pycolmap.Database.open(database) as db:
+        for i, radius_px in enumerate(rounds):
+            progress(Progress("completing tracks", i / len(rounds)))
+            complete_tracks(model, db, radius_px, config)
+            for _ in range(2):  # before and after what does not fit is dropped
+                _adjust(model, known)
+                observations = pycolmap.ObservationManager(model)
+                observations.filter_observations_with_negative_depth()
+                observations.filter_all_points3D(config.reprojection_px, 1.5)
+    model.update_point_3d_errors()
+
+
+def _adjust(model: pycolmap.Reconstruction, known: bool) -> None:
+    """Bundle adjustment of all poses and points, and of the lenses unless they are known."""
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = not known
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.solver_options.max_num_iterations = 50
+    options.ceres.solver_options.function_tolerance = 1e-5
+    which = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        which.add_image(image_id)
+    which.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, which, model).solve()
+
+
+def _pinhole_frames(model: pycolmap.Reconstruction, frame_set: FrameSet, folder: Path,
+                    progress: Callable[[Progress], None]) -> dict[str, Frame]:
+    """Image name -> frame whose image is free of distortion; images are written anew only where there is some."""
+    camera_of = {image.name: model.cameras[image.camera_id] for image in model.images.values() if image.has_pose}
+    registered = [f for f in frame_set.frames if f.image_path.name in camera_of]
+    if frame_set.intrinsics_known:
+        return {f.image_path.name: f for f in registered}
+    undistort_of = {camera.camera_id: _undistortion(camera) for camera in camera_of.values()}
+    (folder / "images").mkdir(exist_ok=True)
+    out = {}
+    for i, frame in enumerate(registered):
+        undistort = undistort_of[camera_of[frame.image_path.name].camera_id]
+        out[frame.image_path.name] = _undistorted(frame, undistort, folder / "images")
+        progress(Progress("undistorting images", (i + 1) / len(registered)))
+    return out
+
+
+def _undistortion(lens: pycolmap.Camera) -> Undistortion:
+    f, cx, cy, k = lens.params
+    K = np.array([[f, 0, cx - 0.5], [0, f, cy - 0.5], [0, 0, 1]])
+    radius = np.hypot(lens.width, lens.height) / 2
+    shift_px = abs(k) * (radius / f) ** 2 * radius
+    D = [k, 0, 0, 0] if shift_px > NEGLIGIBLE_DISTORTION_PX else []
+    return undistortion(K, np.array(D), "plumb_bob", lens.width, lens.height)
+
+
+def _undistorted(frame: Frame, undistort: Undistortion, folder: Path) -> Frame:
+    if undistort.maps is None:
+        return replace(frame, camera=undistort.camera)
+    path = folder / frame.image_path.name
+    bgr = cv2.cvtColor(undistort(read_image(frame.image_path)), cv2.COLOR_RGB2BGR)
+    if not cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise SldError(f"{path}: cannot be written; is the disk full?")
+    return replace(frame, image_path=path, camera=undistort.camera)
+
+
+def _lost(frames: Sequence[Frame], model: pycolmap.Reconstruction, others: Sequence[pycolmap.Reconstruction],
+          database: Path) -> dict[str, str]:
+    """Frame name -> why it is not in `model`."""
+    placed = {image.name for image in model.images.values() if image.has_pose}
+    piece_of = {image.name: m.num_reg_images() for m in reversed(others) for image in m.images.values() if image.has_pose}
+    best: Counter[str] = Counter()
+    for pair, inliers in _inliers(database).items():
+        for name in pair:
+            best[name] = max(best[name], inliers)
+    lost = {}
+    for frame in frames:
+        name = frame.image_path.name
+        if name in piece_of and name not in placed:
+            lost[frame.name] = f"in a piece of {piece_of[name]} images that shares no view with the largest"
+        elif name not in placed:
+            lost[frame.name] = f"at most {best[name]} matches with another image" if best[name] else "matches no other image"
+    return lost
+
+
+def _described(camera: pycolmap.Camera) -> str:
+    return f"{camera.width}x{camera.height} {camera.model_name} {camera.params_to_string()}"

@@ -1,0 +1,171 @@
+"""Photographs: which files become frames, in which order, with what lies beside them, and what is left out."""
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from sld_core.calibration import Calibration
+from sld_core.geometry import make_transform
+from sld_core.mapping.frame_set import read_frame_set
+from sld_core.mapping.sources import from_photos
+from sld_core.types import SldError
+
+K = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
+
+
+def photo(path, value=100, size=(64, 48)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = cv2.imencode(path.suffix.lower(), np.full((size[1], size[0], 3), value, np.uint8))[1].tobytes()
+    path.write_bytes(data)
+    return path
+
+
+def depth(path, value=1500, size=(32, 24)):
+    path.write_bytes(cv2.imencode(".png", np.full((size[1], size[0]), value, np.uint16))[1].tobytes())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+def test_names_in_natural_order_with_a_session_per_folder(tmp_path, photos):
+    for i, name in enumerate(["hall/img 10.JPG", "hall/img 2.jpeg", "küche/b.png", "a.jpg", ".hidden.jpg", "hall/.cache/x.jpg"]):
+        photo(photos / name, 10 * i)
+    (photos / "readme.txt").write_text("not an image")
+    frame_set = from_photos(photos, tmp_path / "out")
+    assert [f.source for f in frame_set.frames] == ["a.jpg", "hall/img 2.jpeg", "hall/img 10.JPG", "küche/b.png"]
+    assert [f.session for f in frame_set.frames] == ["", "hall", "hall", "küche"]
+    assert [f.name for f in frame_set.frames] == [f"image-{i:06d}" for i in range(4)] and frame_set.rejected == {}
+    for frame in frame_set.frames[:3]:
+        assert frame.image_path.read_bytes() == (photos / frame.source).read_bytes()  # byte for byte
+    assert cv2.imread(str(frame_set.frames[3].image_path))[0, 0, 0] == 20
+    assert not frame_set.intrinsics_known and (frame_set.world_frame, frame_set.frames[0].camera.fx) == ("", 1.2 * 64)
+    assert read_frame_set(tmp_path / "out") == frame_set
+
+
+def png_header(width, height, bits=8, kind=2):
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def test_damaged_and_hostile_images_are_named_and_skipped(tmp_path, photos):
+    good = photo(photos / "good.jpg")
+    (photos / "cut.jpg").write_bytes(good.read_bytes()[:-100])
+    (photos / "text.jpg").write_text("hello")
+    (photos / "empty.png").touch()
+    (photos / "bomb.png").write_bytes(png_header(16000, 16000) + bytes(100))
+    (photos / "header.jpg").write_bytes(b"\xff\xd8" + b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff")
+    depth(photos / "values.png")
+    photo(tmp_path / "secret.jpg")
+    photo(tmp_path / "secrets" / "x.jpg")
+    (photos / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (photos / "linked").symlink_to(tmp_path / "secrets")
+    (photos / "broken.jpg").symlink_to(photos / "none")
+    frame_set = from_photos(photos, tmp_path / "out")
+    assert [f.source for f in frame_set.frames] == ["good.jpg"]
+    kinds = {source: reason.split(":")[0] for source, reason in frame_set.rejected.items()}
+    assert kinds == {"cut.jpg": "damaged", "text.jpg": "damaged", "empty.png": "damaged", "bomb.png": "damaged", "header.jpg": "damaged",
+                     "values.png": "no photograph", "link.jpg": "outside", "linked": "outside", "broken.jpg": "damaged"}
+    assert "16000x16000" in frame_set.rejected["bomb.png"] and "16-bit values" in frame_set.rejected["values.png"]
+
+
+@pytest.mark.parametrize("names, words", [([], "no usable image .0 left out"), (["text.jpg"], "no usable image .1 left out: text.jpg: damaged")])
+def test_nothing_left_is_an_error(tmp_path, photos, names, words):
+    for name in names:
+        (photos / name).write_text("hello")
+    with pytest.raises(SldError, match=words):
+        from_photos(photos, tmp_path / "out")
+    with pytest.raises(SldError, match="no such folder of images"):
+        from_photos(tmp_path / "none", tmp_path / "out2")
+
+
+def test_depth_and_poses_beside(tmp_path, photos):
+    T = make_transform(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0.0]]), np.array([1.0, 2, 3]))
+    for name in ("a.color.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"):
+        photo(photos / name)
+    depth(photos / "a.depth.png")
+    depth(photos / "c.depth.png", size=(32, 32))
+    (photos / "d.depth.png").write_bytes(cv2.imencode(".png", np.zeros((24, 32), np.uint8))[1].tobytes())
+    (photos / "e.depth.png").write_bytes(png_header(64000, 48000, 16, 0))
+    np.savetxt(photos / "a.pose.txt", T)
+    np.savetxt(photos / "b.pose.txt", np.full((4, 4), np.nan))
+    (photos / "c.pose.txt").symlink_to("/etc/hostname")
+    frame_set = from_photos(photos, tmp_path / "out", with_poses=True)
+    first, *others = frame_set.frames
+    assert (first.T_world_camera == T).all() and all(f.T_world_camera is None and f.depth_path is None for f in others)
+    assert first.depth_path.name == "image-000000.depth.png" and (cv2.imread(str(first.depth_path), cv2.IMREAD_UNCHANGED) == 1500).all()
+    assert frame_set.world_frame == "given" and not frame_set.world_z_up
+    assert sorted(frame_set.rejected) == ["b.pose.txt", "c.depth.png", "c.pose.txt", "d.depth.png", "e.depth.png"]
+    assert "finite" in frame_set.rejected["b.pose.txt"] and frame_set.rejected["c.pose.txt"].startswith("outside")
+    assert "depth is 32x32 but the image is 64x48" in frame_set.rejected["c.depth.png"] and "16-bit" in frame_set.rejected["d.depth.png"]
+    without = from_photos(photos, tmp_path / "without")
+    assert without.world_frame == "" and all(f.T_world_camera is None for f in without.frames)
+
+
+def test_the_matrix_in_the_folder_is_used_unless_a_calibration_is_given(tmp_path, photos):
+    photo(photos / "a.jpg")
+    np.savetxt(photos / "camera-intrinsics.txt", K)
+    frame_set = from_photos(photos, tmp_path / "out")
+    assert frame_set.intrinsics_known and (frame_set.frames[0].camera.fx, frame_set.frames[0].camera.cx) == (60, 32)
+    other = from_photos(photos, tmp_path / "other", calibration=Calibration(64, 48, K * [[2, 1, 1], [1, 2, 1], [1, 1, 1]]))
+    assert other.frames[0].camera.fx == 120
+
+
+def test_images_of_another_size_than_the_calibration_are_named(tmp_path, photos):
+    photo(photos / "a.jpg"), photo(photos / "b.jpg", size=(128, 96))
+    frame_set = from_photos(photos, tmp_path / "out", calibration=Calibration(64, 48, K, source="lens.yaml"))
+    assert frame_set.rejected == {"b.jpg": "other size: image is 128x96 but lens.yaml is for 64x48"}
+
+
+def test_image_and_depth_are_undistorted_together(tmp_path, photos):
+    ramp = np.tile(np.arange(64, dtype=np.uint16)[None], (48, 1))
+    cv2.imwrite(str(photos / "a.png"), np.repeat(ramp[..., None].astype(np.uint8) * 4, 3, 2))
+    cv2.imwrite(str(photos / "a.depth.png"), ramp * 4)
+    frame = from_photos(photos, tmp_path / "out", calibration=Calibration(64, 48, K, np.array([0.2, 0, 0, 0, 0]), "plumb_bob")).frames[0]
+    image = cv2.imread(str(frame.image_path))[..., 0].astype(int)
+    depths = cv2.imread(str(frame.depth_path), cv2.IMREAD_UNCHANGED).astype(int)
+    # column 58 is 26.5 / 60 = 0.4417 from the middle: it shows column 31.5 + 26.5 * (1 + 0.2 * 0.4417^2) = 32.53 + 26.5
+    assert image[24, 58] == pytest.approx(4 * 59.03 / 1, abs=6) and abs(depths[24, 58] - 4 * 59.03) <= 4
+    assert np.abs(image - depths)[20:28, 10:54].max() <= 6 and (depths % 4 == 0).all()
+
+
+def test_a_list_names_images_with_or_without_their_endings(tmp_path, photos):
+    for name in ("hall/x.color.jpg", "hall/my photo.JPG", "b.jpg", "c.jpg"):
+        photo(photos / name)
+    (tmp_path / "list.txt").write_text("c.jpg\nhall/x\n\nhall/my photo\nmissing\n")
+    frame_set = from_photos(photos, tmp_path / "out", list_path=tmp_path / "list.txt")
+    assert [f.source for f in frame_set.frames] == ["c.jpg", "hall/x.color.jpg", "hall/my photo.JPG"]
+    assert frame_set.rejected == {"missing": "missing: no such image"}
+
+
+@pytest.mark.parametrize("text, words", [("../secret\n", "leads out of"), ("/etc/passwd\n", "leads out of"), ("link\n", "leads out of"), ("a\na\n", "1 images twice"),
+                                         ("a\0b\n", "no name of an image"), ("x" * 2000, "no name of an image")])
+def test_lists_that_lead_elsewhere_are_refused(tmp_path, photos, text, words):
+    photo(tmp_path / "secret.jpg"), photo(photos / "a.jpg")
+    (photos / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(SldError, match=words):
+        from_photos(photos, tmp_path / "out", list_path=tmp_path / "list.txt")
+
+
+def test_a_list_that_is_none_is_named(tmp_path, photos):
+    (tmp_path / "list.txt").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(SldError, match="list.txt: cannot be read .not text"):
+        from_photos(photos, tmp_path / "out", list_path=tmp_path / "list.txt")
+
+
+def test_the_focal_length_in_exif_is_the_first_guess(tmp_path, photos):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 26
+    exif[0x0112] = 6  # turned by 90 degrees: ignored, so that images agree with a calibration
+    Image.new("RGB", (72, 48)).save(photos / "a.jpg", exif=exif)
+    photo(photos / "b.jpg", size=(72, 48))
+    frame_set = from_photos(photos, tmp_path / "out")
+    assert [f.camera.fx for f in frame_set.frames] == pytest.approx([52.0, 52.0])  # 26 mm of 36 mm are 52 of 72 pixels; one lens for both
+    assert not frame_set.intrinsics_known and (frame_set.frames[0].camera.width, frame_set.frames[0].camera.height) == (72, 48)
