@@ -13,6 +13,7 @@ from sld_core.types import SceneReport
 RECALL_CM_DEG = ((2, 2), (5, 5), (10, 10))
 WRONG_FIX_M = 0.5
 WRONG_FIX_RAD = np.radians(10.0)
+UNITLESS = ("queries", "accepted", "median_deg")  # what of `accuracy` holds in a scene that is not metric
 HEAD_STAGE = "head"  # the key of SceneReport.seconds under which head training is counted
 
 Metrics = dict[str, float | int | None]

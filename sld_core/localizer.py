@@ -26,6 +26,8 @@ class Localizer:
         self.backbone = (backbone or Backbone(scene.config.backbone)).to(device)
         self.head = scene.head.to(device).eval()
         self._local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
+        # a limit in metres says nothing of a scene in units of its own; the one relative to the landmarks' distance stays
+        self._pnp = scene.config.pnp if scene.metric else replace(scene.config.pnp, max_position_sigma_m=np.inf)
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Localizer:
@@ -33,7 +35,7 @@ class Localizer:
         return cls(scene_file.load(Path(path)), device)
 
     def localize(self, image_HW3: np.ndarray, camera: Camera) -> Localization:
-        """The pose of `camera` in the scene's world from one undistorted uint8 RGB image, or the reason there is none.
+        """The pose of `camera` in the scene's world (and its unit) from one undistorted uint8 RGB image, or the reason there is none.
 
         An image that tells nothing as it is, is turned by a few angles: the camera may have rolled."""
         clock = _Clock()
@@ -56,13 +58,13 @@ class Localizer:
         clock.lap("head")
         detections = _turned_back(heatmap.decode(maps, config.decode), A)
         clock.lap("decode")
-        pose = pnp.estimate(detections, xyz_L3, camera, config.pnp)
+        pose = pnp.estimate(detections, xyz_L3, camera, self._pnp)
         clock.lap("pnp")
         if isinstance(pose, PoseEstimate):
             # the guided pass: look again for every landmark near its projection, and fit the pose to what is found
             xy_L2, _ = geometry.project(camera, geometry.invert(pose.T_world_camera), xyz_L3)
             detections = _turned_back(heatmap.decode_near(maps, xy_L2 @ A[:, :2].T + A[:, 2], config.decode), A)
-            pose = pnp.refine(pose.T_world_camera, detections, xyz_L3, camera, config.pnp)
+            pose = pnp.refine(pose.T_world_camera, detections, xyz_L3, camera, self._pnp)
             clock.lap("guided")
         return detections, pose
 

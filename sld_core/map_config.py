@@ -26,7 +26,10 @@ class SfmConfig:
     max_features: int = ranged(2500, 100, 50_000)  # per image
     exhaustive_up_to: int = ranged(60, 0, 1000)
     overlap: int = ranged(5, 1, 1000)  # next images of the session that each is matched with
-    alike: int = ranged(20, 0, 1000)  # images that each is matched with because they look alike
+    alike: int = ranged(12, 0, 1000)  # images that each is matched with because they look alike
+    other_passes: int = ranged(12, 0, 1000)  # the same, each from another pass through the place
+    bridge_rounds: int = ranged(3, 0, 100)  # further pairs, as long as the place falls into parts
+    min_bridge: int = ranged(50, 10, 10_000)  # matches of one geometry that hold two images together
     mapper: str = chosen("incremental", "global", "posed")  # posed: given poses are refined, no image is lost
     completion_px: float = ranged(8.0, 0.0, 50.0)  # window of the first search for lost observations; 0: tracks as matched
     completion_view_deg: float = ranged(60.0, 1.0, 180.0)  # from a point's mean viewing direction
@@ -111,8 +114,8 @@ class DepthConfig:
 class SplitConfig:
     """Training, validation and test frames (mapping.formats.splits)."""
 
-    val: float = ranged(0.1, 0.0, 0.33)  # of all frames
-    test: float = ranged(0.1, 0.0, 0.33)
+    val: float = ranged(0.05, 0.0, 0.33)  # of all frames
+    test: float = ranged(0.0, 0.0, 0.33)  # 0: a robot needs every image; test with a drive of its own
     chunk: int = ranged(10, 1, 100_000)  # frames in a row that are held out together, about
     min_sessions: int = ranged(3, 2, 1000)  # from which on whole sessions are held out for the test
     min_train: float = ranged(0.5, 0.1, 0.9)  # of all frames; sessions that would leave less for training are not held out

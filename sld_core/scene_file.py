@@ -4,6 +4,8 @@
     bytes 4-7    format version, little endian
     bytes 8-39   SHA-256 of all that follows
     bytes 40-    safetensors: head weights (float16), landmarks (float32), metadata["scene"] = JSON
+
+The JSON says whether the scene is metric; files from before it could be otherwise do not, and are.
 """
 from __future__ import annotations
 
@@ -39,6 +41,7 @@ def save(scene: Scene, path: Path) -> int:
         "camera": dataclasses.asdict(scene.camera),
         "origin": scene.origin_3.tolist(),
         "rolls_rad": list(scene.rolls_rad),
+        "metric": bool(scene.metric),
         "config": configuration.to_dict(scene.config),
         "report": dataclasses.asdict(scene.report),
     })
@@ -120,8 +123,11 @@ def _parse(body: bytes, path: Path) -> Scene:
         origin_3 = np.array([float(v) for v in text["origin"]])
         if origin_3.shape != (3,) or not np.isfinite(origin_3).all():
             raise SldError(f"origin {text['origin']}: expected three numbers")
+        metric = text.get("metric", True)
+        if not isinstance(metric, bool):
+            raise SldError(f"metric {str(metric)[:40]!r}: expected true or false")
         return Scene(_name(text["name"]), Landmarks(xyz_L3 + origin_3, np.full(len(xyz_L3), -1)), origin_3, head,
-                     Camera(**text["camera"]), (low, high), config, _report(text["report"]))
+                     Camera(**text["camera"]), (low, high), config, _report(text["report"]), metric)
     except SldError as error:
         raise SldError(f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)) from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -204,7 +204,7 @@ class SceneReport:
 class Scene:
     """All that is needed to localize in one place: landmarks, the head that finds them, the camera it was taught with,
     the range of angles by which its images were turned upright, the configuration (config.SceneConfig) and the report of
-    the teaching. No image, no descriptor of one."""
+    the teaching. No image, no descriptor of one. Where not `metric`, the unit of landmarks and poses is not the metre."""
 
     name: str
     landmarks: Landmarks
@@ -214,6 +214,7 @@ class Scene:
     rolls_rad: tuple[float, float]  # lowest and highest; 0, 0 when the camera did not roll
     config: Any  # config.SceneConfig
     report: SceneReport
+    metric: bool = True
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,10 @@ class LocalizerNode(Node):
 
     def _load_scene(self, path: str) -> None:
         localizer = self._load(Path(path).expanduser(), self._parameters.device)
+        if not localizer.scene.metric:
+            raise SldError(f"{path}: scene {localizer.scene.name!r} is not metric: its poses are not in metres, and a robot would drive by "
+                           "them; give the mapped dataset a scale (sld map metric --distance ... | --tag-size ... | depth | odometry) "
+                           "and teach it again")
         with self._scene_lock:
             self._localizer = localizer
             self._map_odom.reset()

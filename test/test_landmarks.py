@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sld_core import cli, geometry, room
-from sld_core.bench_landmarks import selection_rules
+from sld_core.bench.landmarks import selection_rules
 from sld_core.config import ImageConfig, LabelConfig, LandmarkConfig, from_dict, to_dict
 from sld_core.mapping import labels, landmarks, matchability, normals
 from sld_core.training.teach import without

@@ -33,7 +33,7 @@ class FakeLocalizer:
         if path.name == "defect.sld":
             raise RuntimeError("no CUDA\nand no GPU")
         self.path = path
-        self.scene = SimpleNamespace(name=path.stem, landmarks=range(500))
+        self.scene = SimpleNamespace(name=path.stem, landmarks=range(500), metric=path.name != "unscaled.sld")
         self.stamps, self.seen, self.reason = {}, [], ""
         self.go = threading.Event()
         self.go.set()
@@ -198,6 +198,16 @@ def test_a_scene_that_does_not_load_leaves_the_old_one(robot):
     assert robot.answer_to(1, time.time_ns()).scene == "room"
 
 
+def test_a_scene_without_scale_is_refused(robot):
+    """Its poses are in no metres: a robot must not drive by them."""
+    assert robot.load_scene("room.sld").success
+    refused = robot.load_scene("unscaled.sld")
+    assert (refused.success, refused.scene) == (False, "room") and "\n" not in refused.error
+    assert refused.error.startswith("unscaled.sld: scene 'unscaled' is not metric") and "sld map metric --distance" in refused.error
+    robot.made.pop()  # the node has dropped it
+    assert robot.answer_to(1, time.time_ns()).scene == "room"
+
+
 def test_any_error_of_loading_is_answered_in_one_line(robot):
     assert robot.load_scene("~/room.sld").success and robot.made[0].path == Path.home() / "room.sld"
     answer = robot.load_scene("defect.sld")
@@ -246,3 +256,14 @@ def test_a_scene_that_is_missing_at_start_stops_the_node_with_one_line(ros, tmp_
     node = ros.process("sld_ros.localizer_node", scene=tmp_path / "none.sld")
     _, text = node.communicate(timeout=60)
     assert node.returncode == 1 and "none.sld" in text.strip().splitlines()[-1] and "Traceback" not in text
+
+
+def test_a_scene_without_scale_at_start_stops_the_node_with_one_line(ros, tmp_path):
+    from test_scene_file import make_scene
+    from sld_core import scene_file
+    import dataclasses
+    scene_file.save(dataclasses.replace(make_scene(), metric=False), tmp_path / "a.sld")
+    node = ros.process("sld_ros.localizer_node", scene=tmp_path / "a.sld")
+    _, text = node.communicate(timeout=60)
+    assert node.returncode == 1 and "Traceback" not in text
+    assert "a.sld: scene 'kitchen' is not metric" in text.strip().splitlines()[-1]

@@ -42,6 +42,18 @@ def test_round_trip(tmp_path, kind):
     torch.testing.assert_close(back.head(features).score_Lhw, scene.head(features).score_Lhw, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("metric", [True, False])
+def test_whether_a_scene_is_metric_is_kept(tmp_path, metric):
+    scene_file.save(dataclasses.replace(make_scene(), metric=metric), tmp_path / "a.sld")
+    assert scene_file.load(tmp_path / "a.sld").metric is metric
+
+
+def test_a_file_from_before_scenes_without_scale_is_metric(saved):
+    before = saved.read_bytes()
+    forge(saved, lambda b: b.replace(b'\\"metric\\": true', b'\\"matric\\": true'))  # as if it were not there
+    assert saved.read_bytes() != before and scene_file.load(saved).metric is True
+
+
 def test_every_damaged_byte_is_one_clear_error(saved, tmp_path):
     """A flipped bit in any region: mark, version, checksum, header, metadata, weights, last byte."""
     data = saved.read_bytes()
@@ -104,6 +116,8 @@ def test_not_a_number_is_refused(tmp_path):
     (lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\":  NaN'), "from 0.0 to 180.0"),
     (lambda b: b.replace(b'hidden\\": 8', b'hidden\\": 9'), "head of width 8, but hidden=9"),
     (lambda b: b.replace(b'tracks\\": 1.0', b'tracks\\": {} '), "report whose parts are not numbers"),
+    (lambda b: b.replace(b'metric\\": true', b'metric\\": 1   '), "metric '1': expected true or false"),
+    (lambda b: b.replace(b'metric\\": true', b'metric\\": null'), "metric 'None': expected true or false"),
     (lambda b: b.replace(b'kitchen', b'\\\\u001b[2J'[:7]), "readable scene|printable"),
 ])
 def test_settings_and_report_of_a_forged_file_are_checked(saved, change, expected):

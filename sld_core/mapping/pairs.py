@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch.nn import functional
 
 from sld_core.images import read_image
@@ -19,23 +21,36 @@ log = logging.getLogger(__name__)
 Pairs = list[tuple[int, int]]
 
 DESCRIPTOR_SIDE_PX = 384  # the longer side of the images that global descriptors are made of
+OTHER_PASS = 6  # frames apart, from which on two views count as of different passes
 VOCABULARY_FRAMES, VOCABULARY_CELLS = 100, 200
 
 
-def propose(frames: Sequence[Frame], config: SfmConfig, seed: int = 0,
-            progress: Callable[[Progress], None] = lambda _: None) -> Pairs:
-    """Pairs (i < j) of frames to match, in ascending order."""
-    matching = config.matching
-    if matching == "auto":
-        matching = "exhaustive" if len(frames) <= config.exhaustive_up_to else "sequential"
-    if matching == "exhaustive":
-        return [(i, j) for i in range(len(frames)) for j in range(i + 1, len(frames))]
-    alike = closest(global_descriptors(frames, seed, progress), config.alike)
-    return sorted({*neighbours(frames, config.overlap), *alike})
+def is_exhaustive(frames: Sequence[Frame], config: SfmConfig) -> bool:
+    """Whether simply all pairs are matched."""
+    return config.matching == "exhaustive" or config.matching == "auto" and len(frames) <= config.exhaustive_up_to
+
+
+def all_pairs(count: int) -> Pairs:
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]
+
+
+def propose(frames: Sequence[Frame], likeness_FF: np.ndarray, config: SfmConfig) -> Pairs:
+    """Pairs (i < j) of frames to match first: neighbours in time, what looks most alike, and that of every other pass."""
+    return sorted({*neighbours(frames, config.overlap), *closest(likeness_FF, config.alike),
+                   *closest(likeness_FF, config.other_passes, gap=OTHER_PASS)})
+
+
+def bridges(likeness_FF: np.ndarray, verified_FF: np.ndarray, count: int) -> Pairs:
+    """Pairs that could join the parts into which verified matches fall: each frame with the `count` most like it in other
+    parts; none where all hangs together."""
+    parts, part_F = connected_components(csr_array(verified_FF), directed=False)
+    if parts < 2:
+        return []
+    return closest(np.where(part_F[:, None] == part_F[None], -np.inf, likeness_FF), count)
 
 
 def neighbours(frames: Sequence[Frame], overlap: int) -> Pairs:
-    """Each frame with the `overlap` next ones of its session, and with those 2, 4, 8… times as far: wide baselines."""
+    """Each frame with the `overlap` next ones of its session, and with those 2 and 4 times `overlap` away: wide baselines."""
     steps = sorted({*range(1, overlap + 1), *(overlap * 2**k for k in range(1, 3))})
     pairs = []
     for session in dict.fromkeys(f.session for f in frames):
@@ -45,13 +60,21 @@ def neighbours(frames: Sequence[Frame], overlap: int) -> Pairs:
     return sorted(pairs)
 
 
-def closest(descriptor_FC: np.ndarray, count: int) -> Pairs:
-    """Each frame with the `count` whose descriptors are most like its own."""
-    likeness_FF = descriptor_FC @ descriptor_FC.T
-    np.fill_diagonal(likeness_FF, -np.inf)
-    count = min(count, len(descriptor_FC) - 1)
-    best = np.argpartition(-likeness_FF, count - 1, axis=1)[:, :count] if count > 0 else np.empty((len(descriptor_FC), 0), int)
-    return sorted({(min(i, j), max(i, j)) for i, row in enumerate(best) for j in row.tolist()})
+def closest(likeness_FF: np.ndarray, count: int, gap: int = 1) -> Pairs:
+    """Each frame with the `count` that are most like it, at least `gap` apart in their order and from the frame itself: with
+    a gap of 1 simply the nearest, with a larger one the best of every other pass through the place."""
+    pairs = set()
+    for i, order in enumerate(np.argsort(-likeness_FF, axis=1, kind="stable")):
+        free = np.ones(len(likeness_FF), bool)
+        free[max(0, i - gap + 1) : i + gap] = False
+        for _ in range(count):
+            left = order[free[order] & np.isfinite(likeness_FF[i, order])]
+            if not len(left):
+                break
+            j = int(left[0])
+            pairs.add((min(i, j), max(i, j)))
+            free[max(0, j - gap + 1) : j + gap] = False
+    return sorted(pairs)
 
 
 def global_descriptors(frames: Sequence[Frame], seed: int, progress: Callable[[Progress], None], words: int = 32) -> np.ndarray:

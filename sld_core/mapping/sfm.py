@@ -9,20 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pycolmap
 
 from sld_core.images import read_image
 from sld_core.map_config import SfmConfig
+from sld_core.mapping import pairs
 from sld_core.mapping.colmap import CHUNK, quiet, read_model
-from sld_core.mapping.pairs import Pairs, propose
+from sld_core.mapping.image_files import read_depth_mm, write_depth, write_jpeg
 from sld_core.mapping.track_completion import complete_tracks
 from sld_core.types import Camera, Frame, FrameSet, Progress, Reconstruction, SldError
 from sld_core.undistort import Undistortion, undistortion
 
 log = logging.getLogger(__name__)
 
+JPEG_QUALITY = 95
 NEGLIGIBLE_DISTORTION_PX = 0.1  # at the image's corner
 
 
@@ -48,7 +49,7 @@ def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
     quiet(seed)
     database = folder / "features.db"
     _extract(database, frame_set, config, progress)
-    _match(database, frames, propose(frames, config, seed, progress), folder, progress)
+    _match(database, frames, config, seed, folder, progress)
     models = _map(database, frame_set, config, seed, folder, progress)
     model, others = models[0], models[1:]
     _polish(model, database, config, frame_set.intrinsics_known, progress)
@@ -88,17 +89,44 @@ def _reader(camera: Camera, known: bool) -> pycolmap.ImageReaderOptions:
     return reader
 
 
-def _match(database: Path, frames: Sequence[Frame], pairs: Pairs, folder: Path, progress: Callable[[Progress], None]) -> None:
-    """Matches of all pairs; those that the database has already are passed over."""
+def _match(database: Path, frames: Sequence[Frame], config: SfmConfig, seed: int, folder: Path,
+           progress: Callable[[Progress], None]) -> None:
+    """Matches of the pairs worth it; while these leave the place in parts, of pairs that could join them."""
+    if pairs.is_exhaustive(frames, config):
+        _match_pairs(database, frames, pairs.all_pairs(len(frames)), folder, progress)
+        return
+    descriptor_FC = pairs.global_descriptors(frames, seed, progress)
+    likeness_FF = descriptor_FC @ descriptor_FC.T
+    tried = set(pairs.propose(frames, likeness_FF, config))
+    _match_pairs(database, frames, sorted(tried), folder, progress)
+    for _ in range(config.bridge_rounds):
+        likeness_FF[tuple(np.array(sorted(tried)).T)] = -np.inf  # not twice
+        likeness_FF = np.minimum(likeness_FF, likeness_FF.T)
+        more = pairs.bridges(likeness_FF, _verified(database, frames, config.min_bridge), config.other_passes)
+        _match_pairs(database, frames, more, folder, progress)
+        tried |= set(more)
+    log.info("%d pairs of %d matched", len(tried), len(frames) * (len(frames) - 1) // 2)
+
+
+def _match_pairs(database: Path, frames: Sequence[Frame], wanted: pairs.Pairs, folder: Path, progress: Callable[[Progress], None]) -> None:
+    """Pairs that the database has matches of already are passed over."""
     pairing = pycolmap.ImportedPairingOptions()
     pairing.match_list_path = folder / "pairs.txt"
     chunk = CHUNK * 10
-    for start in range(0, len(pairs), chunk):
-        progress(Progress("matching features", start / len(pairs)))
-        lines = (f"{frames[i].image_path.name} {frames[j].image_path.name}\n" for i, j in pairs[start : start + chunk])
+    for start in range(0, len(wanted), chunk):
+        progress(Progress("matching features", start / len(wanted)))
+        lines = (f"{frames[i].image_path.name} {frames[j].image_path.name}\n" for i, j in wanted[start : start + chunk])
         pairing.match_list_path.write_text("".join(lines))
         pycolmap.match_image_pairs(database, pairing_options=pairing, device=pycolmap.Device.cpu)
-    log.info("%d pairs of %d matched", len(pairs), len(frames) * (len(frames) - 1) // 2)
+
+
+def _verified(database: Path, frames: Sequence[Frame], min_inliers: int) -> np.ndarray:
+    """Which frames (F, F) share at least `min_inliers` matches that fit one geometry."""
+    index = {f.image_path.name: i for i, f in enumerate(frames)}
+    verified_FF = np.zeros((len(frames), len(frames)), bool)
+    for (a, b), inliers in _inliers(database).items():
+        verified_FF[index[a], index[b]] = verified_FF[index[b], index[a]] = inliers >= min_inliers
+    return verified_FF
 
 
 def _inliers(database: Path) -> dict[tuple[str, str], int]:
@@ -136,6 +164,7 @@ def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = seed
     options.extract_colors = False
+    options.min_model_size = 3  # pieces that are small are reported all the same
     options.ba_refine_focal_length = options.ba_refine_extra_params = not known
     options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = not known
     return options
@@ -200,11 +229,13 @@ def _undistortion(lens: pycolmap.Camera) -> Undistortion:
 def _undistorted(frame: Frame, undistort: Undistortion, folder: Path) -> Frame:
     if undistort.maps is None:
         return replace(frame, camera=undistort.camera)
-    path = folder / frame.image_path.name
-    bgr = cv2.cvtColor(undistort(read_image(frame.image_path)), cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-        raise SldError(f"{path}: cannot be written; is the disk full?")
-    return replace(frame, image_path=path, camera=undistort.camera)
+    out = replace(frame, image_path=folder / frame.image_path.name, camera=undistort.camera)
+    write_jpeg(out.image_path, undistort(read_image(frame.image_path)), JPEG_QUALITY)
+    if frame.depth_path is not None:
+        out = replace(out, depth_path=folder / frame.depth_path.name)
+        size = frame.camera.width, frame.camera.height
+        write_depth(out.depth_path, undistort.nearest(read_depth_mm(frame.depth_path, size)))
+    return out
 
 
 def _lost(frames: Sequence[Frame], model: pycolmap.Reconstruction, others: Sequence[pycolmap.Reconstruction],

@@ -1,18 +1,22 @@
-"""Frames with poses -> a scene file: tracks, landmarks, labels, buffer, head, check. The whole offline path in one page."""
+"""Frames with poses, or a labelled dataset -> a scene file. The whole offline path in one page.
+
+`teach` makes tracks, landmarks and labels itself; `teach_scene_data` is given them. Both make a lesson of it and go on alike:
+buffer, head, check."""
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Sequence
 
 import numpy as np
 
 from sld_core import geometry, scene_file
-from sld_core.config import SceneConfig
-from sld_core.evaluate import HEAD_STAGE, QueryResult, accuracy
+from sld_core.config import RANGES, SceneConfig
+from sld_core.evaluate import HEAD_STAGE, UNITLESS, QueryResult, accuracy
 from sld_core.images import read_image
 from sld_core.localizer import Localizer
 from sld_core.mapping import labels as labelling
@@ -24,7 +28,7 @@ from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
 from sld_core.training import buffer as buffering
 from sld_core.training import head as recipe
-from sld_core.types import Frame, Progress, Reconstruction, Scene, SceneReport, SldError
+from sld_core.types import Frame, Labels, Landmarks, Progress, Reconstruction, Scene, SceneData, SceneReport, SldError, Visibility
 
 log = logging.getLogger(__name__)
 
@@ -37,50 +41,93 @@ def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig,
 
     `work` keeps the tracks: a second call with the same frames and track settings takes them from there.
     `seconds_before` are the stages already done, for the report. Returns the scene as read back from the file."""
-    seconds = dict(seconds_before or {})
     tracks.check(frames)
-    # far from the world's origin, as in UTM coordinates, single precision and pose solvers lose centimetres
-    origin_3 = np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
+    origin_3 = _origin(frames)
     frames = [_moved(f, -origin_3) for f in frames]
-    report = _Overall(progress, seconds, len(frames), config)
-    rng = np.random.default_rng(config.seed)
+    report = _Overall(progress, dict(seconds_before or {}), _expected_s(len(frames), config, with_tracks=True))
     backbone = Backbone(config.backbone).to(device)
     with report.stage("tracks"):
         whole = tracks.reconstruct_once(frames, work, config.tracks, config.seed, report)
     with report.stage("landmarks"):
         held_out = hold_out(len(frames), config.validation_fraction)
         seen = without(whole, held_out)
-        angle_rad_F = upright_angles(seen.frames)
         match_N = None
         if config.landmarks.matchability_weight > 0:
             match_N = matchability(seen, backbone, config.image, device, np.random.default_rng(config.seed), report, config.landmarks,
-                                   angle_rad_F)
+                                   upright_angles(seen.frames))
         landmarks = landmarking.select(seen, config.landmarks, match_N)
         normals_L3 = normals_of(seen, landmarks, config.labels) if config.labels.use_normals else None
         labels = labelling.label(seen, landmarks, config.labels, normals_L3)
+    lesson = Lesson(seen.frames, landmarks, labels, tuple(whole.frames[i] for i in held_out), origin_3, metric=True)
+    counts = {"frames": len(frames), "points": len(whole.points_N3)}
+    return _teach(lesson, output, name, config, backbone, device, report, counts)
+
+
+def teach_scene_data(data: SceneData, output: Path, name: str, config: SceneConfig, device: str = "cpu",
+                     progress: Callable[[Progress], None] = lambda _: None, seconds_before: dict[str, float] | None = None) -> Scene:
+    """Teach a scene from a labelled dataset, and write it to `output` once it has passed its check.
+
+    Learns all landmarks of `data` (see `first_landmarks`) from the frames of split "train", as they are labelled. The check is
+    on frames of "val", about as many as `teach` holds out; where there are none, training frames are held out. Frames of
+    "test" are never looked at. Frames may come from several cameras. The scene is metric where `data` is."""
+    config = replace(config, landmarks=replace(config.landmarks, count=len(data.landmarks)))
+    train, jury = split_rows(data.split_F, config.validation_fraction)
+    _check_data(data, train)
+    learned = [data.frames[i] for i in train]
+    report = _Overall(progress, dict(seconds_before or {}), _expected_s(len(train), config, with_tracks=False))
+    origin_3 = _origin(learned)
+    frames = tuple(_moved(f, -origin_3) for f in learned)
+    landmarks = replace(data.landmarks, xyz_L3=data.landmarks.xyz_L3 - origin_3)
+    labels = Labels(data.visibility_FL[train], projections(frames, landmarks.xyz_L3))
+    lesson = Lesson(frames, landmarks, labels, tuple(_moved(data.frames[i], -origin_3) for i in jury), origin_3, data.metric)
+    return _teach(lesson, output, name, config, Backbone(config.backbone).to(device), device, report, {"frames": len(train)})
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a head is taught, in coordinates less `origin_3`: labelled `frames` to learn from, row i of `labels` is that of
+    frame i, and the `jury`, frames that are kept for the check."""
+
+    frames: tuple[Frame, ...]
+    landmarks: Landmarks
+    labels: Labels
+    jury: tuple[Frame, ...]
+    origin_3: np.ndarray
+    metric: bool
+
+
+def _teach(lesson: Lesson, output: Path, name: str, config: SceneConfig, backbone: Backbone, device: str, report: _Overall,
+           counts: dict[str, int]) -> Scene:
+    """What both ways share: lesson -> buffer, head, check -> the scene file."""
+    landmarks, angle_rad_F = lesson.landmarks, upright_angles(lesson.frames)
+    trained = config.head.kind != "prototype"
     with report.stage("buffer"):
-        passes = config.buffer.augmented_passes if config.head.kind != "prototype" else 0
-        buffer, whitening = buffering.fill(seen.frames, labels, angle_rad_F, backbone, config.buffer,
-                                           config.image.max_side_px, device, rng, passes, report)
+        buffer, whitening = buffering.fill(lesson.frames, lesson.labels, angle_rad_F, backbone, config.buffer, config.image.max_side_px, device,
+                                           np.random.default_rng(config.seed), config.buffer.augmented_passes if trained else 0, report)
     with report.stage(HEAD_STAGE):
-        if config.head.kind == "prototype":
-            cells, curve = recipe.prototypes(buffer, len(landmarks), config.head), []
-        else:
+        if trained:
             cells, curve = recipe.train(buffer, len(landmarks), config.head, config.seed, device, report)
-    counts = {"frames": len(frames), "points": len(whole.points_N3), "landmarks": len(landmarks), "cells": len(buffer)}
+        else:
+            cells, curve = recipe.prototypes(buffer, len(landmarks), config.head), []
+    counts = counts | {"landmarks": len(landmarks), "cells": len(buffer)}
+    camera = Counter(f.camera for f in lesson.frames).most_common(1)[0][0]
     rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())
-    landmarks = dataclasses.replace(landmarks, xyz_L3=landmarks.xyz_L3 + origin_3)
-    scene = Scene(name, landmarks, origin_3, SceneHead(whitening.cpu(), cells), frames[0].camera, rolls_rad, config,
-                  SceneReport(seconds, counts, curve, {}))
+    landmarks = replace(landmarks, xyz_L3=landmarks.xyz_L3 + lesson.origin_3)
+    scene = Scene(name, landmarks, lesson.origin_3, SceneHead(whitening.cpu(), cells), camera, rolls_rad, config,
+                  SceneReport(report.seconds, counts, curve, {}), lesson.metric)
     with report.stage("check"):
-        scene = _check(scene, [_moved(whole.frames[i], origin_3) for i in held_out], output, backbone, device)
-    return scene
+        return _check(scene, [_moved(f, lesson.origin_3) for f in lesson.jury], output, backbone, device)
+
+
+def _origin(frames: Sequence[Frame]) -> np.ndarray:
+    """Far from the world's origin, as in UTM coordinates, single precision and pose solvers lose centimetres."""
+    return np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
 
 
 def _moved(frame: Frame, by_3: np.ndarray) -> Frame:
     T = frame.T_world_camera.copy()
     T[:3, 3] += by_3
-    return dataclasses.replace(frame, T_world_camera=T)
+    return replace(frame, T_world_camera=T)
 
 
 def upright_angles(frames: Sequence[Frame]) -> np.ndarray:
@@ -112,11 +159,56 @@ def without(reconstruction: Reconstruction, left_out: Sequence[int]) -> Reconstr
     keep_F[list(left_out)] = False
     new_index = np.cumsum(keep_F) - 1
     keep = keep_F[reconstruction.obs_frame_M]
-    return dataclasses.replace(
+    return replace(
         reconstruction, frames=tuple(f for f, k in zip(reconstruction.frames, keep_F) if k),
         obs_point_M=reconstruction.obs_point_M[keep], obs_frame_M=new_index[reconstruction.obs_frame_M[keep]],
         obs_xy_M2=reconstruction.obs_xy_M2[keep])
 
+
+# a labelled dataset --------------------------------------------------------------------------------------------------
+
+def first_landmarks(data: SceneData, count: int) -> SceneData:
+    """The dataset with the first `count` of its landmarks only: they are in order of choice."""
+    if count > len(data.landmarks):
+        raise SldError(f"{count} landmarks were asked for, the dataset has {len(data.landmarks)}; ask for at most that many, or map it "
+                       "again with more")
+    landmarks = Landmarks(data.landmarks.xyz_L3[:count], data.landmarks.point_L[:count])
+    return replace(data, landmarks=landmarks, visibility_FL=data.visibility_FL[:, :count])
+
+
+def split_rows(split_F: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
+    """Rows to learn from and rows for the check, about `fraction` of both together, or MIN_JURY: of "val", evenly thinned,
+    or else held out from "train"."""
+    train, val = ([i for i, split in enumerate(split_F) if split == name] for name in ("train", "val"))
+    if not val:
+        jury = [train[i] for i in hold_out(len(train), fraction)]
+        return [i for i in train if i not in jury], jury
+    wanted = round(fraction * (len(train) + len(val)))
+    if fraction > 0:
+        wanted = min(max(wanted, MIN_JURY), len(val))
+    return train, [val[i] for i in np.linspace(0, len(val) - 1, wanted).round().astype(int)]
+
+
+def projections(frames: Sequence[Frame], xyz_L3: np.ndarray) -> np.ndarray:
+    """Where each frame has each landmark (F, L, 2), pixels, NaN behind the camera."""
+    return np.stack([geometry.project(f.camera, geometry.invert(f.T_world_camera), xyz_L3)[0] for f in frames])
+
+
+def _check_data(data: SceneData, train: list[int]) -> None:
+    """SldError unless there is enough to learn."""
+    low, high = RANGES["count"]
+    if not low <= len(data.landmarks) <= high:
+        raise SldError(f"the dataset has {len(data.landmarks)} landmarks; expected {low} to {high}" +
+                       (", choose fewer with --landmarks N" if len(data.landmarks) > high else ""))
+    if not train:
+        raise SldError(f"none of {len(data.frames)} frames of the dataset is for training; expected frames of split train")
+    shown = int((data.visibility_FL[train] == Visibility.VISIBLE).any(0).sum())
+    if shown < low:
+        raise SldError(f"only {shown} of {len(data.landmarks)} landmarks are visible in any of {len(train)} training frames; expected at "
+                       f"least {low}: are landmarks and visibility of the same dataset?")
+
+
+# the check -----------------------------------------------------------------------------------------------------------
 
 def _check(scene: Scene, frames: Sequence[Frame], output: Path, backbone: Backbone, device: str) -> Scene:
     """Write the scene beside `output`, read it back, try it on the held-out frames, and only then put it in place."""
@@ -130,10 +222,12 @@ def _check(scene: Scene, frames: Sequence[Frame], output: Path, backbone: Backbo
             results.append(QueryResult(frame.name, frame.T_world_camera,
                                        answer.pose.T_world_camera if answer.pose else None, answer.reason))
         validation = accuracy(results) if results else {"queries": 0}
+        if not scene.metric:  # what is counted in centimetres means nothing
+            validation = {key: value for key, value in validation.items() if key in UNITLESS}
         if len(results) >= MIN_JURY and validation["accepted"] == 0:
             raise SldError(f"the scene recognises none of {len(results)} held-out frames ({results[0].reason}); it was not written: "
                            "record a slower drive with better light, or check that poses and camera belong together")
-        scene = dataclasses.replace(scene, report=dataclasses.replace(scene.report, validation=validation))
+        scene = replace(scene, report=replace(scene.report, validation=validation))
         scene_file.save(scene, output)
         return scene_file.load(output)
     finally:
@@ -141,16 +235,19 @@ def _check(scene: Scene, frames: Sequence[Frame], output: Path, backbone: Backbo
             trial.unlink(missing_ok=True)
 
 
-class _Overall:
-    """Passes progress on with the seconds left of the whole job, from rough shares of each stage per frame."""
+def _expected_s(frames: int, config: SceneConfig, with_tracks: bool) -> dict[str, float]:
+    """Measured on 2 cores at 640x480; only their ratios matter once a stage is under way."""
+    trained = config.head.kind != "prototype"
+    passes = 1 + (config.buffer.augmented_passes if trained else 0)
+    before = {"tracks": 0.35 * frames, "landmarks": 1.0} if with_tracks else {}
+    return before | {"buffer": 0.08 * frames * passes, HEAD_STAGE: config.head.samples / 100_000 if trained else 0.5, "check": 3.0}
 
-    def __init__(self, progress: Callable[[Progress], None], seconds: dict[str, float], frames: int, config: SceneConfig):
-        trained = config.head.kind != "prototype"
-        passes = 1 + (config.buffer.augmented_passes if trained else 0)
-        # measured on 2 cores at 640x480; only their ratios matter once a stage is under way
-        self.expected = {"tracks": 0.35 * frames, "landmarks": 1.0, "buffer": 0.08 * frames * passes,
-                         HEAD_STAGE: config.head.samples / 100_000 if trained else 0.5, "check": 3.0}
-        self.progress, self.seconds, self.start = progress, seconds, time.monotonic()
+
+class _Overall:
+    """Passes progress on with the seconds left of the whole job, from the seconds expected of each stage."""
+
+    def __init__(self, progress: Callable[[Progress], None], seconds: dict[str, float], expected: dict[str, float]):
+        self.progress, self.seconds, self.expected, self.start = progress, seconds, expected, time.monotonic()
         self.now = ""
 
     @contextmanager
@@ -166,4 +263,4 @@ class _Overall:
         current = self.expected[self.now]
         speed = (time.monotonic() - self.start) / max(done + current * progress.fraction, 1e-3)
         left = (current * (1 - progress.fraction) + ahead) * (speed if done + current * progress.fraction > 2 else 1.0)
-        self.progress(dataclasses.replace(progress, seconds_left=left))
+        self.progress(replace(progress, seconds_left=left))

@@ -12,7 +12,7 @@ FORMATS = {"mae_mm": "{:.1f}", "mse_mm2": "{:.0f}", "absrel": "{:.4f}", "delta1"
 HIDE = ("both", "blocks", "regions", "sparse")
 
 
-def add_arguments(commands) -> None:
+def add(commands) -> None:
     """`depth` among the subcommands of `sld bench`."""
     parser = commands.add_parser("depth", help="hide known depths, complete them, say how wrong that was",
                                  description="All methods see the same hidden pixels; errors are means over the images.")
@@ -33,14 +33,14 @@ def add_arguments(commands) -> None:
 
 
 def _run(args) -> None:
-    from sld_core.cli import _list_path
+    from sld_core.commands.common import list_path
     from sld_core.mapping.depth.trials import run_trials, summary
     from sld_core.mapping.frames import read_frames
     from sld_core.progress import Bar
     from sld_core.scene_file import write_atomically
     if args.max_images < 1 or args.seed < 0:
         raise SldError(f"--max-images {args.max_images}, --seed {args.seed}: expected at least 1, and at least 0")
-    frames, show = read_frames(args.frames, _list_path(args)), Bar()
+    frames, show = read_frames(args.frames, list_path(args)), Bar()
     trials = run_trials(frames, args.model, args.hide, args.max_images, args.preprocessing, args.seed, show)
     show.done()
     out = {"hide": args.hide, **summary(trials)}

@@ -28,7 +28,7 @@ COLUMNS = {"selection": "{:22s}", "labels": "{:24s}", "accepted": "{:9.1f}", "re
 HEADINGS = ("selection", "labels", "accepted", "5cm/5deg", "2cm/2deg", "median cm", "wrong", "match", "seconds")
 
 
-def add_arguments(commands) -> None:
+def add(commands) -> None:
     """The benchmark as a subcommand."""
     parser = commands.add_parser("landmarks", help="compare rules of landmark selection and visibility",
                                  description="Accuracy for each selection rule and label rule. About a minute per 100 images.")

@@ -1,4 +1,4 @@
-"""`sld bench`: where the time of a query goes."""
+"""`sld bench query`: where the time of a query goes."""
 from __future__ import annotations
 
 import json
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core import bench_depth, bench_landmarks
 from sld_core.types import SldError
 
 
-def add_arguments(commands) -> None:
-    """The benchmarks as subcommands."""
+def add(commands) -> None:
     parser = commands.add_parser("query", help="time the pieces of a query: decode, backbone, head, PnP, guided pass")
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images of the camera the scene was taught with")
@@ -20,8 +18,6 @@ def add_arguments(commands) -> None:
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.set_defaults(run=_query)
-    bench_landmarks.add_arguments(commands)
-    bench_depth.add_arguments(commands)
 
 
 def _query(args) -> None:

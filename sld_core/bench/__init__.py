@@ -1,0 +1,1 @@
+"""`sld bench`: speed and accuracy, measured side by side in one run."""

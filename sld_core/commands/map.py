@@ -1,0 +1,116 @@
+"""`sld map`: images of a place in, a labelled scene dataset out; all at once or stage by stage."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sld_core import config as configuration
+from sld_core.progress import Bar
+from sld_core.types import SldError
+
+STAGES = {  # in order
+    "all": "all stages: images in, a dataset that `sld teach --scene-data` takes out",
+    "frames": "choose images of photographs, videos or a bag",
+    "sfm": "find the cameras' poses and points by structure from motion",
+    "metric": "give it metres and an upward direction",
+    "depth": "depth images, from sensors or completed from points by a monocular network",
+    "landmarks": "choose the landmarks",
+    "labels": "decide which image shows which landmark",
+    "dataset": "write the dataset and the report",
+}
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("map", help="make a scene dataset: photographs, videos or a bag in, a labelled dataset out",
+                                 description="Makes a labelled scene dataset. A stage that is done is not done again; a killed run goes on.")
+    stages = parser.add_subparsers(required=True, metavar="STAGE")
+    for name, text in STAGES.items():
+        stage = stages.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name in ("all", "frames"):
+            _add_source(stage)
+        if name in ("all", "metric"):
+            _add_scale(stage)
+        if name in ("all", "depth"):
+            stage.add_argument("--model", metavar="MODEL", help="monocular depth network: an .onnx file, or a transformers folder or hub name")
+        stage.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the map, new or begun by `sld map`")
+        stage.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
+        stage.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE",
+                           help="change a setting, such as sfm.mapper=global (repeatable)")
+        stage.add_argument("--json", type=Path, metavar="FILE", help="also write what was found here")
+        stage.set_defaults(run=_map, stage=name)
+
+
+def _add_source(parser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEG or PNG photographs; a session per subfolder")
+    source.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="videos; a session each")
+    source.add_argument("--bag", type=Path, metavar="DIR", help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="text file that names the photographs to use (default: all)")
+    parser.add_argument("--poses", action="store_true", help="use *.pose.txt beside the photographs (4x4 camera to world, metres)")
+    parser.add_argument("--intrinsics", type=Path, metavar="FILE",
+                        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration (default: estimated)")
+
+
+def _add_scale(parser) -> None:
+    parser.add_argument("--distance", metavar="TEXT", help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
+                                                           "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images; ';' between several")
+    parser.add_argument("--tag-size", type=float, metavar="METRES", help="side of the black square of AprilTags in the scene")
+    parser.add_argument("--tag-family", metavar="NAME", help="such as apriltag_36h11 (default)")
+
+
+def _map(args) -> None:
+    from sld_core.map_config import MapConfig
+    from sld_core.mapping.place import Place, Source
+    config = configuration.override(MapConfig(), _settings(args))
+    source = None
+    if args.stage in ("all", "frames"):
+        if args.images is None and (args.list or args.poses):
+            raise SldError("--list and --poses belong to --images")
+        source = Source(args.images, tuple(args.video or ()), args.bag, _list_path(args), args.poses, args.intrinsics)
+    show = Bar()
+    place = Place(args.output, config, source, getattr(args, "model", None), show)
+    if args.stage == "all":
+        found = place.run_all()
+        show.done()
+        _tell(found, args.output)
+    else:
+        done = place.run(args.stage)
+        found = done.found | {"seconds": {args.stage: round(done.seconds, 2)}}
+        show.done()
+        print(json.dumps({key: value for key, value in found.items() if key not in ("lost", "rejected", "alignment")}, indent=1))
+    if args.json:
+        from sld_core.scene_file import write_atomically
+        write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def _settings(args) -> list[str]:
+    given = {"metric.distance": getattr(args, "distance", None), "metric.tag_size_m": getattr(args, "tag_size", None),
+             "metric.tag_family": getattr(args, "tag_family", None), "seed": args.seed}
+    return [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
+
+
+def _list_path(args) -> Path | None:
+    if args.list is None or args.list.exists():
+        return args.list
+    inside = args.images / args.list
+    if not inside.exists():
+        raise SldError(f"--list {args.list}: no such file here or in {args.images}")
+    return inside
+
+
+def _tell(found: dict, output: Path) -> None:
+    print(f"{output}: {found['registered']} of {found['images']} images placed, {found['reprojection_px']:.2f} px, "
+          f"{found['landmarks']} landmarks, {sum(found['seconds'].values()):.0f} s "
+          f"({', '.join(f'{stage} {s:.0f}' for stage, s in found['seconds'].items())})")
+    if found["metric"]:
+        print(f"in metres, by {found['scale_source']}" + (f", in the frame {found['world_frame']!r}" if found["world_frame"] else ""))
+    else:
+        print("NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from it. Give --distance, --tag-size, depth or odometry")
+    for kind, names in (("lost", found["lost"]), ("left out", found["rejected"])):
+        for name, reason in list(names.items())[:10]:
+            print(f"{kind}: {name}: {reason}")
+        if len(names) > 10:
+            print(f"{kind}: … and {len(names) - 10} more; all are in {output / 'report.html'}")
+    for note in found["notes"]:
+        print(f"note: {note}")
+    print(f"look at {output / 'report.html'}; teach with: sld teach --scene-data {output} --output {output.name}.sld")

@@ -1,0 +1,240 @@
+"""Images of a place -> a labelled scene dataset: the stages of `sld map`, each a folder in OUT/work, and the dataset in OUT."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sld_core.calibration import read_calibration
+from sld_core.config import ImageConfig, TrackConfig
+from sld_core.map_config import MapConfig, SfmConfig
+from sld_core.mapping import depth, landmarks, metric, sources, stages, tracks
+from sld_core.mapping.formats.indoor6 import write_scene_data
+from sld_core.mapping.formats.splits import split
+from sld_core.mapping.frame_set import read_frame_set
+from sld_core.mapping.labels import label_and_report
+from sld_core.mapping.map_report import write_map_report
+from sld_core.mapping.normals import normals_of
+from sld_core.mapping.sfm import solve
+from sld_core.mapping.stages import Done
+from sld_core.mapping.store import read_arrays, read_reconstruction, write_reconstruction
+from sld_core.mapping.subset import without
+from sld_core.scene_file import write_atomically
+from sld_core.types import FrameSet, Landmarks, Progress, Reconstruction, SceneData, SldError
+
+log = logging.getLogger(__name__)
+
+STAGES = ("frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset")
+OURS = "sld-map.json"  # in OUT: that it is ours to write into, and what was found
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from: exactly one of a folder of photographs, videos, or a bag."""
+
+    images: Path | None = None
+    videos: tuple[Path, ...] = ()
+    bag: Path | None = None
+    list_path: Path | None = None  # of `images`
+    with_poses: bool = False  # *.pose.txt beside the images
+    calibration: Path | None = None
+
+
+class Place:
+    """A map under way in the folder `output`. Stages take what earlier ones left; `run` does one, `run_all` those that are due."""
+
+    def __init__(self, output: Path, config: MapConfig = MapConfig(), source: Source | None = None, model: Path | str | None = None,
+                 progress: Callable[[Progress], None] = lambda _: None):
+        self.output, self.config, self.source, self.model, self.progress = Path(output), config, source, model, progress
+        self.work = self.output / "work"
+
+    def run_all(self) -> dict[str, Any]:
+        """All stages; returns the summary that `sld map --json` writes."""
+        for stage in STAGES:
+            self.run(stage)
+        return self.summary()
+
+    def run(self, stage: str) -> Done:
+        """One stage, unless it is done with these inputs and settings."""
+        self._check_output()
+        if stage == "dataset" and not (self.output / "scene.json").exists():
+            shutil.rmtree(self.work / stage, ignore_errors=True)  # somebody deleted what it had written
+        inputs = [self._done(earlier).key for earlier in NEEDS[stage]]
+        make, settings = getattr(self, f"_{stage}"), self._settings(stage)
+        self._claim()
+        return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make)
+
+    def summary(self) -> dict[str, Any]:
+        """What the stages found: images, registered, reprojection_px, metric, seconds per stage, and more."""
+        done = {stage: self._done(stage) for stage in STAGES}
+        out: dict[str, Any] = {}
+        for stage in done.values():
+            out |= {key: value for key, value in stage.found.items() if key != "notes"}
+        out["notes"] = [note for stage in done.values() for note in stage.found.get("notes", [])]
+        return out | {"seconds": {name: round(stage.seconds, 2) for name, stage in done.items()}, "output": str(self.output)}
+
+    # stages, in order; each writes into `folder` and returns what it found, for the summary ---------------------------
+
+    def _frames(self, folder: Path) -> dict[str, Any]:
+        source, config = self.source, self.config
+        images = folder / "images"
+        shutil.rmtree(images, ignore_errors=True)  # of a run that was killed
+        calibration = read_calibration(source.calibration) if source.calibration else None
+        if source.bag is not None:
+            found = sources.from_bag(source.bag, images, config.frames, config.bag, self.progress)
+        elif source.videos:
+            found = sources.from_videos(source.videos, images, config.frames, calibration, self.progress)
+        else:
+            found = sources.from_photos(source.images, images, config.frames, calibration, self.progress, source.list_path, source.with_poses)
+        return {"images": len(found.frames), "sessions": len({f.session for f in found.frames}), "intrinsics_known": found.intrinsics_known,
+                "rejected": found.rejected, "with_pose": sum(f.T_world_camera is not None for f in found.frames)}
+
+    def _sfm(self, folder: Path) -> dict[str, Any]:
+        frame_set, config = self._frame_set(), self.config.sfm
+        if config.mapper == "posed":
+            reconstruction = tracks.reconstruct(frame_set.frames, folder, _track_config(config), self.config.seed, self.progress)
+            found = {"registered": len(reconstruction.frames), "pieces": [len(reconstruction.frames)], "lost": {},
+                     "reprojection_px": float(reconstruction.error_px_N.mean()), "lenses": []}
+        else:
+            result = solve(frame_set, folder, config, self.config.seed, self.progress)
+            reconstruction = result.reconstruction
+            found = {"registered": len(reconstruction.frames), "pieces": list(result.pieces), "lost": result.lost,
+                     "reprojection_px": result.reprojection_px, "lenses": list(result.lenses)}
+        write_reconstruction(folder, reconstruction)
+        return found | {"points": len(reconstruction.points_N3)}
+
+    def _metric(self, folder: Path) -> dict[str, Any]:
+        reconstruction, frame_set = read_reconstruction(self.work / "sfm"), self._frame_set()
+        alignment = metric.align(reconstruction, frame_set, self.config.metric, self.progress)
+        write_reconstruction(folder, metric.moved(reconstruction, alignment))
+        world_frame = frame_set.world_frame if alignment.source == "odometry" or alignment.upright == "tf" else ""
+        return {"metric": alignment.metric, "scale_source": alignment.source, "upright": alignment.upright, "world_frame": world_frame,
+                "residual": alignment.residual, "notes": list(alignment.notes), "alignment": alignment.to_dict()}
+
+    def _depth(self, folder: Path) -> dict[str, Any]:
+        report = depth.complete(read_reconstruction(self.work / "metric"), folder, self.config.depth, self.model, self.progress)
+        return {"depth": report.to_dict()}
+
+    def _landmarks(self, folder: Path) -> dict[str, Any]:
+        reconstruction = self._with_depth()
+        split_F = split(reconstruction.frames, self.config.split)
+        training = without(reconstruction, [i for i, part in enumerate(split_F) if part != "train"])
+        matchability_N = None
+        if self.config.landmarks.matchability_weight > 0:
+            matchability_N = self._matchability(training)
+        chosen = landmarks.select(training, self.config.landmarks, matchability_N)
+        np.savez(folder / "landmarks.npz", xyz_L3=chosen.xyz_L3, point_L=chosen.point_L, split_F=np.array(split_F))
+        return {"landmarks": len(chosen), "split": {part: split_F.count(part) for part in ("train", "val", "test")}}
+
+    def _matchability(self, training: Reconstruction) -> np.ndarray:
+        from sld_core.mapping.matchability import matchability
+        from sld_core.models.backbone import Backbone
+        rng = np.random.default_rng(self.config.seed)
+        return matchability(training, Backbone("lite0+xfeat"), ImageConfig(), "cpu", rng, self.progress, self.config.landmarks)
+
+    def _labels(self, folder: Path) -> dict[str, Any]:
+        reconstruction, (chosen, split_F) = self._with_depth(), self._chosen()
+        training = without(reconstruction, [i for i, part in enumerate(split_F) if part != "train"])
+        normals_L3 = normals_of(training, chosen, self.config.labels) if self.config.labels.use_normals else None
+        labels, report = label_and_report(reconstruction, chosen, self.config.labels, normals_L3)
+        np.savez(folder / "labels.npz", visibility_FL=labels.visibility_FL)
+        return {"labels": asdict(report)}
+
+    def _dataset(self, folder: Path) -> dict[str, Any]:
+        reconstruction, (chosen, split_F) = self._with_depth(), self._chosen()
+        visibility_FL = read_arrays(self.work / "labels" / "labels.npz")["visibility_FL"]
+        found = self._done("metric").found
+        self.progress(Progress("writing the dataset", 0.0))
+        # the dataset numbers its landmarks; `point_L` are indices of the reconstruction, which it does not hold
+        numbered = replace(chosen, point_L=np.arange(len(chosen)))
+        write_scene_data(self.output, SceneData(reconstruction.frames, split_F, numbered, visibility_FL, found["metric"], found["world_frame"]))
+        earlier = [self._done(stage) for stage in STAGES[:-1]]
+        summary = {key: value for stage in earlier for key, value in stage.found.items()}
+        notes = [note for stage in earlier for note in stage.found.get("notes", [])]
+        depth_folder = self.work / "depth" if self._done("depth").found["depth"]["source"] != "none" else None
+        self.progress(Progress("drawing the report", 0.5))
+        told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces")} | {"components": len(summary["pieces"])}
+        write_map_report(self.output / "report.html", f"Map of {self.output.resolve().name}", told, self._frame_set(), reconstruction,
+                         summary["lost"], chosen, visibility_FL, split_F, depth_folder,
+                         {stage: done.seconds for stage, done in zip(STAGES, earlier)}, notes)
+        return {}
+
+    # what stages hand on ----------------------------------------------------------------------------------------------
+
+    def _done(self, stage: str) -> Done:
+        done = stages.look(self.work / stage)
+        if done is None:
+            raise SldError(f"{self.output}: the stage {stage!r} has not been done; run `sld map {stage} --output {self.output}` first, or `sld map all`")
+        if done.key.split("-")[0] != stages.key_of([self._done(earlier).key for earlier in NEEDS[stage]]):
+            raise SldError(f"{self.output}: the stage {stage!r} was done before {' or '.join(NEEDS[stage])} changed; "
+                           f"run `sld map {stage} --output {self.output}` again, or `sld map all`")
+        return done
+
+    def _frame_set(self) -> FrameSet:
+        return read_frame_set(self.work / "frames" / "images")
+
+    def _with_depth(self) -> Reconstruction:
+        """The metric reconstruction, whose frames have the completed depth where there is one."""
+        reconstruction, folder = read_reconstruction(self.work / "metric"), self.work / "depth"
+        path_of = lambda frame: path if (path := folder / f"{frame.name}.depth.png").exists() else None
+        return replace(reconstruction, frames=tuple(replace(f, depth_path=path_of(f)) for f in reconstruction.frames))
+
+    def _chosen(self) -> tuple[Landmarks, tuple[str, ...]]:
+        data = read_arrays(self.work / "landmarks" / "landmarks.npz")
+        return Landmarks(data["xyz_L3"], data["point_L"]), tuple(data["split_F"].tolist())
+
+    def _settings(self, stage: str) -> Any:
+        """All that the outcome of a stage depends on besides earlier stages."""
+        config = dataclasses.asdict(self.config)
+        if stage == "frames":
+            if self.source is None:
+                raise SldError("no images given: name one of --images DIR, --video FILE…, --bag DIR")
+            return [config["frames"], config["bag"], asdict(self.source), _fingerprint(self.source)]
+        settings = [config.get("split") if stage == "landmarks" else None, config.get(stage), self.config.seed]
+        return settings + ([str(self.model)] if stage == "depth" else [])
+
+    def _check_output(self) -> None:
+        """SldError unless `output` is ours already, new or empty, and no part of what is read."""
+        read = (self.source.images, self.source.bag) if self.source else ()
+        for folder in filter(None, read):
+            if self.output.resolve().is_relative_to(folder.resolve()):
+                raise SldError(f"{self.output}: lies in {folder}, which the images are read from; choose a folder elsewhere")
+        try:
+            if self.output.exists() and not (self.output / OURS).exists() and any(self.output.iterdir()):
+                raise SldError(f"{self.output}: holds files that are not a map of sld; choose a new or empty folder")
+        except OSError as error:
+            raise SldError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    def _claim(self) -> None:
+        """Mark `output` as ours."""
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            if not (self.output / OURS).exists():
+                write_atomically(self.output / OURS, json.dumps({"format": "sld map 1"}).encode())
+        except OSError as error:
+            raise SldError(f"{error.filename}: cannot be written ({error.strerror})") from None
+
+
+NEEDS = {"frames": (), "sfm": ("frames",), "metric": ("sfm", "frames"), "depth": ("metric",), "landmarks": ("metric", "depth"),
+         "labels": ("landmarks", "depth"), "dataset": ("labels",)}
+
+
+def _fingerprint(source: Source) -> list:
+    """Name, size and time of every file of the source."""
+    roots = [p for p in (source.images, source.bag, source.list_path, source.calibration, *source.videos) if p is not None]
+    for root in roots:
+        if not root.exists():
+            raise SldError(f"{root}: no such file or folder")
+    files = [p for root in roots for p in (sorted(root.rglob("*")) if root.is_dir() else [root]) if p.is_file()]
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+
+
+def _track_config(config: SfmConfig) -> TrackConfig:
+    return TrackConfig(max_features=config.max_features, neighbours=config.alike, reprojection_px=config.reprojection_px)

@@ -1,0 +1,75 @@
+"""Stages of a long job, folder by folder: each is done once, is known to be done, and is picked up where a kill left it."""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sld_core.scene_file import write_atomically
+from sld_core.types import SldError
+
+log = logging.getLogger(__name__)
+
+RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A stage that is complete: its folder, the key of its inputs and settings, what it found (JSON), and how long it took."""
+
+    folder: Path
+    key: str
+    found: dict[str, Any]
+    seconds: float
+
+
+def key_of(*parts: Any) -> str:
+    """One hash of anything JSON can hold; equal inputs and settings give equal keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Done:
+    """The stage of `folder`, made by `make(partial folder)` unless it is done already with this key.
+
+    A partial folder of the same key, which a killed run left, is handed to `make` again; of another key it is emptied."""
+    done = look(folder)
+    if done is not None and done.key == key:
+        log.info("%s is up to date", folder.name)
+        return done
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        if _key_in(partial) != key:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_atomically(partial / RECORD, json.dumps({"key": key}).encode())
+        start = time.monotonic()
+        found = make(partial)
+        seconds = time.monotonic() - start
+        write_atomically(partial / RECORD, json.dumps({"key": key, "found": found, "seconds": seconds}, indent=1).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise SldError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
+    return Done(folder, key, found, seconds)
+
+
+def look(folder: Path) -> Done | None:
+    """The stage of `folder` if it is complete."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        return Done(folder, str(record["key"]), {**record["found"]}, float(record["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _key_in(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / RECORD).read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,491 @@
+"""`sld map`: stages that are done once and go on after a kill, and images in, a dataset out, through the command line."""
+import json
+import re
+import shutil
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from bag_messages import SECOND, START, compressed_image, write_mcap
+from small_place import CAMERA, against, shoot, sway, write, write_photos
+
+from sld_core import cli
+from sld_core.geometry import make_transform, similarity
+from sld_core.mapping import place, stages
+from sld_core.mapping.formats.indoor6 import read_scene_data
+from sld_core.mapping.store import read_reconstruction, write_reconstruction
+from sld_core.types import Camera, Frame, Reconstruction, SldError
+
+POSES = sway(14)
+STAGES = ["frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset"]
+FEW = ["--set", "landmarks.min_views=4", "--set", "landmarks.count=200"]
+
+
+# stages ---------------------------------------------------------------------------------------------------------------
+
+
+class Make:
+    """A stage that writes a file, and counts how often it is made."""
+
+    def __init__(self, found=None, error=None):
+        self.found, self.error, self.times, self.met = found or {"n": 1}, error, 0, []
+
+    def __call__(self, folder):
+        self.times += 1
+        self.met.append(sorted(p.name for p in folder.iterdir() if p.name != stages.RECORD))
+        (folder / f"part-{self.times}").write_text("x")
+        if self.error:
+            raise self.error
+        return self.found
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_stage_is_done_once_for_each_key(tmp_path):
+    folder, make = tmp_path / "work" / "sfm", Make({"n": 3})
+    done = stages.run(folder, "a", make)
+    assert (done.folder, done.key, done.found) == (folder, "a", {"n": 3}) and done.seconds >= 0
+    assert stages.run(folder, "a", make) == done == stages.look(folder) and make.times == 1
+    assert names(folder.parent) == ["sfm"] and names(folder) == ["part-1", "stage.json"]
+    make.found = {"n": 4}
+    assert stages.run(folder, "b", make).found == {"n": 4} == stages.look(folder).found
+    assert make.times == 2 and make.met == [[], []] and names(folder) == ["part-2", "stage.json"]  # nothing of the old one
+
+
+def test_a_killed_stage_goes_on_if_nothing_changed(tmp_path):
+    folder, make = tmp_path / "sfm", Make(error=KeyboardInterrupt())
+    for key in "aab":
+        with pytest.raises(KeyboardInterrupt):
+            stages.run(folder, key, make)
+        assert stages.look(folder) is None and names(tmp_path) == ["sfm.partial"]
+    make.error = None
+    stages.run(folder, "b", make)
+    assert make.met == [[], ["part-1"], [], ["part-3"]]  # kept for the same key, emptied for another
+    assert names(tmp_path) == ["sfm"]
+
+
+@pytest.mark.parametrize("error", [SldError("bad"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_a_stage_that_fails_leaves_the_old_one_alone(tmp_path, error):
+    folder = tmp_path / "sfm"
+    old = stages.run(folder, "a", Make())
+    with pytest.raises(type(error)):
+        stages.run(folder, "b", Make(error=error))
+    assert stages.look(folder) == old and names(folder) == ["part-1", "stage.json"]
+    with pytest.raises(SldError, match=r"there\.txt: cannot be written \(No space left on device\)"):
+        stages.run(folder, "b", Make(error=OSError(28, "No space left on device", "there.txt")))
+    assert stages.look(folder) == old
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{}", '{"key": "a"}', '{"key": "a", "found": null, "seconds": 1}',
+                                  '{"key": "a", "found": [1], "seconds": 1}', '{"key": "a", "found": {}, "seconds": "x"}', b"\xff\xfe"])
+def test_a_stage_with_a_damaged_record_is_made_again(tmp_path, text):
+    folder, make = tmp_path / "sfm", Make()
+    for place_of in (folder, tmp_path / "sfm.partial"):
+        place_of.mkdir()
+        (place_of / stages.RECORD).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert stages.look(folder) is None
+    assert stages.run(folder, "a", make).found == {"n": 1} and make.times == 1
+    assert stages.look(folder).key == "a" and names(tmp_path) == ["sfm"]
+
+
+def test_keys_tell_settings_apart():
+    assert stages.key_of("a", {"x": 1, "y": [2.5, None]}, Path("p")) == stages.key_of("a", {"y": [2.5, None], "x": 1}, Path("p"))
+    keys = {stages.key_of(*parts) for parts in [("a", "b"), ("ab",), ("a", ["b"]), ("b", "a"), ("a", None), ("a", 0), ("a", False)]}
+    assert len(keys) == 7
+
+
+# the store ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A reconstruction of two frames whose images lie beside the folder it is stored in."""
+    folder, images = tmp_path / "map" / "sfm", tmp_path / "map" / "frames"
+    folder.mkdir(parents=True)
+    frames = tuple(Frame(f"image-{i}", images / f"küche {i}.jpg", Camera(8, 6, 10.5, 11.0, 4.1, 3.3), make_transform(np.eye(3), np.array([i, 2, 3.0])),
+                         images / "d.png" if i else None, 2**62 + i, "s", f"v.mp4 at {i} s") for i in range(2))
+    rng = np.random.default_rng(0)
+    reconstruction = Reconstruction(frames, rng.normal(size=(3, 3)), rng.random(3), np.array([0, 1, 1, 2]), np.array([0, 0, 1, 1]), rng.random((4, 2)))
+    write_reconstruction(folder, reconstruction)
+    return folder, reconstruction
+
+
+def assert_equal(a, b):
+    for name in ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2"):
+        assert np.array_equal(getattr(a, name), getattr(b, name)) and getattr(a, name).dtype == getattr(b, name).dtype
+    for f, g in zip(a.frames, b.frames, strict=True):
+        assert np.array_equal(f.T_world_camera, g.T_world_camera)
+        assert replace(f, T_world_camera=None) == replace(g, T_world_camera=None)
+
+
+def test_a_stored_reconstruction_is_read_equal_also_after_a_move(stored, tmp_path):
+    folder, reconstruction = stored
+    assert names(folder) == ["reconstruction.npz"]
+    assert_equal(read_reconstruction(folder), reconstruction)
+    (tmp_path / "map").rename(tmp_path / "elsewhere")
+    frames = read_reconstruction(tmp_path / "elsewhere" / "sfm").frames
+    assert [f.image_path for f in frames] == [tmp_path / "elsewhere" / "frames" / f"küche {i}.jpg" for i in range(2)]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"text", lambda data: data[:-30]])
+def test_a_damaged_reconstruction_is_one_clear_error(stored, damage):
+    path = stored[0] / "reconstruction.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(SldError, match="reconstruction.npz: cannot be read .* delete .* and run the stage again"):
+        read_reconstruction(stored[0])
+    path.unlink()
+    with pytest.raises(SldError, match="cannot be read"):
+        read_reconstruction(stored[0])
+
+
+# sld map all: photographs with depth ----------------------------------------------------------------------------------
+
+
+def sld(*args):
+    return cli.main(["map", *map(str, args)])
+
+
+def stamps_of(output):
+    return {stage: (output / "work" / stage / "stage.json").stat().st_mtime_ns for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"), POSES, with_depth=True)
+
+
+@pytest.fixture(scope="module")
+def mapped(photos, tmp_path_factory):
+    """A finished map of the photographs, and what `--json` said."""
+    output = tmp_path_factory.mktemp("map") / "corner"
+    assert sld("all", "--images", photos, "--output", output, "--json", output.parent / "out.json", *FEW) == 0
+    return output, json.loads((output.parent / "out.json").read_text())
+
+
+def test_photographs_with_depth_become_a_metric_dataset(mapped):
+    output, told = mapped
+    assert (told["images"], told["registered"], told["metric"], told["scale_source"]) == (14, 14, True, "depth")
+    assert 0 < told["reprojection_px"] < 1 and told["lost"] == told["rejected"] == {} and told["pieces"] == [14]
+    assert list(told["seconds"]) == STAGES and all(s >= 0 for s in told["seconds"].values()) and told["seconds"]["sfm"] > 0.5
+    data = read_scene_data(output)
+    assert data.metric and len(data.frames) == 14 == len(data.split_F) and set(data.split_F) <= {"train", "val", "test"}
+    assert len(data.landmarks) == told["landmarks"] >= 30 and data.visibility_FL.shape == (14, len(data.landmarks))
+    fit = against(data.frames, POSES)
+    assert abs(fit.scale - 1) < 0.02 and fit.median_m < 0.015  # metres, to 2 %
+    # landmarks lie on what the cameras see: the rendered depth at their pixels says so
+    assert np.median(surface_errors(data, fit)) < 0.02
+    assert {"scene.json", "report.html", "train_test_val.pkl", "sld-map.json", "work"} <= set(names(output))
+    assert names(output / "work") == sorted(STAGES)  # nothing half-made
+    assert "Map of corner" in (output / "report.html").read_text()
+
+
+def surface_errors(data, fit):
+    """Relative difference of landmarks' depth to the rendered one, where the dataset calls them visible."""
+    out, xyz = [], fit.points(data.landmarks.xyz_L3)
+    for i, visible_L in enumerate(data.visibility_FL):
+        depth = shoot(POSES[i], i)[1] / 1000
+        seen = (xyz[visible_L == 1] - POSES[i][:3, 3]) @ POSES[i][:3, :3]
+        x, y = (seen[:, :2] / seen[:, 2:] * 300 + [160.5, 120.5]).astype(int).T
+        inside = (x >= 0) & (x < 320) & (y >= 0) & (y < 240)
+        out.append(np.abs(seen[inside, 2] / depth[y[inside], x[inside]] - 1))
+    return np.concatenate(out)
+
+
+def test_what_is_done_is_not_done_again(mapped, photos, tmp_path, monkeypatch):
+    output, told = mapped
+    before = stamps_of(output)
+    with monkeypatch.context() as patch:
+        for work in ("solve", "write_scene_data", "label_and_report"):
+            patch.setattr(place, work, None)
+        assert sld("all", "--images", photos, "--output", output, "--json", tmp_path / "again.json", *FEW) == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == told and stamps_of(output) == before
+
+
+def test_a_stage_alone_redoes_only_what_follows(mapped, photos, tmp_path):
+    output = tmp_path / "moved"  # a copy: work may be moved as a whole
+    shutil.copytree(mapped[0], output)
+    before = stamps_of(output)
+    assert sld("landmarks", "--output", output, "--set", "landmarks.min_views=4", "--set", "landmarks.count=20", "--json", tmp_path / "l.json") == 0
+    found = json.loads((tmp_path / "l.json").read_text())
+    assert found["landmarks"] == 20 and list(found["seconds"]) == ["landmarks"]
+    assert len(read_scene_data(output).landmarks) == len(read_scene_data(mapped[0]).landmarks)  # the dataset is still the old one
+    assert sld("all", "--images", photos, "--output", output, "--set", "landmarks.min_views=4", "--set", "landmarks.count=20") == 0
+    after = stamps_of(output)
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["landmarks", "labels", "dataset"]
+    few, many = read_scene_data(output), read_scene_data(mapped[0])
+    assert np.array_equal(few.landmarks.xyz_L3, many.landmarks.xyz_L3[:20])  # the first are the best
+    assert sorted(p.name for p in output.glob("landmarks-*.txt")) == ["landmarks-20.txt"]
+
+
+def test_a_stage_does_not_take_what_an_older_one_left(mapped, tmp_path, capsys):
+    """Other metres: depth images of the old ones must not be compared with points of the new ones."""
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    assert sld("metric", "--output", output, "--set", "metric.source=none") == 0
+    capsys.readouterr()
+    for stage in ("landmarks", "labels", "dataset"):
+        assert sld(stage, "--output", output, *FEW) == 2
+        assert f"the stage 'depth' was done before metric changed; run `sld map depth --output {output}` again" in one_line(capsys)
+    assert not json.loads((output / "work/metric/stage.json").read_text())["found"]["metric"]
+
+
+def test_a_dataset_that_was_deleted_is_written_again(mapped, photos, tmp_path):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    for path in output.iterdir():
+        if path.is_file() and path.name != "sld-map.json":
+            path.unlink()
+    before = stamps_of(output)
+    assert sld("all", "--images", photos, "--output", output, *FEW) == 0
+    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == ["dataset"]
+    assert len(read_scene_data(output).frames) == 14
+
+
+def test_test_images_choose_no_landmarks(mapped, photos, tmp_path):
+    """Landmarks are the same when the observations of the images held out are gone."""
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    settings = [*FEW, "--set", "split.test=0.2", "--set", "split.chunk=3"]
+    assert sld("landmarks", "--output", output, *settings) == 0
+    chosen = landmarks_of(output)
+    assert list(chosen["split_F"]).count("test") >= 2
+    reconstruction = read_reconstruction(output / "work" / "metric")
+    held_out = np.flatnonzero(chosen["split_F"] != "train")
+    rng = np.random.default_rng(0)
+    keep = ~np.isin(reconstruction.obs_frame_M, held_out) | (rng.random(len(reconstruction.obs_frame_M)) < 0.1)
+    write_reconstruction(output / "work" / "metric", replace(
+        reconstruction, obs_point_M=reconstruction.obs_point_M[keep], obs_frame_M=reconstruction.obs_frame_M[keep],
+        obs_xy_M2=reconstruction.obs_xy_M2[keep]))
+    shutil.rmtree(output / "work" / "landmarks")
+    assert sld("landmarks", "--output", output, *settings) == 0
+    assert np.array_equal(landmarks_of(output)["xyz_L3"], chosen["xyz_L3"])
+
+
+def landmarks_of(output):
+    with np.load(output / "work" / "landmarks" / "landmarks.npz") as data:
+        return dict(data)
+
+
+# sld map all: videos, no scale ----------------------------------------------------------------------------------------
+
+
+def write_video(path, images, fps=4):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (CAMERA.width, CAMERA.height))
+    for image in images:
+        writer.write(image[..., ::-1])
+    writer.release()
+    return path
+
+
+def test_two_videos_of_one_name_are_two_sessions_and_a_distance_makes_them_metric(tmp_path, capsys):
+    videos = [write_video(tmp_path / part / "drive.avi", [shoot(POSES[i], i)[0] for i in order])
+              for part, order in (("first", range(7)), ("second", range(7, 14)))]
+    np.savetxt(tmp_path / "K.txt", [[300, 0, 160], [0, 300, 120], [0, 0, 1]])
+    output, told = tmp_path / "map", tmp_path / "out.json"
+    given = ["--video", *videos, "--intrinsics", tmp_path / "K.txt", "--output", output, "--json", told, *FEW]
+    assert sld("all", *given) == 0
+    out = capsys.readouterr().out
+    assert "NOT in metres" in out and "14 of 14 images placed" in out
+    found = json.loads(told.read_text())
+    assert (found["images"], found["registered"], found["sessions"], found["metric"], found["scale_source"]) == (14, 14, 2, False, "none")
+    data = read_scene_data(output)
+    assert not data.metric and [f.session for f in data.frames] == ["first/drive"] * 7 + ["second/drive"] * 7
+    assert len({f.name for f in data.frames}) == 14 and against(data.frames, POSES).median_m < 0.03
+
+    metres = np.linalg.norm(POSES[0][:3, 3] - POSES[6][:3, 3])
+    distance = ["--distance", f"image-000000 image-000006 {metres:.6f}"]
+    before = stamps_of(output)
+    assert sld("metric", "--output", output, *distance) == 0
+    assert '"metric": true' in capsys.readouterr().out
+    assert not read_scene_data(output).metric  # of the dataset, all stages after it decide
+    assert sld("all", *given, *distance) == 0
+    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == STAGES[2:]
+    data = read_scene_data(output)
+    assert data.metric and json.loads(told.read_text())["scale_source"] == "distance"
+    scale, _, _ = similarity(np.array([f.T_world_camera[:3, 3] for f in data.frames]), np.array([T[:3, 3] for T in POSES]))
+    assert abs(scale - 1) < 0.02
+
+
+# what cannot be used --------------------------------------------------------------------------------------------------
+
+
+def one_line(capsys):
+    """The only line on standard error besides progress, which ends in a percentage."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if not re.fullmatch(r"[a-z ]+: +\d+%", line)]
+    assert len(lines) == 1 and lines[0].startswith("sld: "), lines
+    return lines[0]
+
+
+def refused(capsys, output, *args):
+    """The error of a run that is refused and leaves nothing of a dataset behind."""
+    assert sld(*args, "--output", output) == 2
+    assert not output.exists() or set(names(output)) <= {"sld-map.json", "work"}
+    if (output / "work").exists():
+        assert set(names(output / "work")) <= {"frames.partial"}
+    return one_line(capsys)
+
+
+def then_it_works(output, photos):
+    """The folder of the refused run is of use."""
+    assert sld("frames", "--images", photos, "--output", output) == 0
+    assert names(output / "work") == ["frames"]
+
+
+def test_a_folder_with_other_files_is_not_touched(photos, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    (mine / "sub").mkdir(parents=True)
+    (mine / "thesis.txt").write_text("years of work")
+    for stage, source in (("all", ["--images", photos]), ("frames", ["--images", photos]), ("sfm", [])):
+        assert sld(stage, *source, "--output", mine) == 2
+        assert "holds files that are not a map of sld; choose a new or empty folder" in one_line(capsys)
+    assert names(mine) == ["sub", "thesis.txt"] and (mine / "thesis.txt").read_text() == "years of work"
+    assert sld("frames", "--images", photos, "--output", mine / "thesis.txt") == 2
+    assert "thesis.txt" in one_line(capsys)
+    (tmp_path / "empty").mkdir()
+    then_it_works(tmp_path / "empty", photos)
+
+
+def test_a_map_does_not_lie_among_its_images(tmp_path, capsys):
+    for i in range(3):
+        write(tmp_path / "photos" / f"{i}.png", np.full((48, 64, 3), i, np.uint8))
+    assert "lies in" in refused(capsys, tmp_path / "photos" / "map", "all", "--images", tmp_path / "photos")
+    assert names(tmp_path / "photos") == ["0.png", "1.png", "2.png"]
+
+
+def test_stages_before_their_time_name_the_command_to_run(photos, tmp_path, capsys):
+    output = tmp_path / "map"
+    for stage, missing in (("sfm", "frames"), ("metric", "sfm"), ("depth", "metric"), ("landmarks", "metric"), ("labels", "landmarks"),
+                           ("dataset", "labels")):
+        text = refused(capsys, output, stage)
+        assert f"the stage {missing!r} has not been done; run `sld map {missing} --output {output}` first, or `sld map all`" in text
+        assert not output.exists()  # a typing error makes no folder
+    then_it_works(output, photos)
+    assert sld("metric", "--output", output) == 2 and "'sfm' has not been done" in one_line(capsys)
+
+
+def test_what_is_not_there_is_named(tmp_path, capsys):
+    none, output = tmp_path / "none", tmp_path / "map"
+    for source in (["--images", none], ["--video", none], ["--bag", none]):
+        assert f"{none}: no such file or folder" in refused(capsys, output, "all", *source)
+        assert not output.exists()
+    write(tmp_path / "photos" / "0.png", np.zeros((48, 64, 3), np.uint8))
+    assert "no such file here or in" in refused(capsys, output, "all", "--images", tmp_path / "photos", "--list", "nope.txt")
+    assert "none" in refused(capsys, output, "frames", "--images", tmp_path / "photos", "--intrinsics", none)
+    assert "--list and --poses belong to --images" in refused(capsys, output, "frames", "--video", none, "--poses")
+    assert "setting fps=0.0: expected a number from" in refused(capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0")
+    with pytest.raises(SystemExit) as stop:
+        sld("all", "--output", output)
+    assert stop.value.code == 2 and "--images" in capsys.readouterr().err
+
+
+def bag_cut_to(size):
+    def make(folder):
+        stamps = range(START, START + 4 * SECOND, SECOND)
+        jpeg = cv2.imencode(".jpg", shoot(POSES[0])[0])[1].tobytes()
+        path = write_mcap(folder / "bag", [("/image/compressed", stamp, compressed_image(stamp, jpeg)) for stamp in stamps])
+        path.write_bytes(path.read_bytes()[:size])
+        return ["--bag", path.parent]
+    return make
+
+
+def no_video(content):
+    def make(folder):
+        path = write_video(folder / "empty.avi", [])
+        if content is not None:
+            path.write_bytes(content)
+        return ["--video", path]
+    return make
+
+
+def list_that_leads_out(folder):
+    write(folder / "photos" / "a.jpg", np.zeros((48, 64, 3), np.uint8))
+    write(folder / "secret.jpg", np.zeros((48, 64, 3), np.uint8))
+    (folder / "list.txt").write_text("a\n../secret.jpg\n")
+    return ["--images", folder / "photos", "--list", folder / "list.txt"]
+
+
+def intrinsics_of_another_size(folder):
+    write(folder / "photos" / "a.jpg", np.zeros((48, 64, 3), np.uint8))
+    (folder / "camera.yaml").write_text(
+        "image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\ncamera_matrix: {data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n"
+        "distortion_coefficients: {data: [0.0, 0.0, 0.0, 0.0, 0.0]}\n")
+    return ["--images", folder / "photos", "--intrinsics", folder / "camera.yaml"]
+
+
+def only_a_bomb(folder):
+    (folder / "photos").mkdir()
+    (folder / "photos" / "bomb.png").write_bytes(bomb())
+    return ["--images", folder / "photos"]
+
+
+def bomb():
+    """A PNG file of a few kilobytes that says it has 30000 x 30000 pixels."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b""))
+
+
+def two_photographs(folder):
+    for i in range(2):
+        write(folder / "photos" / f"{i}.jpg", shoot(POSES[i], i)[0])
+    return ["--images", folder / "photos"]
+
+
+@pytest.mark.parametrize("make, words", [
+    (bag_cut_to(0), "bag"), (bag_cut_to(60), "bag"), (no_video(None), "no usable image .1 left out"), (no_video(b""), "the file is empty"),
+    (no_video(b"#EXTM3U\nhttp://example.com/a.ts\n"), "a text file"), (list_that_leads_out, "leads out"),
+    (intrinsics_of_another_size, "64x48 but .*camera.yaml is for 640x480"), (only_a_bomb, "30000x30000")])
+def test_hostile_input_is_one_clear_error_and_no_trash(make, words, photos, tmp_path, capsys):
+    text = refused(capsys, tmp_path / "map", "all", *make(tmp_path))
+    assert re.search(words, text), text
+    then_it_works(tmp_path / "map", photos)
+
+
+def test_damaged_photographs_among_good_ones_are_skipped_and_named(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", POSES[:3])
+    (photos / "bomb.png").write_bytes(bomb())
+    (photos / "cut.jpg").write_bytes((photos / "img-000.jpg").read_bytes()[:500])
+    np.savetxt(photos / "img-000.pose.txt", np.full((4, 4), np.nan))
+    np.savetxt(photos / "img-001.pose.txt", POSES[1])
+    assert sld("frames", "--images", photos, "--poses", "--output", tmp_path / "map", "--json", tmp_path / "out.json") == 0
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["images"] == 3 and told["with_pose"] == 1
+    assert set(told["rejected"]) == {"bomb.png", "cut.jpg", "img-000.pose.txt"}
+    assert "30000x30000" in told["rejected"]["bomb.png"] and "0 finite" in told["rejected"]["img-000.pose.txt"]
+
+
+def test_images_that_cannot_be_mapped_leave_what_was_done(tmp_path, capsys):
+    """Structure from motion refuses; the frames stay, and so does a map that was made before."""
+    output = tmp_path / "map"
+    assert sld("all", *two_photographs(tmp_path), "--output", output) == 2
+    assert "2 images: at least 3 are needed" in one_line(capsys)
+    assert names(output) == ["sld-map.json", "work"] and set(names(output / "work")) == {"frames", "sfm.partial"}
+
+
+def test_a_map_outlives_a_refused_run(mapped, tmp_path, capsys):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    before = stamps_of(output)
+    assert sld("all", *only_a_bomb(tmp_path), "--output", output, *FEW) == 2
+    assert "no usable image" in one_line(capsys)
+    assert stamps_of(output) == before and len(read_scene_data(output).frames) == 14
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_work_is_named(mapped, tmp_path, capsys, damage):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    paths = [output / "work" / part for part in ("sfm/reconstruction.npz", "landmarks/landmarks.npz")]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:300]) if damage == "truncated" else path.unlink()
+    for stage, path in zip(("metric", "labels"), paths):
+        assert sld(stage, "--output", output, "--seed", 5) == 2
+        text = one_line(capsys)
+        assert f"{path}: cannot be read" in text and f"delete {path.parent}" in text

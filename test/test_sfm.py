@@ -1,0 +1,293 @@
+"""Structure from motion without poses: which pairs are matched, what comes out of rendered images, and how tracks grow."""
+from dataclasses import replace
+
+import numpy as np
+import pycolmap
+import pytest
+from small_place import CAMERA, against, shoot, sway, write, write_photos
+
+from sld_core import geometry
+from sld_core.images import read_image
+from sld_core.map_config import SfmConfig
+from sld_core.mapping import pairs, sfm
+from sld_core.mapping.colmap import quiet
+from sld_core.mapping.frame_set import read_frame_set
+from sld_core.mapping.sources import from_photos
+from sld_core.mapping.track_completion import complete_tracks
+from sld_core.types import Frame, FrameSet, SldError
+
+POSES = sway(14)
+
+
+# which pairs ---------------------------------------------------------------------------------------------------------
+
+
+def plain_frames(*sessions, stamps=None):
+    return [Frame(f"image-{i:06d}", f"{i}.jpg", CAMERA, None, None, stamps[i] if stamps else i, s) for i, s in enumerate(sessions)]
+
+
+def test_neighbours_are_of_one_session_and_by_stamp():
+    # the next one and, for wide baselines, the one after it
+    assert pairs.neighbours(plain_frames("a", "a", "b", "a", "b"), 1) == [(0, 1), (0, 3), (1, 3), (2, 4)]
+    # in the order of time they are 2, 0, 3, 1: all pairs within two steps but (1, 2)
+    assert pairs.neighbours(plain_frames("", "", "", "", stamps=[10, 30, 0, 20]), 1) == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+    assert pairs.neighbours(plain_frames(*"aaaaaaaaaa"), 2) == sorted(
+        (i, i + step) for step in (1, 2, 4, 8) for i in range(10 - step))
+    assert pairs.neighbours(plain_frames("a"), 5) == []
+
+
+def test_closest_by_likeness():
+    angle = np.radians([0, 10, 90, 105, 190])
+    unit = np.stack([np.cos(angle), np.sin(angle)], 1)
+    assert pairs.closest(unit, 1) == [(0, 1), (2, 3), (3, 4)]
+    assert pairs.closest(unit, 4) == pairs.closest(unit, 400) == [(i, j) for i in range(5) for j in range(i + 1, 5)]
+    assert pairs.closest(unit, 0) == pairs.closest(unit[:1], 3) == []
+
+
+def test_auto_matches_all_of_few_images(monkeypatch):
+    monkeypatch.setattr(pairs, "global_descriptors", lambda frames, *_: np.eye(len(frames)))
+    config = SfmConfig(exhaustive_up_to=6, overlap=1, alike=0)
+    assert len(pairs.propose(plain_frames(*"aaaaaa"), config)) == 15  # 6 * 5 / 2
+    assert pairs.propose(plain_frames(*"aaaaaaa"), config) == [(i, i + step) for i in range(7) for step in (1, 2, 4) if i + step < 7]
+    assert len(pairs.propose(plain_frames(*"aaaaaaa"), replace(config, matching="exhaustive"))) == 21
+    assert len(pairs.propose(plain_frames(*"ab"), replace(config, matching="sequential"))) == 0
+    alike = pairs.propose(plain_frames(*"aaaaaaa"), replace(config, alike=6))
+    assert alike == [(i, j) for i in range(7) for j in range(i + 1, 7)]  # each pair once, in order
+
+
+def test_images_that_look_alike_have_near_descriptors(tmp_path):
+    """Each view, the same view a step aside in another light, and the wall behind: the aside is the nearest of all."""
+    views, aside = POSES[::4], [T @ geometry.make_transform(np.eye(3), np.array([0.05, 0, 0])) for T in POSES[::4]]
+    images = [shoot(T, i)[0] for i, T in enumerate([*views, *aside, *sway(4, opposite=True)])]
+    frames = []
+    for i, image in enumerate(images):
+        darker = image if i < len(views) else (image * 0.8).astype(np.uint8)
+        frames.append(Frame(str(i), tmp_path / f"{i}.jpg", CAMERA))
+        write(frames[-1].image_path, darker[..., ::-1])
+    unit = pairs.global_descriptors(frames, 0, lambda _: None)
+    assert unit.shape[0] == len(frames) and np.allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-4)
+    likeness = unit @ unit.T - 2 * np.eye(len(unit))
+    n = len(views)
+    assert likeness[:n].argmax(1).tolist() == list(range(n, 2 * n)) and likeness[n:2 * n].argmax(1).tolist() == list(range(n))
+    assert likeness[:2 * n, 2 * n:].max() < np.diag(likeness[:n, n:]).min()
+    assert np.array_equal(unit, pairs.global_descriptors(frames, 0, lambda _: None))  # by the seed alone
+
+
+# poses from images ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A frame set of the swaying camera, intrinsics known."""
+    folder = tmp_path_factory.mktemp("place")
+    write_photos(folder / "photos", POSES)
+    return from_photos(folder / "photos", folder / "frames")
+
+
+def reprojection_px(reconstruction):
+    """Distance of every observation to where the pinhole camera of its frame has its point."""
+    out = np.empty(len(reconstruction.obs_point_M))
+    for i, frame in enumerate(reconstruction.frames):
+        here = reconstruction.obs_frame_M == i
+        xy, z = geometry.project(frame.camera, geometry.invert(frame.T_world_camera), reconstruction.points_N3[reconstruction.obs_point_M[here]])
+        assert (z > 0).all()
+        out[here] = np.linalg.norm(xy - reconstruction.obs_xy_M2[here], axis=1)
+    return out
+
+
+def test_all_images_are_placed_and_a_killed_run_goes_on(place, tmp_path, monkeypatch):
+    assert place.intrinsics_known
+    fractions = []
+    with monkeypatch.context() as patch:
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+        patch.setattr(pycolmap, "incremental_mapping", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sfm.solve(place, tmp_path, SfmConfig())
+    # features and matches are there now: what the images show is not looked at again
+    black = tmp_path / "black"
+    black.mkdir()
+    frames = tuple(replace(f, image_path=black / f.image_path.name) for f in place.frames)
+    for frame in frames:
+        write(frame.image_path, np.zeros((240, 320, 3), np.uint8))
+    found = sfm.solve(replace(place, frames=frames), tmp_path, SfmConfig(), progress=lambda p: fractions.append(p.fraction))
+    assert found.pieces == (14,) and found.lost == {} and found.reprojection_px < 0.6
+    assert [f.name for f in found.reconstruction.frames] == [f.name for f in place.frames]
+    assert all(f.camera == CAMERA and f.image_path == g.image_path for f, g in zip(found.reconstruction.frames, frames))
+    fit = against(found.reconstruction.frames, POSES)
+    assert fit.median_m < 0.015 and np.degrees(fit.median_rad) < 0.2
+    errors = reprojection_px(found.reconstruction)
+    assert np.percentile(errors, 99) < 4 and abs(errors.mean() - found.reprojection_px) < 0.1
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+    again = pycolmap.Reconstruction(tmp_path / "model")  # in COLMAP's format, for other tools
+    assert again.num_reg_images() == 14 and again.num_points3D() == len(found.reconstruction.points_N3)
+
+
+def test_an_unknown_lens_is_estimated_and_its_images_undistorted(tmp_path):
+    k = -0.15
+    write_photos(tmp_path / "photos", POSES, with_depth=True, with_intrinsics=False, k=k)
+    frame_set = from_photos(tmp_path / "photos", tmp_path / "frames")
+    assert not frame_set.intrinsics_known and frame_set.frames[0].camera.fx == 384  # a guess
+    (tmp_path / "sfm").mkdir()
+    found = sfm.solve(frame_set, tmp_path / "sfm", SfmConfig())
+    assert found.pieces == (14,) and len(found.lenses) == 1
+    f, *_, k_found = map(float, found.lenses[0].split("SIMPLE_RADIAL ")[1].split(","))
+    assert abs(f / 300 - 1) < 0.03 and abs(k_found - k) < 0.03
+    assert against(found.reconstruction.frames, POSES).median_m < 0.03
+    # observations are those of a pinhole camera, and so are the images and depths
+    errors = reprojection_px(found.reconstruction)
+    assert np.percentile(errors, 99) < 4.5 and errors.mean() < 1
+    assert read_frame_set(tmp_path / "frames").frames == frame_set.frames  # the originals are left alone
+    frame = found.reconstruction.frames[3]
+    assert frame.image_path.parent == frame.depth_path.parent == tmp_path / "sfm" / "images"
+    straight, depth_mm = shoot(POSES[3], 3)
+    off = lambda path: np.abs(read_image(path).astype(int) - straight)[20:-20, 20:-20].mean()  # black borders aside
+    assert off(frame.image_path) < 0.7 * off(frame_set.frames[3].image_path)
+    assert frame.camera.width == 320 and depth_mm.shape == (240, 320)
+
+
+def test_two_places_without_a_common_view_are_two_pieces(tmp_path):
+    write_photos(tmp_path / "photos" / "wall", POSES[:9])
+    write_photos(tmp_path / "photos" / "behind", sway(12, opposite=True)[:6])
+    write(tmp_path / "photos" / "wall" / "lens-cap.jpg", np.full((240, 320, 3), 9, np.uint8))
+    (tmp_path / "photos" / "wall" / "camera-intrinsics.txt").rename(tmp_path / "photos" / "camera-intrinsics.txt")
+    frame_set = from_photos(tmp_path / "photos", tmp_path / "frames")
+    (tmp_path / "sfm").mkdir()
+    found = sfm.solve(frame_set, tmp_path / "sfm", SfmConfig())
+    session = {f.name: f.source for f in frame_set.frames}
+    assert found.pieces == (9, 6)
+    assert {session[f.name].split("/")[0] for f in found.reconstruction.frames} == {"wall"}
+    reasons = {session[name]: reason for name, reason in found.lost.items()}
+    assert reasons.pop("wall/lens-cap.jpg") == "matches no other image"
+    assert set(reasons) == {f"behind/img-{i:03d}.jpg" for i in range(6)}
+    assert set(reasons.values()) == {"in a piece of 6 images that shares no view with the largest"}
+
+
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_images_without_texture_are_one_clear_error(tmp_path, mapper):
+    for i in range(4):
+        write(tmp_path / "photos" / f"{i}.jpg", np.full((240, 320, 3), 60 * i, np.uint8))
+    (tmp_path / "sfm").mkdir()
+    frame_set = from_photos(tmp_path / "photos", tmp_path / "frames")
+    with pytest.raises(SldError, match="no two of the 4 images could be put together: they overlap too little, lack texture"):
+        sfm.solve(frame_set, tmp_path / "sfm", SfmConfig(mapper=mapper))
+    with pytest.raises(SldError, match="2 images: at least 3"):
+        sfm.solve(FrameSet(frame_set.frames[:2], False), tmp_path / "sfm", SfmConfig())
+
+
+# longer tracks -------------------------------------------------------------------------------------------------------
+
+AT = np.array([-0.3, -0.1, 0.1, 0.3])  # where four cameras stand on the x axis; they look along z
+
+
+def descriptor(word):
+    """128 numbers that no other word's are like."""
+    out = np.zeros(128, np.uint8)
+    out[4 * word : 4 * word + 4] = 100
+    return out
+
+
+class Scene:
+    """Points, each with the images (0 to 3) that are known to show it; every image has a keypoint where it shows the point."""
+
+    def __init__(self, folder):
+        quiet(0)
+        self.database, self.model = pycolmap.Database.open(folder / "features.db"), pycolmap.Reconstruction()
+        self.points, self.keypoints = [], [[] for _ in AT]
+
+    def point(self, xyz, images, word=None, keypoints=range(4), words={}):
+        """`keypoints`: images that have a keypoint for it, of its word unless `words` says another."""
+        word = len(self.points) if word is None else word
+        self.points.append((np.array(xyz, float), {}))
+        for i in keypoints:
+            if i in images:
+                self.points[-1][1][i] = len(self.keypoints[i])
+            xy = 300 * (self.points[-1][0][:2] - [AT[i], 0]) / xyz[2] + [160, 120]
+            self.keypoints[i].append((xy, descriptor(words.get(i, word))))
+
+    def complete(self, config=SfmConfig(), radius_px=8.0):
+        camera = pycolmap.Camera(model="PINHOLE", width=320, height=240, params=[300, 300, 160, 120], camera_id=1)
+        self.database.write_camera(camera, use_camera_id=True)
+        self.model.add_camera_with_trivial_rig(camera)
+        for i, found in enumerate(self.keypoints):
+            image = pycolmap.Image(name=f"{i}.jpg", keypoints=np.array([xy for xy, _ in found]), camera_id=1, image_id=i + 1)
+            self.database.write_image(image, use_image_id=True)
+            data = pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, np.array([d for _, d in found]))
+            self.database.write_descriptors(i + 1, data)
+            pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), [-AT[i], 0, 0])
+            self.model.add_image_with_trivial_frame(image, pose)
+        for xyz, track in self.points:
+            self.model.add_point3D(xyz, pycolmap.Track([pycolmap.TrackElement(i + 1, k) for i, k in track.items()]))
+        before = {i: point.xyz.copy() for i, point in self.model.points3D.items()}
+        changed = complete_tracks(self.model, self.database, radius_px, config)
+        assert all(np.array_equal(p.xyz, before[i]) for i, p in self.model.points3D.items() if i in before)
+        self.database.close()
+        return changed
+
+    def images_of(self):
+        """The images that show each point, in the order of the points' places from left to right."""
+        points = sorted(self.model.points3D.values(), key=lambda p: p.xyz[0])
+        return [sorted(e.image_id - 1 for e in p.track.elements) for p in points]
+
+
+@pytest.fixture
+def scene(tmp_path):
+    return Scene(tmp_path)
+
+
+def test_a_lost_observation_is_found_again(scene):
+    scene.point([-0.5, 0, 4], images=(0, 1, 2, 3))
+    scene.point([0, 0, 4], images=(0, 1, 2))
+    scene.point([0.5, 0, 4], images=(0, 1))
+    assert scene.complete() == 3
+    assert scene.images_of() == [[0, 1, 2, 3]] * 3
+
+
+def test_what_looks_otherwise_or_lies_elsewhere_is_not_taken(scene):
+    scene.point([-0.5, 0, 4], images=(0, 1, 2), words={3: 30})  # another descriptor
+    scene.point([0, 0, 4], images=(0, 1, 2), keypoints=(0, 1, 2))  # no keypoint
+    scene.point([0.5, 0, 4], images=(0, 1, 2))
+    scene.keypoints[3][-1][0][0] += 9  # beyond the window
+    scene.point([0.7, 0.4, -4], images=(0, 1, 2))  # behind the cameras
+    assert scene.complete() == 0
+    assert scene.images_of() == [[0, 1, 2]] * 4
+
+
+def test_a_keypoint_goes_to_one_point_only(scene):
+    """Two points with one descriptor, 2.25 px apart, and a keypoint in image 3 for one of them."""
+    scene.point([0.0, 0, 4], images=(0, 1, 2), word=5)
+    scene.point([0.03, 0, 4], images=(0, 1, 2), word=5, keypoints=(0, 1, 2))
+    assert scene.complete() == 1
+    assert sorted(map(len, scene.images_of())) == [3, 4]
+
+
+def test_a_track_that_fell_apart_is_joined(scene):
+    scene.point([-0.5, 0, 4], images=(0, 1, 2, 3))
+    scene.point([0.00, 0, 4], images=(0, 1), word=7, keypoints=(0, 1))
+    scene.point([0.02, 0, 4], images=(2, 3), word=7, keypoints=(2, 3))
+    assert scene.complete() == 1
+    assert scene.images_of() == [[0, 1, 2, 3]] * 2
+    assert np.allclose(sorted(p.xyz[0] for p in scene.model.points3D.values()), [-0.5, 0.01])
+
+
+def test_three_parts_of_one_track_become_one(scene):
+    scene.point([0.00, 0, 4], images=(0,), word=7, keypoints=(0,))
+    scene.point([0.01, 0, 4], images=(1,), word=7, keypoints=(1,))
+    scene.point([0.02, 0, 4], images=(2, 3), word=7, keypoints=(2, 3))
+    assert scene.complete() == 2
+    assert scene.images_of() == [[0, 1, 2, 3]]
+
+
+def test_points_that_one_image_shows_side_by_side_are_two(scene):
+    scene.point([0.00, 0, 4], images=(0, 1), word=7, keypoints=(0, 1))
+    scene.point([0.02, 0, 4], images=(0, 2, 3), word=7, keypoints=(0, 2, 3))
+    assert scene.complete() == 0
+    assert scene.images_of() == [[0, 1], [0, 2, 3]]
+
+
+def test_points_whose_mean_does_not_explain_both_are_two(scene):
+    """On one ray of camera 2, at 4 and 5 m: it sees them in one place, but the mean is 3.3 px off in camera 0."""
+    scene.point([0.1, 0, 4], images=(0, 1), word=7, keypoints=(0, 1))
+    scene.point([0.1, 0, 5], images=(2, 3), word=7, keypoints=(2, 3))
+    assert scene.complete(radius_px=2.0) == 0
+    assert sorted(scene.images_of()) == [[0, 1], [2, 3]]
