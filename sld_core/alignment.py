@@ -49,7 +49,8 @@ def align_poses(T_scene_N44: np.ndarray, T_reference_N44: np.ndarray) -> FrameAl
         raise SldError(f"{common} images with poses in both frames: expected at least {MIN_COMMON} to align them")
     fit = fit_poses(np.asarray(T_scene_N44), np.asarray(T_reference_N44), MetricConfig())
     if fit is None:
-        raise SldError(f"the {common} images with poses in both frames were taken from one place; expected a camera that moved, for the scale")
+        raise SldError(f"the {common} images with poses in both frames were taken from one place; expected a camera that moved, "
+                       "for the scale")
     return FrameAlignment(fit.scale, fit.R, fit.t, common, float(np.median(fit.position_error_N)), float(np.median(fit.angle_error_N)))
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 
 from sld_core import runtime
-from sld_core.bench import depth, landmarks, query
+from sld_core.bench import depth, landmarks, query, sfm
 from sld_core.commands import evaluate, info, localize, map, teach
 from sld_core.types import SldError
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (map, teach, evaluate, localize, info):
         command.add(commands)
     benchmarks = commands.add_parser("bench", help="measure speed and accuracy").add_subparsers(required=True, metavar="WHAT")
-    for benchmark in (query, depth, landmarks):
+    for benchmark in (query, depth, landmarks, sfm):
         benchmark.add(benchmarks)
     return parser
 

@@ -112,8 +112,8 @@ class LocalizerNode(Node):
         localizer = self._load(Path(path).expanduser(), self._parameters.device)
         if not localizer.scene.metric:
             raise SldError(f"{path}: scene {localizer.scene.name!r} is not metric: its poses are not in metres, and a robot would drive by "
-                           "them; give the mapped dataset a scale (sld map metric --distance ... | --tag-size ... | depth | odometry) "
-                           "and teach it again")
+                           "them; give its map a scale (sld map metric --distance ... | --tag-size ..., or depth images or odometry beside "
+                           "the images), go on with sld map all, and teach it again")
         with self._scene_lock:
             self._localizer = localizer
             self._map_odom.reset()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 from bag_messages import SECOND, START, compressed_image, write_mcap
 from small_place import CAMERA, against, shoot, sway, write, write_photos
@@ -235,6 +236,31 @@ def test_a_stage_does_not_take_what_an_older_one_left(mapped, tmp_path, capsys):
     assert not json.loads((output / "work/metric/stage.json").read_text())["found"]["metric"]
 
 
+def test_a_run_that_is_stopped_goes_on(mapped, photos, tmp_path, monkeypatch):
+    output, given = tmp_path / "map", ["--images", photos, "--output", tmp_path / "map", *FEW, "--set", "sfm.max_features=2000"]
+    shutil.copytree(mapped[0], output)
+    before = stamps_of(output)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pycolmap, "incremental_mapping", stop)
+        assert sld("all", *given) == 130
+    assert stamps_of(output) == before and names(output / "work") == sorted([*STAGES, "sfm.partial"])
+    assert len(read_scene_data(output).frames) == 14  # the old one
+    found = features_of(output / "work" / "sfm.partial")
+    assert sld("all", *given) == 0
+    assert features_of(output / "work" / "sfm") == found and names(output / "work") == sorted(STAGES)
+    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == STAGES[1:]
+    assert read_scene_data(output).metric
+
+
+def features_of(folder):
+    with pycolmap.Database.open(folder / "features.db") as database:
+        return database.num_images(), database.num_keypoints(), database.num_matches()
+
+
 def test_a_dataset_that_was_deleted_is_written_again(mapped, photos, tmp_path):
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
@@ -305,7 +331,7 @@ def test_two_videos_of_one_name_are_two_sessions_and_a_distance_makes_them_metri
     assert sld("metric", "--output", output, *distance) == 0
     assert '"metric": true' in capsys.readouterr().out
     assert not read_scene_data(output).metric  # of the dataset, all stages after it decide
-    assert sld("all", *given, *distance) == 0
+    assert sld("all", "--output", output, "--json", told, *FEW, *distance) == 0  # of the images it has
     assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == STAGES[2:]
     data = read_scene_data(output)
     assert data.metric and json.loads(told.read_text())["scale_source"] == "distance"
@@ -381,8 +407,10 @@ def test_what_is_not_there_is_named(tmp_path, capsys):
     assert "--list and --poses belong to --images" in refused(capsys, output, "frames", "--video", none, "--poses")
     assert "setting fps=0.0: expected a number from" in refused(capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0")
     with pytest.raises(SystemExit) as stop:
-        sld("all", "--output", output)
-    assert stop.value.code == 2 and "--images" in capsys.readouterr().err
+        sld("frames", "--output", output)
+    assert stop.value.code == 2 and "--images --video --bag is required" in capsys.readouterr().err
+    assert "'frames' has not been done" in refused(capsys, output, "all") and not output.exists()
+    assert "--intrinsics without images" in refused(capsys, output, "all", "--intrinsics", none)
 
 
 def bag_cut_to(size):
@@ -446,6 +474,32 @@ def test_hostile_input_is_one_clear_error_and_no_trash(make, words, photos, tmp_
     text = refused(capsys, tmp_path / "map", "all", *make(tmp_path))
     assert re.search(words, text), text
     then_it_works(tmp_path / "map", photos)
+
+
+def test_given_poses_are_refined_and_all_of_them_needed(photos, tmp_path, capsys):
+    output, posed = tmp_path / "map", ["--set", "sfm.mapper=posed"]
+    given = ["--images", write_photos(tmp_path / "photos", POSES[:6], with_intrinsics=False), "--output", output]
+    assert sld("frames", *given) == 0 and sld("sfm", "--output", output, *posed) == 2
+    assert "needs a calibrated camera: give --intrinsics" in one_line(capsys)
+    shutil.copy(photos / "camera-intrinsics.txt", tmp_path / "photos")
+    assert sld("frames", *given) == 0 and sld("sfm", "--output", output, *posed) == 2
+    assert "6 of 6 have none, the first is image-000000: give --poses" in one_line(capsys)
+    for i, T in enumerate(POSES[:6]):
+        np.savetxt(tmp_path / "photos" / f"img-{i:03d}.pose.txt", T)
+    assert sld("frames", *given, "--poses") == 0 and sld("sfm", "--output", output, *posed) == 0 and sld("metric", "--output", output) == 0
+    told = json.loads((output / "work/metric/stage.json").read_text())["found"]
+    assert (told["metric"], told["scale_source"], told["world_frame"]) == (True, "odometry", "given")
+    poses = [f.T_world_camera for f in read_reconstruction(output / "work" / "metric").frames]
+    assert np.allclose(poses, POSES[:6], atol=0.01)  # in the frame of the given poses
+
+
+@pytest.mark.parametrize("text, words", [("rubbish", "rubbish"), ("image-000000 image-000099 2", "image-000099"), ("image-000000 image-000001 nan", "nan")])
+def test_a_distance_that_cannot_be_used_leaves_the_scale_as_it_was(mapped, tmp_path, capsys, text, words):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    before = stamps_of(output)
+    assert sld("metric", "--output", output, "--distance", text, "--set", "metric.source=distance") == 2
+    assert words in one_line(capsys) and stamps_of(output) == before
 
 
 def test_damaged_photographs_among_good_ones_are_skipped_and_named(tmp_path, capsys):

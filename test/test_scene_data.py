@@ -57,7 +57,8 @@ def dataset(data, tmp_path_factory):
 def unscaled(data: SceneData) -> SceneData:
     """The same in a frame and unit of its own, as from photographs alone."""
     moved = lambda xyz: SCALE * xyz @ R.T + SHIFT
-    frames = [replace(f, T_world_camera=make_transform(R @ f.T_world_camera[:3, :3], moved(f.T_world_camera[None, :3, 3])[0])) for f in data.frames]
+    pose = lambda T: make_transform(R @ T[:3, :3], moved(T[None, :3, 3])[0])
+    frames = [replace(f, T_world_camera=pose(f.T_world_camera)) for f in data.frames]
     return replace(data, frames=tuple(frames), landmarks=replace(data.landmarks, xyz_L3=moved(data.landmarks.xyz_L3)), metric=False)
 
 
@@ -129,7 +130,7 @@ def test_a_scene_without_scale_says_so(without_scale, sequence, tmp_path, capsys
     assert "units of the scene, not in metres" in shown and "held-out frames  3, " in shown and "cm" not in shown
     answer, = localized(without_scale / "room.sld", [str(sequence / "frames/frame-000004.color.jpg")], capsys)
     assert answer["metric"] is False and answer["accepted"]
-    evaluate(without_scale / "room.sld", sequence, tmp_path / "m.json")
+    assert evaluate(without_scale / "room.sld", sequence, tmp_path / "m.json")["metric"] is False
     error = capsys.readouterr().err
     assert "warning: the scene 'room' is not metric" in error and "--align-to" in error
 
@@ -138,7 +139,7 @@ def test_a_scene_without_scale_is_measured_after_alignment(without_scale, sequen
     metrics = evaluate(without_scale / "room.sld", sequence, tmp_path / "m.json", "--align-to", str(without_scale / "data"),
                        "--report", str(tmp_path / "r.html"))
     assert metrics["accepted"] >= 6 and metrics["wrong_fixes"] == 0 and metrics["median_cm"] < 3
-    assert metrics["align_images"] == 30 and metrics["align_scale"] == pytest.approx(1 / SCALE, rel=1e-4)
+    assert metrics["metric"] is True and metrics["align_images"] == 30 and metrics["align_scale"] == pytest.approx(1 / SCALE, rel=1e-4)
     assert metrics["align_median_cm"] < 0.1 and metrics["align_median_deg"] < 0.1
     captured = capsys.readouterr()
     assert "aligned by 30 images: scale 2.5" in captured.out and "warning" not in captured.err
@@ -175,7 +176,8 @@ def test_a_clumsy_user_gets_one_line(dataset, tmp_path, arguments, expected, cap
 @pytest.mark.parametrize("change, expected", [
     (lambda d: replace(d, split_F=("val",) * len(d.frames)), "none of 30 frames of the dataset is for training"),
     (lambda d: first_landmarks(d, 19), "the dataset has 19 landmarks; expected 20 to 20000"),
-    (lambda d: replace(d, visibility_FL=np.where(np.arange(400) < 5, d.visibility_FL, 2).astype(np.uint8)), "only 5 of 400 landmarks are visible"),
+    (lambda d: replace(d, visibility_FL=np.where(np.arange(400) < 5, d.visibility_FL, 2).astype(np.uint8)),
+     "only 5 of 400 landmarks are visible"),
 ])
 def test_a_dataset_with_nothing_to_learn(data, tmp_path, change, expected):
     from sld_core.config import SceneConfig
@@ -207,7 +209,8 @@ def test_which_frames_teach_and_which_check():
     train, jury = split_rows(split_F, 0.05)
     assert train == list(range(1, 79)) and jury == [80, 85, 90, 94, 99]  # 5 % of 98 frames, spread over the 20
     assert len(split_rows(split_F, 0.0)[1]) == 0
-    assert len(split_rows(["train"] * 10 + ["val"] * 9, 0.05)[1]) == MIN_JURY and len(split_rows(["train"] * 10 + ["val"] * 2, 0.05)[1]) == 2
+    assert len(split_rows(["train"] * 10 + ["val"] * 9, 0.05)[1]) == MIN_JURY
+    assert len(split_rows(["train"] * 10 + ["val"] * 2, 0.05)[1]) == 2
     train, jury = split_rows(["test", *["train"] * 40], 0.05)
     assert jury == [20, 21] and train == [i for i in range(1, 41) if i not in jury]
     assert split_rows(["train"] * 40, 0.0) == (list(range(40)), [])

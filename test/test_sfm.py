@@ -36,23 +36,53 @@ def test_neighbours_are_of_one_session_and_by_stamp():
     assert pairs.neighbours(plain_frames("a"), 5) == []
 
 
+def likeness_of(degrees):
+    angle = np.radians(degrees)
+    return np.cos(angle[:, None] - angle)
+
+
 def test_closest_by_likeness():
-    angle = np.radians([0, 10, 90, 105, 190])
-    unit = np.stack([np.cos(angle), np.sin(angle)], 1)
-    assert pairs.closest(unit, 1) == [(0, 1), (2, 3), (3, 4)]
-    assert pairs.closest(unit, 4) == pairs.closest(unit, 400) == [(i, j) for i in range(5) for j in range(i + 1, 5)]
-    assert pairs.closest(unit, 0) == pairs.closest(unit[:1], 3) == []
+    likeness = likeness_of(np.array([0, 10, 90, 105, 190]))
+    assert pairs.closest(likeness, 1) == [(0, 1), (2, 3), (3, 4)]
+    assert pairs.closest(likeness, 4) == pairs.closest(likeness, 400) == pairs.all_pairs(5)
+    assert pairs.closest(likeness, 0) == pairs.closest(likeness[:1, :1], 3) == []
+    likeness[0, 1] = likeness[1, 0] = -np.inf  # never wanted
+    assert pairs.closest(likeness, 1) == [(0, 2), (1, 2), (2, 3), (3, 4)]
 
 
-def test_auto_matches_all_of_few_images(monkeypatch):
-    monkeypatch.setattr(pairs, "global_descriptors", lambda frames, *_: np.eye(len(frames)))
-    config = SfmConfig(exhaustive_up_to=6, overlap=1, alike=0)
-    assert len(pairs.propose(plain_frames(*"aaaaaa"), config)) == 15  # 6 * 5 / 2
-    assert pairs.propose(plain_frames(*"aaaaaaa"), config) == [(i, i + step) for i in range(7) for step in (1, 2, 4) if i + step < 7]
-    assert len(pairs.propose(plain_frames(*"aaaaaaa"), replace(config, matching="exhaustive"))) == 21
-    assert len(pairs.propose(plain_frames(*"ab"), replace(config, matching="sequential"))) == 0
-    alike = pairs.propose(plain_frames(*"aaaaaaa"), replace(config, alike=6))
-    assert alike == [(i, j) for i in range(7) for j in range(i + 1, 7)]  # each pair once, in order
+def test_closest_of_every_other_pass():
+    """Three times past the same four views: each has its best in each other pass, no neighbour in time."""
+    likeness = likeness_of(np.array([0, 20, 40, 60] * 3) + np.repeat([0, 1, 2], 4))
+    found = pairs.closest(likeness, 2, gap=3)
+    assert {(i, i + 4) for i in range(8)} <= set(found) and {(i, i + 8) for i in range(4)} <= set(found)
+    assert all(j - i >= 3 for i, j in found)
+
+
+def test_bridges_join_what_matches_left_in_parts():
+    likeness = likeness_of(np.array([0, 10, 90, 105, 190]))
+    verified = np.zeros((5, 5), bool)
+    for i, j in ((0, 1), (2, 3), (3, 4)):
+        verified[i, j] = verified[j, i] = True
+    # parts 0-1 and 2-3-4: each with the one most like it in the other part
+    assert pairs.bridges(likeness, verified, 1) == [(0, 2), (0, 4), (1, 2), (1, 3)]
+    verified[1, 2] = verified[2, 1] = True
+    assert pairs.bridges(likeness, verified, 1) == []
+
+
+def test_auto_matches_all_of_few_images():
+    assert pairs.all_pairs(4) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)] and len(pairs.all_pairs(60)) == 1770  # 60 * 59 / 2
+    for matching, few, many in (("auto", True, False), ("exhaustive", True, True), ("sequential", False, False)):
+        config = SfmConfig(matching=matching, exhaustive_up_to=6)
+        assert [pairs.is_exhaustive(plain_frames(*names), config) for names in ("aaaaaa", "aaaaaaa")] == [few, many]
+
+
+def test_proposed_are_neighbours_and_what_looks_alike():
+    frames, likeness = plain_frames(*"aaaaaaaaa"), likeness_of(np.array([0, 10, 20, 30, 40, 50, 60, 70, 1]))
+    near = [(i, i + step) for i in range(9) for step in (1, 2, 4) if i + step < 9]
+    assert pairs.propose(frames, likeness, SfmConfig(overlap=1, alike=0, other_passes=0)) == sorted(near)
+    assert set(pairs.propose(frames, likeness, SfmConfig(overlap=1, alike=1, other_passes=0))) == {*near, (0, 8), (1, 8)}
+    everything = pairs.propose(frames, likeness, SfmConfig(overlap=1, alike=8))
+    assert everything == pairs.all_pairs(9)  # each once, in order
 
 
 def test_images_that_look_alike_have_near_descriptors(tmp_path):
@@ -144,6 +174,23 @@ def test_an_unknown_lens_is_estimated_and_its_images_undistorted(tmp_path):
     off = lambda path: np.abs(read_image(path).astype(int) - straight)[20:-20, 20:-20].mean()  # black borders aside
     assert off(frame.image_path) < 0.7 * off(frame_set.frames[3].image_path)
     assert frame.camera.width == 320 and depth_mm.shape == (240, 320)
+
+
+def test_a_killed_search_for_features_goes_on_with_the_same_lens(tmp_path):
+    for i in range(4):
+        write(tmp_path / "photos" / f"{i}.jpg", shoot(POSES[i], i)[0])
+    frame_set = from_photos(tmp_path / "photos", tmp_path / "frames")
+    for count in (2, 4):
+        sfm._extract(tmp_path / "features.db", replace(frame_set, frames=frame_set.frames[:count]), SfmConfig(), lambda _: None)
+    with pycolmap.Database.open(tmp_path / "features.db") as database:
+        assert [image.camera_id for image in database.read_all_images()] == [1] * 4
+        assert database.num_cameras() == 1 and database.num_keypoints() > 400
+
+
+@pytest.mark.parametrize("config", [SfmConfig(mapper="global"), SfmConfig(matching="sequential", overlap=1, alike=1, other_passes=1)])
+def test_other_ways_to_the_same_poses(place, tmp_path, config):
+    found = sfm.solve(place, tmp_path, config)
+    assert found.pieces == (14,) and against(found.reconstruction.frames, POSES).median_m < 0.015
 
 
 def test_two_places_without_a_common_view_are_two_pieces(tmp_path):

@@ -47,6 +47,7 @@ def _evaluate(args) -> None:
     metrics = summarize(results, scene.report, args.scene.stat().st_size)
     notes = _notes(scene, alignment)
     print(format_table(metrics))
+    metrics["metric"] = bool(scene.metric or alignment)  # else what is in cm, and every recall, means nothing
     if alignment:
         metrics |= {"align_images": alignment.common, "align_scale": alignment.scale, "align_median_cm": 100 * alignment.median_m,
                     "align_median_deg": float(np.degrees(alignment.median_rad))}
@@ -69,8 +70,8 @@ def _notes(scene, alignment) -> list[str]:
                 f"{np.degrees(alignment.median_rad):.3f} deg"]
     if scene.metric:
         return []
-    note = (f"the scene {scene.name!r} is not metric: its poses are in units of the scene, so that errors in cm, and recalls, mean nothing; "
-            "compare with --align-to SCENE_DATA_DIR, or give the dataset a scale and teach it again")
+    note = (f"the scene {scene.name!r} is not metric: its poses are in units of the scene, so that errors in cm, and recalls, mean "
+            "nothing; compare with --align-to SCENE_DATA_DIR, or give the dataset a scale and teach it again")
     print(f"warning: {note}", file=sys.stderr)
     return [note]
 
@@ -88,8 +89,9 @@ def _alignment(args, scene):
     pairs = common_images([f.source for f in data.frames], [p.relative_to(args.frames).as_posix() for p in paths],
                           [p.resolve().as_posix() for p in paths])
     if len(pairs) < MIN_COMMON:
-        raise SldError(f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the first is {data.frames[0].source!r}) are "
-                       f"among the {len(paths)} of {args.frames} (the first is {references[0].name!r}), by file name; expected at least {MIN_COMMON}")
+        raise SldError(f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the first is {data.frames[0].source!r}) "
+                       f"are among the {len(paths)} of {args.frames} (the first is {references[0].name!r}), by file name; "
+                       f"expected at least {MIN_COMMON}")
     rows, columns = zip(*pairs)
     return align_poses(np.stack([data.frames[i].T_world_camera for i in rows]), np.stack([references[j].T_world_camera for j in columns]))
 
@@ -98,5 +100,5 @@ def _check_origin(scene, data, args) -> None:
     """SldError unless the scene's landmarks are the first of the dataset's: else its frame may be another."""
     ours, theirs = scene.landmarks.xyz_L3, data.landmarks.xyz_L3[: len(scene.landmarks)]
     if ours.shape != theirs.shape or np.abs(ours - theirs).max() > 1e-4 * np.ptp(theirs, axis=0).max():
-        raise SldError(f"--align-to {args.align_to}: its {len(data.landmarks)} landmarks are not those of {args.scene} ({len(ours)}); expected "
-                       "the dataset that the scene was taught from, as it was then: teach the scene again")
+        raise SldError(f"--align-to {args.align_to}: its {len(data.landmarks)} landmarks are not those of {args.scene} ({len(ours)}); "
+                       "expected the dataset that the scene was taught from, as it was then: teach the scene again")

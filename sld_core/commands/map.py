@@ -18,6 +18,7 @@ STAGES = {  # in order
     "labels": "decide which image shows which landmark",
     "dataset": "write the dataset and the report",
 }
+GOES_ON = " Without images it goes on with a map begun before, and does again what later settings change."
 
 
 def add(commands) -> None:
@@ -25,9 +26,9 @@ def add(commands) -> None:
                                  description="Makes a labelled scene dataset. A stage that is done is not done again; a killed run goes on.")
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for name, text in STAGES.items():
-        stage = stages.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        stage = stages.add_parser(name, help=text, description=text[0].upper() + text[1:] + "." + GOES_ON * (name == "all"))
         if name in ("all", "frames"):
-            _add_source(stage)
+            _add_source(stage, required=name == "frames")
         if name in ("all", "metric"):
             _add_scale(stage)
         if name in ("all", "depth"):
@@ -40,33 +41,32 @@ def add(commands) -> None:
         stage.set_defaults(run=_map, stage=name)
 
 
-def _add_source(parser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
+def _add_source(parser, required: bool) -> None:
+    source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEG or PNG photographs; a session per subfolder")
     source.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="videos; a session each")
     source.add_argument("--bag", type=Path, metavar="DIR", help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any")
     parser.add_argument("--list", type=Path, metavar="FILE", help="text file that names the photographs to use (default: all)")
     parser.add_argument("--poses", action="store_true", help="use *.pose.txt beside the photographs (4x4 camera to world, metres)")
     parser.add_argument("--intrinsics", type=Path, metavar="FILE",
-                        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration (default: estimated)")
+                        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration (default: camera-intrinsics.txt among the photographs, else estimated)")
 
 
 def _add_scale(parser) -> None:
     parser.add_argument("--distance", metavar="TEXT", help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
-                                                           "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images; ';' between several")
-    parser.add_argument("--tag-size", type=float, metavar="METRES", help="side of the black square of AprilTags in the scene")
+                                                           "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (of the finished map: --output/image-*.color.jpg); ';' between several. Used where odometry and "
+                                                           "depth are missing, else compared with them")
+    parser.add_argument("--tag-size", type=float, metavar="METRES", help="side of the black square of AprilTags in the scene; used like --distance")
     parser.add_argument("--tag-family", metavar="NAME", help="such as apriltag_36h11 (default)")
 
 
 def _map(args) -> None:
     from sld_core.map_config import MapConfig
-    from sld_core.mapping.place import Place, Source
+    from sld_core.mapping.place import Place
     config = configuration.override(MapConfig(), _settings(args))
     source = None
     if args.stage in ("all", "frames"):
-        if args.images is None and (args.list or args.poses):
-            raise SldError("--list and --poses belong to --images")
-        source = Source(args.images, tuple(args.video or ()), args.bag, _list_path(args), args.poses, args.intrinsics)
+        source = _source(args)
     show = Bar()
     place = Place(args.output, config, source, getattr(args, "model", None), show)
     if args.stage == "all":
@@ -81,6 +81,19 @@ def _map(args) -> None:
     if args.json:
         from sld_core.scene_file import write_atomically
         write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def _source(args):
+    from sld_core.mapping.place import Source
+    if args.images is None and (args.list or args.poses):
+        raise SldError("--list and --poses belong to --images")
+    if args.bag is not None and args.intrinsics is not None:
+        raise SldError("--intrinsics belongs to --images and --video; a bag has its CameraInfo")
+    if args.images is None and not args.video and args.bag is None:
+        if args.intrinsics:
+            raise SldError("--intrinsics without images: name --images DIR or --video FILE… too")
+        return None
+    return Source(args.images, tuple(args.video or ()), args.bag, _list_path(args), args.poses, args.intrinsics)
 
 
 def _settings(args) -> list[str]:

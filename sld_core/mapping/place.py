@@ -32,7 +32,7 @@ from sld_core.types import FrameSet, Landmarks, Progress, Reconstruction, SceneD
 log = logging.getLogger(__name__)
 
 STAGES = ("frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset")
-OURS = "sld-map.json"  # in OUT: that it is ours to write into, and what was found
+OURS = "sld-map.json"  # in OUT: that it is ours to write into
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Place:
         self.work = self.output / "work"
 
     def run_all(self) -> dict[str, Any]:
-        """All stages; returns the summary that `sld map --json` writes."""
-        for stage in STAGES:
+        """All stages, from the images at hand where no source is given; returns the summary that `sld map --json` writes."""
+        for stage in STAGES if self.source else STAGES[1:]:
             self.run(stage)
         return self.summary()
 
@@ -99,6 +99,11 @@ class Place:
     def _sfm(self, folder: Path) -> dict[str, Any]:
         frame_set, config = self._frame_set(), self.config.sfm
         if config.mapper == "posed":
+            if not frame_set.intrinsics_known:
+                raise SldError("sfm.mapper=posed needs a calibrated camera: give --intrinsics FILE, or a bag with CameraInfo")
+            if lacking := [f.name for f in frame_set.frames if f.T_world_camera is None]:
+                raise SldError(f"sfm.mapper=posed needs a pose of every image; {len(lacking)} of {len(frame_set.frames)} have none, the first is "
+                               f"{lacking[0]}: give --poses, or use sfm.mapper=incremental")
             reconstruction = tracks.reconstruct(frame_set.frames, folder, _track_config(config), self.config.seed, self.progress)
             found = {"registered": len(reconstruction.frames), "pieces": [len(reconstruction.frames)], "lost": {},
                      "reprojection_px": float(reconstruction.error_px_N.mean()), "lenses": []}
@@ -114,7 +119,8 @@ class Place:
         reconstruction, frame_set = read_reconstruction(self.work / "sfm"), self._frame_set()
         alignment = metric.align(reconstruction, frame_set, self.config.metric, self.progress)
         write_reconstruction(folder, metric.moved(reconstruction, alignment))
-        world_frame = frame_set.world_frame if alignment.source == "odometry" or alignment.upright == "tf" else ""
+        # the given poses lend their frame wherever it is not the images that say what is up
+        world_frame = frame_set.world_frame if alignment.metric and alignment.upright in ("tf", "none") else ""
         return {"metric": alignment.metric, "scale_source": alignment.source, "upright": alignment.upright, "world_frame": world_frame,
                 "residual": alignment.residual, "notes": list(alignment.notes), "alignment": alignment.to_dict()}
 
@@ -160,7 +166,7 @@ class Place:
         notes = [note for stage in earlier for note in stage.found.get("notes", [])]
         depth_folder = self.work / "depth" if self._done("depth").found["depth"]["source"] != "none" else None
         self.progress(Progress("drawing the report", 0.5))
-        told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces")} | {"components": len(summary["pieces"])}
+        told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces", "landmarks", "split")} | {"components": len(summary["pieces"])}
         write_map_report(self.output / "report.html", f"Map of {self.output.resolve().name}", told, self._frame_set(), reconstruction,
                          summary["lost"], chosen, visibility_FL, split_F, depth_folder,
                          {stage: done.seconds for stage, done in zip(STAGES, earlier)}, notes)

@@ -71,14 +71,23 @@ def _extract(database: Path, frame_set: FrameSet, config: SfmConfig, progress: C
     done = 0
     for group in groups.values():
         reader = _reader(group[0].camera, frame_set.intrinsics_known)
+        _share_camera(reader, database, group)  # of a run that was killed, which must not become a second lens
         for start in range(0, len(group), CHUNK):
             chunk = group[start : start + CHUNK]
             progress(Progress("finding features", done / len(frame_set.frames)))
             pycolmap.extract_features(database, chunk[0].image_path.parent, [f.image_path.name for f in chunk],
                                       pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu)
-            with pycolmap.Database.open(database) as db:
-                reader.existing_camera_id = db.read_image_with_name(chunk[0].image_path.name).camera_id
+            _share_camera(reader, database, chunk)
             done += len(chunk)
+
+
+def _share_camera(reader: pycolmap.ImageReaderOptions, database: Path, group: Sequence[Frame]) -> None:
+    """Images to come get the camera of those of `group` that the database has."""
+    names = {frame.image_path.name for frame in group}
+    with pycolmap.Database.open(database) as db:
+        ids = [image.camera_id for image in db.read_all_images() if image.name in names]
+    if ids:
+        reader.existing_camera_id = ids[0]
 
 
 def _reader(camera: Camera, known: bool) -> pycolmap.ImageReaderOptions:

@@ -102,8 +102,9 @@ def _teach(lesson: Lesson, output: Path, name: str, config: SceneConfig, backbon
     landmarks, angle_rad_F = lesson.landmarks, upright_angles(lesson.frames)
     trained = config.head.kind != "prototype"
     with report.stage("buffer"):
-        buffer, whitening = buffering.fill(lesson.frames, lesson.labels, angle_rad_F, backbone, config.buffer, config.image.max_side_px, device,
-                                           np.random.default_rng(config.seed), config.buffer.augmented_passes if trained else 0, report)
+        rng, passes = np.random.default_rng(config.seed), config.buffer.augmented_passes if trained else 0
+        buffer, whitening = buffering.fill(lesson.frames, lesson.labels, angle_rad_F, backbone, config.buffer,
+                                           config.image.max_side_px, device, rng, passes, report)
     with report.stage(HEAD_STAGE):
         if trained:
             cells, curve = recipe.train(buffer, len(landmarks), config.head, config.seed, device, report)
