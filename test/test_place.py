@@ -1,11 +1,10 @@
-"""`sld map`: stages that are done once and go on after a kill, and images in, a dataset out, through the command line."""
+"""`sld map` through the command line: images in, a dataset out, all at once or by stages; and what cannot be used."""
 import json
 import re
 import shutil
 import struct
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,134 +14,18 @@ from bag_messages import SECOND, START, compressed_image, write_mcap
 from small_place import CAMERA, against, shoot, sway, write, write_photos
 
 from sld_core import cli
-from sld_core.geometry import make_transform, similarity
-from sld_core.mapping import place, stages
+from sld_core.geometry import similarity
+from sld_core.mapping import place
 from sld_core.mapping.formats.indoor6 import read_scene_data
 from sld_core.mapping.store import read_reconstruction, write_reconstruction
-from sld_core.types import Camera, Frame, Reconstruction, SldError
 
 POSES = sway(14)
 STAGES = ["frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset"]
 FEW = ["--set", "landmarks.min_views=4", "--set", "landmarks.count=200"]
 
 
-# stages ---------------------------------------------------------------------------------------------------------------
-
-
-class Make:
-    """A stage that writes a file, and counts how often it is made."""
-
-    def __init__(self, found=None, error=None):
-        self.found, self.error, self.times, self.met = found or {"n": 1}, error, 0, []
-
-    def __call__(self, folder):
-        self.times += 1
-        self.met.append(sorted(p.name for p in folder.iterdir() if p.name != stages.RECORD))
-        (folder / f"part-{self.times}").write_text("x")
-        if self.error:
-            raise self.error
-        return self.found
-
-
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
-
-
-def test_a_stage_is_done_once_for_each_key(tmp_path):
-    folder, make = tmp_path / "work" / "sfm", Make({"n": 3})
-    done = stages.run(folder, "a", make)
-    assert (done.folder, done.key, done.found) == (folder, "a", {"n": 3}) and done.seconds >= 0
-    assert stages.run(folder, "a", make) == done == stages.look(folder) and make.times == 1
-    assert names(folder.parent) == ["sfm"] and names(folder) == ["part-1", "stage.json"]
-    make.found = {"n": 4}
-    assert stages.run(folder, "b", make).found == {"n": 4} == stages.look(folder).found
-    assert make.times == 2 and make.met == [[], []] and names(folder) == ["part-2", "stage.json"]  # nothing of the old one
-
-
-def test_a_killed_stage_goes_on_if_nothing_changed(tmp_path):
-    folder, make = tmp_path / "sfm", Make(error=KeyboardInterrupt())
-    for key in "aab":
-        with pytest.raises(KeyboardInterrupt):
-            stages.run(folder, key, make)
-        assert stages.look(folder) is None and names(tmp_path) == ["sfm.partial"]
-    make.error = None
-    stages.run(folder, "b", make)
-    assert make.met == [[], ["part-1"], [], ["part-3"]]  # kept for the same key, emptied for another
-    assert names(tmp_path) == ["sfm"]
-
-
-@pytest.mark.parametrize("error", [SldError("bad"), KeyboardInterrupt(), ZeroDivisionError()])
-def test_a_stage_that_fails_leaves_the_old_one_alone(tmp_path, error):
-    folder = tmp_path / "sfm"
-    old = stages.run(folder, "a", Make())
-    with pytest.raises(type(error)):
-        stages.run(folder, "b", Make(error=error))
-    assert stages.look(folder) == old and names(folder) == ["part-1", "stage.json"]
-    with pytest.raises(SldError, match=r"there\.txt: cannot be written \(No space left on device\)"):
-        stages.run(folder, "b", Make(error=OSError(28, "No space left on device", "there.txt")))
-    assert stages.look(folder) == old
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{}", '{"key": "a"}', '{"key": "a", "found": null, "seconds": 1}',
-                                  '{"key": "a", "found": [1], "seconds": 1}', '{"key": "a", "found": {}, "seconds": "x"}', b"\xff\xfe"])
-def test_a_stage_with_a_damaged_record_is_made_again(tmp_path, text):
-    folder, make = tmp_path / "sfm", Make()
-    for place_of in (folder, tmp_path / "sfm.partial"):
-        place_of.mkdir()
-        (place_of / stages.RECORD).write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert stages.look(folder) is None
-    assert stages.run(folder, "a", make).found == {"n": 1} and make.times == 1
-    assert stages.look(folder).key == "a" and names(tmp_path) == ["sfm"]
-
-
-def test_keys_tell_settings_apart():
-    assert stages.key_of("a", {"x": 1, "y": [2.5, None]}, Path("p")) == stages.key_of("a", {"y": [2.5, None], "x": 1}, Path("p"))
-    keys = {stages.key_of(*parts) for parts in [("a", "b"), ("ab",), ("a", ["b"]), ("b", "a"), ("a", None), ("a", 0), ("a", False)]}
-    assert len(keys) == 7
-
-
-# the store ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stored(tmp_path):
-    """A reconstruction of two frames whose images lie beside the folder it is stored in."""
-    folder, images = tmp_path / "map" / "sfm", tmp_path / "map" / "frames"
-    folder.mkdir(parents=True)
-    frames = tuple(Frame(f"image-{i}", images / f"küche {i}.jpg", Camera(8, 6, 10.5, 11.0, 4.1, 3.3), make_transform(np.eye(3), np.array([i, 2, 3.0])),
-                         images / "d.png" if i else None, 2**62 + i, "s", f"v.mp4 at {i} s") for i in range(2))
-    rng = np.random.default_rng(0)
-    reconstruction = Reconstruction(frames, rng.normal(size=(3, 3)), rng.random(3), np.array([0, 1, 1, 2]), np.array([0, 0, 1, 1]), rng.random((4, 2)))
-    write_reconstruction(folder, reconstruction)
-    return folder, reconstruction
-
-
-def assert_equal(a, b):
-    for name in ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2"):
-        assert np.array_equal(getattr(a, name), getattr(b, name)) and getattr(a, name).dtype == getattr(b, name).dtype
-    for f, g in zip(a.frames, b.frames, strict=True):
-        assert np.array_equal(f.T_world_camera, g.T_world_camera)
-        assert replace(f, T_world_camera=None) == replace(g, T_world_camera=None)
-
-
-def test_a_stored_reconstruction_is_read_equal_also_after_a_move(stored, tmp_path):
-    folder, reconstruction = stored
-    assert names(folder) == ["reconstruction.npz"]
-    assert_equal(read_reconstruction(folder), reconstruction)
-    (tmp_path / "map").rename(tmp_path / "elsewhere")
-    frames = read_reconstruction(tmp_path / "elsewhere" / "sfm").frames
-    assert [f.image_path for f in frames] == [tmp_path / "elsewhere" / "frames" / f"küche {i}.jpg" for i in range(2)]
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"text", lambda data: data[:-30]])
-def test_a_damaged_reconstruction_is_one_clear_error(stored, damage):
-    path = stored[0] / "reconstruction.npz"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(SldError, match="reconstruction.npz: cannot be read .* delete .* and run the stage again"):
-        read_reconstruction(stored[0])
-    path.unlink()
-    with pytest.raises(SldError, match="cannot be read"):
-        read_reconstruction(stored[0])
 
 
 # sld map all: photographs with depth ----------------------------------------------------------------------------------
@@ -212,11 +95,12 @@ def test_a_stage_alone_redoes_only_what_follows(mapped, photos, tmp_path):
     output = tmp_path / "moved"  # a copy: work may be moved as a whole
     shutil.copytree(mapped[0], output)
     before = stamps_of(output)
-    assert sld("landmarks", "--output", output, "--set", "landmarks.min_views=4", "--set", "landmarks.count=20", "--json", tmp_path / "l.json") == 0
+    fewer = [*FEW[:2], "--set", "landmarks.count=20"]
+    assert sld("landmarks", "--output", output, *fewer, "--json", tmp_path / "l.json") == 0
     found = json.loads((tmp_path / "l.json").read_text())
     assert found["landmarks"] == 20 and list(found["seconds"]) == ["landmarks"]
     assert len(read_scene_data(output).landmarks) == len(read_scene_data(mapped[0]).landmarks)  # the dataset is still the old one
-    assert sld("all", "--images", photos, "--output", output, "--set", "landmarks.min_views=4", "--set", "landmarks.count=20") == 0
+    assert sld("all", "--images", photos, "--output", output, *fewer) == 0
     after = stamps_of(output)
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["landmarks", "labels", "dataset"]
     few, many = read_scene_data(output), read_scene_data(mapped[0])
@@ -405,7 +289,8 @@ def test_what_is_not_there_is_named(tmp_path, capsys):
     assert "no such file here or in" in refused(capsys, output, "all", "--images", tmp_path / "photos", "--list", "nope.txt")
     assert "none" in refused(capsys, output, "frames", "--images", tmp_path / "photos", "--intrinsics", none)
     assert "--list and --poses belong to --images" in refused(capsys, output, "frames", "--video", none, "--poses")
-    assert "setting fps=0.0: expected a number from" in refused(capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0")
+    text = refused(capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0")
+    assert "setting fps=0.0: expected a number from" in text
     with pytest.raises(SystemExit) as stop:
         sld("frames", "--output", output)
     assert stop.value.code == 2 and "--images --video --bag is required" in capsys.readouterr().err
@@ -493,7 +378,8 @@ def test_given_poses_are_refined_and_all_of_them_needed(photos, tmp_path, capsys
     assert np.allclose(poses, POSES[:6], atol=0.01)  # in the frame of the given poses
 
 
-@pytest.mark.parametrize("text, words", [("rubbish", "rubbish"), ("image-000000 image-000099 2", "image-000099"), ("image-000000 image-000001 nan", "nan")])
+@pytest.mark.parametrize("text, words", [
+    ("rubbish", "rubbish"), ("image-000000 image-000099 2", "image-000099"), ("image-000000 image-000001 nan", "nan")])
 def test_a_distance_that_cannot_be_used_leaves_the_scale_as_it_was(mapped, tmp_path, capsys, text, words):
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)

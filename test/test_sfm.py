@@ -119,7 +119,8 @@ def reprojection_px(reconstruction):
     out = np.empty(len(reconstruction.obs_point_M))
     for i, frame in enumerate(reconstruction.frames):
         here = reconstruction.obs_frame_M == i
-        xy, z = geometry.project(frame.camera, geometry.invert(frame.T_world_camera), reconstruction.points_N3[reconstruction.obs_point_M[here]])
+        xyz = reconstruction.points_N3[reconstruction.obs_point_M[here]]
+        xy, z = geometry.project(frame.camera, geometry.invert(frame.T_world_camera), xyz)
         assert (z > 0).all()
         out[here] = np.linalg.norm(xy - reconstruction.obs_xy_M2[here], axis=1)
     return out

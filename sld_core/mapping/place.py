@@ -177,7 +177,8 @@ class Place:
     def _done(self, stage: str) -> Done:
         done = stages.look(self.work / stage)
         if done is None:
-            raise SldError(f"{self.output}: the stage {stage!r} has not been done; run `sld map {stage} --output {self.output}` first, or `sld map all`")
+            raise SldError(f"{self.output}: the stage {stage!r} has not been done; run `sld map {stage} --output {self.output}` first, "
+                           "or `sld map all`")
         if done.key.split("-")[0] != stages.key_of([self._done(earlier).key for earlier in NEEDS[stage]]):
             raise SldError(f"{self.output}: the stage {stage!r} was done before {' or '.join(NEEDS[stage])} changed; "
                            f"run `sld map {stage} --output {self.output}` again, or `sld map all`")

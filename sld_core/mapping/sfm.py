@@ -111,9 +111,12 @@ def _match(database: Path, frames: Sequence[Frame], config: SfmConfig, seed: int
     for _ in range(config.bridge_rounds):
         likeness_FF[tuple(np.array(sorted(tried)).T)] = -np.inf  # not twice
         likeness_FF = np.minimum(likeness_FF, likeness_FF.T)
-        more = pairs.bridges(likeness_FF, _verified(database, frames, config.min_bridge), config.other_passes)
+        verified_FF = _verified(database, frames, config.min_bridge)
+        more = pairs.bridges(likeness_FF, verified_FF, config.other_passes)
         _match_pairs(database, frames, more, folder, progress)
         tried |= set(more)
+        if (_verified(database, frames, config.min_bridge) == verified_FF).all():
+            break  # the parts have no more in common
     log.info("%d pairs of %d matched", len(tried), len(frames) * (len(frames) - 1) // 2)
 
 
