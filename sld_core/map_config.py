@@ -30,7 +30,10 @@ class SfmConfig:
     other_passes: int = ranged(12, 0, 1000)  # the same, each from another pass through the place
     bridge_rounds: int = ranged(3, 0, 100)  # further pairs, as long as the place falls into parts
     min_bridge: int = ranged(50, 10, 10_000)  # matches of one geometry that hold two images together
-    mapper: str = chosen("incremental", "global", "posed")  # posed: given poses are refined, no image is lost
+    # incremental: image by image; global: all at once; posed: given poses are refined, no image is lost; auto: incremental,
+    # and global where matched pairs do not agree with it
+    mapper: str = chosen("auto", "incremental", "global", "posed")
+    good_agreement: float = ranged(0.99, 0.0, 1.0)  # share of matched pairs that a model explains
     completion_px: float = ranged(8.0, 0.0, 50.0)  # window of the first search for lost observations; 0: tracks as matched
     completion_view_deg: float = ranged(60.0, 1.0, 180.0)  # from a point's mean viewing direction
     completion_min_cosine: float = ranged(0.85, 0.0, 1.0)  # between descriptors

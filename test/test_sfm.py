@@ -9,7 +9,8 @@ from small_place import CAMERA, against, shoot, sway, write, write_photos
 from sld_core import geometry
 from sld_core.images import read_image
 from sld_core.map_config import SfmConfig
-from sld_core.mapping import pairs, sfm
+from sld_core.mapping import mapper, pairs, sfm
+from sld_core.mapping.agreement import agreement
 from sld_core.mapping.colmap import quiet
 from sld_core.mapping.frame_set import read_frame_set
 from sld_core.mapping.sources import from_photos
@@ -211,14 +212,39 @@ def test_two_places_without_a_common_view_are_two_pieces(tmp_path):
     assert set(reasons.values()) == {"in a piece of 6 images that shares no view with the largest"}
 
 
-@pytest.mark.parametrize("mapper", ["incremental", "global"])
-def test_images_without_texture_are_one_clear_error(tmp_path, mapper):
+def test_a_folded_model_disagrees_with_the_pairs_it_was_made_from(place, tmp_path):
+    folder = tmp_path / "sfm"
+    folder.mkdir()
+    result = sfm.solve(place, folder, SfmConfig())
+    assert result.agreement > 0.99
+    model = pycolmap.Reconstruction(folder / "model")
+    with pycolmap.Database.open(folder / "features.db") as database:
+        assert agreement(model, database) > 0.99
+        some = [image for image in model.images.values() if image.has_pose][:5]
+        turn = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, np.radians(20), 0])), np.zeros(3))
+        for image in some:  # five of 14 look 20 degrees aside: their pairs with the other nine, and most among themselves, break
+            image.frame.rig_from_world = turn * image.frame.rig_from_world
+        assert agreement(model, database) < 0.75
+
+
+def test_the_better_of_both_mappers_is_taken(place, tmp_path, monkeypatch):
+    """Where solving image by image folds the place, all poses are solved at once; neither is asked where the first agrees."""
+    called = []
+    real = mapper._all_at_once
+    monkeypatch.setattr(mapper, "_one_by_one", lambda *args: called.append("one by one") or [])
+    monkeypatch.setattr(mapper, "_all_at_once", lambda *args: called.append("at once") or real(*args))
+    result = sfm.solve(place, tmp_path, SfmConfig())
+    assert called == ["one by one", "at once"] and result.agreement > 0.9
+
+
+@pytest.mark.parametrize("kind", ["incremental", "global"])
+def test_images_without_texture_are_one_clear_error(tmp_path, kind):
     for i in range(4):
         write(tmp_path / "photos" / f"{i}.jpg", np.full((240, 320, 3), 60 * i, np.uint8))
     (tmp_path / "sfm").mkdir()
     frame_set = from_photos(tmp_path / "photos", tmp_path / "frames")
     with pytest.raises(SldError, match="no two of the 4 images could be put together: they overlap too little, lack texture"):
-        sfm.solve(frame_set, tmp_path / "sfm", SfmConfig(mapper=mapper))
+        sfm.solve(frame_set, tmp_path / "sfm", SfmConfig(mapper=kind))
     with pytest.raises(SldError, match="2 images: at least 3"):
         sfm.solve(FrameSet(frame_set.frames[:2], False), tmp_path / "sfm", SfmConfig())
 

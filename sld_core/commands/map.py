@@ -69,18 +69,21 @@ def _map(args) -> None:
         source = _source(args)
     show = Bar()
     place = Place(args.output, config, source, getattr(args, "model", None), show)
-    if args.stage == "all":
-        found = place.run_all()
+    try:
+        found = place.run_all() if args.stage == "all" else _found(place.run(args.stage), args.stage)
+    finally:
         show.done()
+    if args.stage == "all":
         _tell(found, args.output)
     else:
-        done = place.run(args.stage)
-        found = done.found | {"seconds": {args.stage: round(done.seconds, 2)}}
-        show.done()
         print(json.dumps({key: value for key, value in found.items() if key not in ("lost", "rejected", "alignment")}, indent=1))
     if args.json:
         from sld_core.scene_file import write_atomically
         write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def _found(done, stage: str) -> dict:
+    return done.found | {"seconds": {stage: round(done.seconds, 2)}}
 
 
 def _source(args):

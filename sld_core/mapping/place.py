@@ -66,7 +66,7 @@ class Place:
         self._check_output()
         if stage == "dataset" and not (self.output / "scene.json").exists():
             shutil.rmtree(self.work / stage, ignore_errors=True)  # somebody deleted what it had written
-        inputs = [self._done(earlier).key for earlier in NEEDS[stage]]
+        inputs = self._inputs(stage)
         make, settings = getattr(self, f"_{stage}"), self._settings(stage)
         self._claim()
         return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make)
@@ -111,7 +111,7 @@ class Place:
             result = solve(frame_set, folder, config, self.config.seed, self.progress)
             reconstruction = result.reconstruction
             found = {"registered": len(reconstruction.frames), "pieces": list(result.pieces), "lost": result.lost,
-                     "reprojection_px": result.reprojection_px, "lenses": list(result.lenses)}
+                     "reprojection_px": result.reprojection_px, "agreement": result.agreement, "lenses": list(result.lenses)}
         write_reconstruction(folder, reconstruction)
         return found | {"points": len(reconstruction.points_N3)}
 
@@ -179,10 +179,13 @@ class Place:
         if done is None:
             raise SldError(f"{self.output}: the stage {stage!r} has not been done; run `sld map {stage} --output {self.output}` first, "
                            "or `sld map all`")
-        if done.key.split("-")[0] != stages.key_of([self._done(earlier).key for earlier in NEEDS[stage]]):
+        if done.key.split("-")[0] != stages.key_of(self._inputs(stage)):
             raise SldError(f"{self.output}: the stage {stage!r} was done before {' or '.join(NEEDS[stage])} changed; "
                            f"run `sld map {stage} --output {self.output}` again, or `sld map all`")
         return done
+
+    def _inputs(self, stage: str) -> list[tuple[str, str]]:
+        return [(done.key, done.made) for done in map(self._done, NEEDS[stage])]
 
     def _frame_set(self) -> FrameSet:
         return read_frame_set(self.work / "frames" / "images")
@@ -203,7 +206,7 @@ class Place:
         if stage == "frames":
             if self.source is None:
                 raise SldError("no images given: name one of --images DIR, --video FILE…, --bag DIR")
-            return [config["frames"], config["bag"], asdict(self.source), _fingerprint(self.source)]
+            return [config["frames"], config["bag"], self.source.with_poses, _fingerprint(self.source)]
         settings = [config.get("split") if stage == "landmarks" else None, config.get(stage), self.config.seed]
         return settings + ([str(self.model)] if stage == "depth" else [])
 
@@ -240,7 +243,7 @@ def _fingerprint(source: Source) -> list:
         if not root.exists():
             raise SldError(f"{root}: no such file or folder")
     files = [p for root in roots for p in (sorted(root.rglob("*")) if root.is_dir() else [root]) if p.is_file()]
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def _track_config(config: SfmConfig) -> TrackConfig:

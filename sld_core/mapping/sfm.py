@@ -17,7 +17,7 @@ from sld_core.map_config import SfmConfig
 from sld_core.mapping import pairs
 from sld_core.mapping.colmap import CHUNK, quiet, read_model
 from sld_core.mapping.image_files import read_depth_mm, write_depth, write_jpeg
-from sld_core.mapping.track_completion import complete_tracks
+from sld_core.mapping.mapper import polish, solve_poses
 from sld_core.types import Camera, Frame, FrameSet, Progress, Reconstruction, SldError
 from sld_core.undistort import Undistortion, undistortion
 
@@ -30,12 +30,14 @@ NEGLIGIBLE_DISTORTION_PX = 0.1  # at the image's corner
 @dataclass(frozen=True)
 class SfmResult:
     """`reconstruction` is the largest piece of the place that hangs together; `pieces` are the sizes of all, largest first;
-    `lost` names every frame that is not in the largest one, with the reason. `lenses` describes the cameras for people."""
+    `lost` names every frame that is not in the largest one, with the reason. `agreement` is the share of matched
+    pairs that the poses explain (mapping.agreement). `lenses` describes the cameras for people."""
 
     reconstruction: Reconstruction
     pieces: tuple[int, ...]
     lost: dict[str, str]
     reprojection_px: float
+    agreement: float
     lenses: tuple[str, ...]
 
 
@@ -50,14 +52,14 @@ def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
     database = folder / "features.db"
     _extract(database, frame_set, config, progress)
     _match(database, frames, config, seed, folder, progress)
-    models = _map(database, frame_set, config, seed, folder, progress)
+    models, agreed = solve_poses(database, frame_set, config, seed, folder, progress)
     model, others = models[0], models[1:]
-    _polish(model, database, config, frame_set.intrinsics_known, progress)
+    polish(model, database, config, frame_set.intrinsics_known, progress)
     (folder / "model").mkdir(exist_ok=True)
     model.write(folder / "model")
     return SfmResult(read_model(model, _pinhole_frames(model, frame_set, folder, progress)),
                      tuple(m.num_reg_images() for m in models), _lost(frames, model, others, database),
-                     model.compute_mean_reprojection_error(), tuple(_described(camera) for camera in model.cameras.values()))
+                     model.compute_mean_reprojection_error(), agreed, tuple(_described(camera) for camera in model.cameras.values()))
 
 
 def _extract(database: Path, frame_set: FrameSet, config: SfmConfig, progress: Callable[[Progress], None]) -> None:
@@ -147,69 +149,6 @@ def _inliers(database: Path) -> dict[tuple[str, str], int]:
         name_of = {image.image_id: image.name for image in db.read_all_images()}
         pairs = zip(*db.read_two_view_geometry_num_inliers())
         return {tuple(name_of[i] for i in pycolmap.pair_id_to_image_pair(pair)): int(count) for pair, count in pairs}
-
-
-def _map(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-         progress: Callable[[Progress], None]) -> list[pycolmap.Reconstruction]:
-    """The pieces that hang together, largest first."""
-    images, out = frame_set.frames[0].image_path.parent, folder / "pieces"
-    out.mkdir(exist_ok=True)
-    if config.mapper == "global":
-        progress(Progress("solving all poses at once", 0.0))
-        options = pycolmap.GlobalPipelineOptions()
-        options.random_seed = seed
-        options.mapper.bundle_adjustment.refine_focal_length = not frame_set.intrinsics_known
-        options.mapper.bundle_adjustment.refine_extra_params = not frame_set.intrinsics_known
-        models = pycolmap.global_mapping(database, images, out, options)
-    else:
-        options = _incremental(frame_set.intrinsics_known, seed)
-        count = iter(range(len(frame_set.frames) * 100))
-        step = lambda: progress(Progress("solving poses", min(1.0, next(count) / len(frame_set.frames))))
-        models = pycolmap.incremental_mapping(database, images, out, options, next_image_callback=step)
-    if not models:
-        raise SldError(f"no two of the {len(frame_set.frames)} images could be put together: they overlap too little, lack texture or are "
-                       "blurred, or the camera only turned on the spot; take images from places 10 to 30 cm apart that look the same way")
-    return sorted(models.values(), key=lambda m: -m.num_reg_images())
-
-
-def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
-    options = pycolmap.IncrementalPipelineOptions()
-    options.random_seed = seed
-    options.extract_colors = False
-    options.min_model_size = 3  # pieces that are small are reported all the same
-    options.ba_refine_focal_length = options.ba_refine_extra_params = not known
-    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = not known
-    return options
-
-
-def _polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool, progress: Callable[[Progress], None]) -> None:
-    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows."""
-    rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
-    with pycolmap.Database.open(database) as db:
-        for i, radius_px in enumerate(rounds):
-            progress(Progress("completing tracks", i / len(rounds)))
-            complete_tracks(model, db, radius_px, config)
-            for _ in range(2):  # before and after what does not fit is dropped
-                _adjust(model, known)
-                observations = pycolmap.ObservationManager(model)
-                observations.filter_observations_with_negative_depth()
-                observations.filter_all_points3D(config.reprojection_px, 1.5)
-    model.update_point_3d_errors()
-
-
-def _adjust(model: pycolmap.Reconstruction, known: bool) -> None:
-    """Bundle adjustment of all poses and points, and of the lenses unless they are known."""
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = options.refine_extra_params = not known
-    options.print_summary = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.solver_options.max_num_iterations = 50
-    options.ceres.solver_options.function_tolerance = 1e-5
-    which = pycolmap.BundleAdjustmentConfig()
-    for image_id in model.reg_image_ids():
-        which.add_image(image_id)
-    which.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(options, which, model).solve()
 
 
 def _pinhole_frames(model: pycolmap.Reconstruction, frame_set: FrameSet, folder: Path,

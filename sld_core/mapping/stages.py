@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ RECORD = "stage.json"
 
 @dataclass(frozen=True)
 class Done:
-    """A stage that is complete: its folder, the key of its inputs and settings, what it found (JSON), and how long it took."""
+    """A stage that is complete: its folder, the key of its inputs and settings, what it found (JSON), and how long it took.
+    `made` differs each time it is made anew: later stages depend on it, for not everything comes out the same twice."""
 
     folder: Path
     key: str
     found: dict[str, Any]
     seconds: float
+    made: str = ""
 
 
 def key_of(*parts: Any) -> str:
@@ -51,19 +54,21 @@ def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Done:
         start = time.monotonic()
         found = make(partial)
         seconds = time.monotonic() - start
-        write_atomically(partial / RECORD, json.dumps({"key": key, "found": found, "seconds": seconds}, indent=1).encode())
+        made = uuid.uuid4().hex
+        record = {"key": key, "made": made, "found": found, "seconds": seconds}
+        write_atomically(partial / RECORD, json.dumps(record, indent=1).encode())
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
         raise SldError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
-    return Done(folder, key, found, seconds)
+    return Done(folder, key, found, seconds, made)
 
 
 def look(folder: Path) -> Done | None:
     """The stage of `folder` if it is complete."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        return Done(folder, str(record["key"]), {**record["found"]}, float(record["seconds"]))
+        return Done(folder, str(record["key"]), {**record["found"]}, float(record["seconds"]), str(record["made"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

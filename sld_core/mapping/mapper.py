@@ -1,0 +1,104 @@
+"""Features and matches in a database -> camera poses and points: COLMAP image by image, GLOMAP all at once, and a last polish."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pycolmap
+
+from sld_core.map_config import SfmConfig
+from sld_core.mapping.agreement import agreement
+from sld_core.mapping.track_completion import complete_tracks
+from sld_core.types import FrameSet, Progress, SldError
+
+log = logging.getLogger(__name__)
+
+
+def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
+         progress: Callable[[Progress], None]) -> tuple[list[pycolmap.Reconstruction], float]:
+    """The pieces that hang together, largest first, and how well the largest agrees with the pairs matched.
+
+    Image by image is precise and fast where images overlap well; where rooms hang together by a few views it breaks or folds
+    them, which the agreement tells: then all poses are solved at once, and the better of both is taken."""
+    best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
+    with pycolmap.Database.open(database) as db:
+        for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
+            models = (_one_by_one if mapper == "incremental" else _all_at_once)(database, frame_set, seed, folder / f"pieces-{mapper}", progress)
+            agreed = agreement(models[0], db) if models else 0.0
+            log.info("%s: %s images, %.1f %% of the pairs agree", mapper, [m.num_reg_images() for m in models], 100 * agreed)
+            if models and agreed > best[1]:
+                best = models, agreed
+            if agreed >= config.good_agreement:
+                break
+    if not best[0]:
+        raise SldError(f"no two of the {len(frame_set.frames)} images could be put together: they overlap too little, lack texture or are "
+                       "blurred, or the camera only turned on the spot; take images from places 10 to 30 cm apart that look the same way")
+    return best
+
+
+def _one_by_one(database: Path, frame_set: FrameSet, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
+    folder.mkdir(exist_ok=True)
+    count = iter(range(len(frame_set.frames) * 100))
+    step = lambda: progress(Progress("solving poses", min(1.0, next(count) / len(frame_set.frames))))
+    options = _incremental(frame_set.intrinsics_known, seed)
+    models = pycolmap.incremental_mapping(database, _images(frame_set), folder, options, next_image_callback=step)
+    return _largest_first(models)
+
+
+def _all_at_once(database: Path, frame_set: FrameSet, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
+    folder.mkdir(exist_ok=True)
+    progress(Progress("solving all poses at once", 0.0))
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = seed
+    options.mapper.bundle_adjustment.refine_focal_length = not frame_set.intrinsics_known
+    options.mapper.bundle_adjustment.refine_extra_params = not frame_set.intrinsics_known
+    return _largest_first(pycolmap.global_mapping(database, _images(frame_set), folder, options))
+
+
+def _images(frame_set: FrameSet) -> Path:
+    return frame_set.frames[0].image_path.parent
+
+
+def _largest_first(models: dict[int, pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    return sorted(models.values(), key=lambda m: -m.num_reg_images())
+
+
+def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = seed
+    options.extract_colors = False
+    options.min_model_size = 3  # pieces that are small are reported all the same
+    options.ba_refine_focal_length = options.ba_refine_extra_params = not known
+    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = not known
+    return options
+
+
+def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool, progress: Callable[[Progress], None]) -> None:
+    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows."""
+    rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
+    with pycolmap.Database.open(database) as db:
+        for i, radius_px in enumerate(rounds):
+            progress(Progress("completing tracks", i / len(rounds)))
+            complete_tracks(model, db, radius_px, config)
+            for _ in range(2):  # before and after what does not fit is dropped
+                _adjust(model, known)
+                observations = pycolmap.ObservationManager(model)
+                observations.filter_observations_with_negative_depth()
+                observations.filter_all_points3D(config.reprojection_px, 1.5)
+    model.update_point_3d_errors()
+
+
+def _adjust(model: pycolmap.Reconstruction, known: bool) -> None:
+    """Bundle adjustment of all poses and points, and of the lenses unless they are known."""
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = not known
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.solver_options.max_num_iterations = 50
+    options.ceres.solver_options.function_tolerance = 1e-5
+    which = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        which.add_image(image_id)
+    which.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, which, model).solve()
