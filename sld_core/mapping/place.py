@@ -247,4 +247,4 @@ def _fingerprint(source: Source) -> list:
 
 
 def _track_config(config: SfmConfig) -> TrackConfig:
-    return TrackConfig(max_features=config.max_features, neighbours=config.alike, reprojection_px=config.reprojection_px)
+    return TrackConfig(max_features=config.max_features, neighbours=config.alike)
