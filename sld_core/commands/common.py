@@ -21,16 +21,16 @@ def add_device(parser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
 
 
-def check_writable(output: Path) -> None:
+def check_writable(output: Path, option: str = "--output") -> None:
     """Before the minutes of work, not after."""
     if output.is_dir():
-        raise SldError(f"--output {output} is a folder; expected the name of a file")
+        raise SldError(f"{option} {output} is a folder; expected the name of a file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise SldError(f"--output {output}: cannot write there ({error.strerror})") from None
+        raise SldError(f"{option} {output}: cannot write there ({error.strerror})") from None
 
 
 def list_path(args) -> Path | None:

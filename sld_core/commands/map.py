@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from sld_core import config as configuration
+from sld_core.commands.common import check_writable
 from sld_core.progress import Bar
 from sld_core.types import SldError
 
@@ -64,6 +66,8 @@ def _map(args) -> None:
     from sld_core.map_config import MapConfig
     from sld_core.mapping.place import Place
     config = configuration.override(MapConfig(), _settings(args))
+    if args.json:
+        check_writable(args.json, "--json")
     source = None
     if args.stage in ("all", "frames"):
         source = _source(args)
@@ -77,6 +81,11 @@ def _map(args) -> None:
         _tell(found, args.output)
     else:
         print(json.dumps({key: value for key, value in found.items() if key not in ("lost", "rejected", "alignment")}, indent=1))
+        for kind in ("lost", "rejected"):
+            for name, reason in list(found.get(kind, {}).items())[:10]:
+                print(f"{kind}: {name}: {reason}", file=sys.stderr)
+        if args.stage != "dataset":
+            print(f"the dataset follows with: sld map all --output {args.output}", file=sys.stderr)
     if args.json:
         from sld_core.scene_file import write_atomically
         write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
@@ -100,6 +109,8 @@ def _source(args):
 
 
 def _settings(args) -> list[str]:
+    if getattr(args, "distance", None) is not None and not args.distance.strip(" ;"):
+        raise SldError("--distance is empty; expected such as 'image-000000 image-000041 3.20'")
     given = {"metric.distance": getattr(args, "distance", None), "metric.tag_size_m": getattr(args, "tag_size", None),
              "metric.tag_family": getattr(args, "tag_family", None), "seed": args.seed}
     return [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]

@@ -14,6 +14,8 @@ from sld_core.types import FrameSet, Progress, SldError
 
 log = logging.getLogger(__name__)
 
+MIN_OBSERVATIONS = 15  # of an image, on average
+
 
 def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
          progress: Callable[[Progress], None]) -> tuple[list[pycolmap.Reconstruction], float]:
@@ -25,6 +27,8 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
             models = (_one_by_one if mapper == "incremental" else _all_at_once)(database, frame_set, seed, folder / f"pieces-{mapper}", progress)
+            # poses that hardly a point holds are an accident of images taken from nearly one spot
+            models = [m for m in models if m.compute_num_observations() > MIN_OBSERVATIONS * m.num_reg_images()]
             agreed = agreement(models[0], db) if models else 0.0
             log.info("%s: %s images, %.1f %% of the pairs agree", mapper, [m.num_reg_images() for m in models], 100 * agreed)
             if models and agreed > best[1]:

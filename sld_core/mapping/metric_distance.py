@@ -33,6 +33,9 @@ class Distance:
     metres: float
 
 
+MAX_SPREAD = 0.25  # median deviation of the scales that several distances give, relative
+
+
 def parse_distance(text: str) -> list[Distance]:
     """The measured distances in `text`, such as "image-000000 image-000041 3.20; lobby.jpg:312,200 lobby.jpg:400,210 = 1.85".
 
@@ -94,6 +97,9 @@ def distance_scale(reconstruction: Reconstruction, frame_set: FrameSet, config: 
         logs.append(math.log(d.metres / units))
     scale, _ = log_median(np.array(logs))
     spread = 100 * float(np.abs(np.array(logs) - math.log(scale)).max())
+    if np.median(np.abs(np.array(logs) - math.log(scale))) > MAX_SPREAD:
+        return Scale("distance", None, f"the measured distances contradict each other: they differ by up to {spread:.0f} % from their median; "
+                                       "measure again, and check that the names are those of the images meant")
     notes = [f"the measured distances differ by up to {spread:.1f} % from their median"] if spread > 100 * config.max_disagreement else []
     return Scale("distance", scale, residual={"distance_count": float(len(logs)), "distance_spread_percent": spread}, notes=notes)
 

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sld_core.config import ImageConfig, TrackConfig
 from sld_core.map_config import MapConfig, SfmConfig
 from sld_core.mapping import depth, landmarks, metric, sources, stages, tracks
 from sld_core.mapping.formats.indoor6 import write_scene_data
+from sld_core.mapping.formats.scene_json import listed_files
 from sld_core.mapping.formats.splits import split
 from sld_core.mapping.frame_set import read_frame_set
 from sld_core.mapping.labels import label_and_report
@@ -64,12 +67,13 @@ class Place:
     def run(self, stage: str) -> Done:
         """One stage, unless it is done with these inputs and settings."""
         self._check_output()
-        if stage == "dataset" and not (self.output / "scene.json").exists():
+        if stage == "dataset" and not all((self.output / name).exists() for name in listed_files(self.output) or ["scene.json"]):
             shutil.rmtree(self.work / stage, ignore_errors=True)  # somebody deleted what it had written
         inputs = self._inputs(stage)
         make, settings = getattr(self, f"_{stage}"), self._settings(stage)
         self._claim()
-        return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make)
+        with _alone(self.output / OURS):
+            return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make)
 
     def summary(self) -> dict[str, Any]:
         """What the stages found: images, registered, reprojection_px, metric, seconds per stage, and more."""
@@ -110,7 +114,7 @@ class Place:
         else:
             result = solve(frame_set, folder, config, self.config.seed, self.progress)
             reconstruction = result.reconstruction
-            found = {"registered": len(reconstruction.frames), "pieces": list(result.pieces), "lost": result.lost,
+            found = {"registered": len(reconstruction.frames), "pieces": list(result.pieces), "lost": _with_sources(result.lost, frame_set),
                      "reprojection_px": result.reprojection_px, "agreement": result.agreement, "lenses": list(result.lenses)}
         write_reconstruction(folder, reconstruction)
         return found | {"points": len(reconstruction.points_N3)}
@@ -216,6 +220,8 @@ class Place:
         for folder in filter(None, read):
             if self.output.resolve().is_relative_to(folder.resolve()):
                 raise SldError(f"{self.output}: lies in {folder}, which the images are read from; choose a folder elsewhere")
+            if folder.resolve().is_relative_to(self.output.resolve()):
+                raise SldError(f"{folder}: lies in the map {self.output} itself; without --images, `sld map all` goes on with those it has")
         try:
             if self.output.exists() and not (self.output / OURS).exists() and any(self.output.iterdir()):
                 raise SldError(f"{self.output}: holds files that are not a map of sld; choose a new or empty folder")
@@ -230,6 +236,23 @@ class Place:
                 write_atomically(self.output / OURS, json.dumps({"format": "sld map 1"}).encode())
         except OSError as error:
             raise SldError(f"{error.filename}: cannot be written ({error.strerror})") from None
+
+
+def _with_sources(lost: dict[str, str], frame_set: FrameSet) -> dict[str, str]:
+    """The reasons, with the user's own names of the images."""
+    source_of = {f.name: f.source for f in frame_set.frames}
+    return {name: f"{reason} ({source_of[name]})" for name, reason in lost.items()}
+
+
+@contextmanager
+def _alone(marker: Path):
+    """SldError while another process works in the folder that this file marks."""
+    with open(marker) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SldError(f"{marker.parent}: another `sld map` is at work there; wait for it, or choose another folder") from None
+        yield
 
 
 NEEDS = {"frames": (), "sfm": ("frames",), "metric": ("sfm", "frames"), "depth": ("metric",), "landmarks": ("metric", "depth"),

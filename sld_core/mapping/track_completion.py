@@ -39,6 +39,8 @@ def complete_tracks(model: pycolmap.Reconstruction, database: pycolmap.Database,
     """Adds to `model` the observations found within `radius_px` of where its points project, and joins points that turn out
     to be the same one; returns how many observations were added and points joined. Poses and points do not move."""
     images = {i: model.image(i) for i in model.reg_image_ids()}
+    if not model.num_points3D():
+        return 0
     descriptors = {i: _unit(np.asarray(database.read_descriptors(i).data, np.float32)) for i in images}
     points = _describe(model, images, descriptors)
     added, same = 0, Counter()

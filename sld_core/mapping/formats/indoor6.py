@@ -80,6 +80,8 @@ def read_scene_data(folder: Path, landmarks_file: str | None = None, visibility_
         raise SldError(f"{folder}: no such folder of a scene dataset")
     stored = scene_json.read_scene_json(folder)
     if stored is None:
+        if (folder / "sld-map.json").exists():  # read as foreign, a scene without scale would pass for metric
+            raise SldError(f"{folder}: is a map of sld without its scene.json; finish it with `sld map all --output {folder}`")
         return read_foreign(folder, landmarks_file, visibility_file, undistorted)
     if landmarks_file or visibility_file:
         raise SldError(f"{folder}: is a data set of sld and has one set of landmarks; expected no choice of a file")
