@@ -568,20 +568,20 @@ def test_one_session_is_split_into_runs_with_validation_around_the_test():
 def test_the_order_in_which_frames_come_does_not_matter():
     frames = timeline([90, 30])
     order = np.random.default_rng(0).permutation(len(frames))
-    labels = split(frames, SplitConfig())
-    assert split([frames[i] for i in order], SplitConfig()) == tuple(labels[i] for i in order)
+    labels = split(frames, SplitConfig(val=0.1, test=0.1))
+    assert split([frames[i] for i in order], SplitConfig(val=0.1, test=0.1)) == tuple(labels[i] for i in order)
 
 
 def test_three_sessions_hold_out_a_whole_one():
     frames = timeline([100, 40, 120])
-    labels = split(frames, SplitConfig())
+    labels = split(frames, SplitConfig(val=0.1, test=0.1))
     assert {f.session for f, s in zip(frames, labels) if s == "test"} == {"s1"}
     assert labels.count("test") == 40 and labels.count("val") == 26
 
 
 def test_a_session_that_saw_another_place_is_not_held_out():
     frames = timeline([100, 40, 120], offset=50.0)
-    labels = split(frames, SplitConfig())
+    labels = split(frames, SplitConfig(val=0.1, test=0.1))
     assert all(labels[i] != s for i, s in ((0, "test"), (-1, "test")))
     assert labels.count("test") == 26
     assert not any({s for f, s in zip(frames, labels) if f.session == name} == {"test"} for name in ("s0", "s1", "s2"))
@@ -764,7 +764,7 @@ SHARED = Path(os.environ.get("SLD_SHARED", Path(__file__).resolve().parents[2] /
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 def test_a_recorded_room_goes_through_every_format(tmp_path):
     frames = tuple(read_frames(SHARED / "office")[:40])
-    labels = split(frames, SplitConfig())
+    labels = split(frames, SplitConfig(val=0.1, test=0.1))
     landmarks = Landmarks(np.random.default_rng(0).normal(size=(200, 3)), np.arange(200))
     data = SceneData(frames, labels, landmarks, np.random.default_rng(1).integers(0, 3, (40, 200)).astype(np.uint8), True, "map")
     write_scene_data(tmp_path / "out", data)

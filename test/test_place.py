@@ -227,8 +227,9 @@ def test_two_videos_of_one_name_are_two_sessions_and_a_distance_makes_them_metri
 
 
 def one_line(capsys):
-    """The only line on standard error besides progress, which ends in a percentage."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if not re.fullmatch(r"[a-z ]+: +\d+%", line)]
+    """The only line on standard error besides progress, which ends in a percentage, and what earlier stages advise."""
+    lines = [line for line in capsys.readouterr().err.splitlines()
+             if not re.fullmatch(r"[a-z ]+: +\d+%", line) and not line.startswith("the dataset follows with")]
     assert len(lines) == 1 and lines[0].startswith("sld: "), lines
     return lines[0]
 
