@@ -33,6 +33,7 @@ class SfmConfig:
     # incremental: image by image; global: all at once; posed: given poses are refined, no image is lost; auto: incremental,
     # and global where matched pairs do not agree with it
     mapper: str = chosen("auto", "incremental", "global", "posed")
+    patience_s: float = ranged(1.0, 0.01, 1000.0)  # per image, plus a minute: then auto leaves image by image for all at once
     good_agreement: float = ranged(0.99, 0.0, 1.0)  # share of matched pairs that a model explains
     completion_px: float = ranged(8.0, 0.0, 50.0)  # window of the first search for lost observations; 0: tracks as matched
     completion_view_deg: float = ranged(60.0, 1.0, 180.0)  # from a point's mean viewing direction

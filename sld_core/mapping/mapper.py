@@ -26,7 +26,8 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
-            models = (_one_by_one if mapper == "incremental" else _all_at_once)(database, frame_set, seed, folder / f"pieces-{mapper}", progress)
+            models = (_one_by_one if mapper == "incremental" else _all_at_once)(database, frame_set, config, seed, folder / f"pieces-{mapper}",
+                                                                                    progress)
             # poses that hardly a point holds are an accident of images taken from nearly one spot
             models = [m for m in models if m.compute_num_observations() > MIN_OBSERVATIONS * m.num_reg_images()]
             agreed = agreement(models[0], db) if models else 0.0
@@ -41,16 +42,18 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     return best
 
 
-def _one_by_one(database: Path, frame_set: FrameSet, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
+def _one_by_one(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
     folder.mkdir(exist_ok=True)
     count = iter(range(len(frame_set.frames) * 100))
     step = lambda: progress(Progress("solving poses", min(1.0, next(count) / len(frame_set.frames))))
     options = _incremental(frame_set.intrinsics_known, seed)
+    if config.mapper == "auto":  # a camera that turns on the spot, as on the desk, takes for ever
+        options.max_runtime_seconds = round(60 + config.patience_s * len(frame_set.frames))
     models = pycolmap.incremental_mapping(database, _images(frame_set), folder, options, next_image_callback=step)
     return _largest_first(models)
 
 
-def _all_at_once(database: Path, frame_set: FrameSet, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
+def _all_at_once(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
     folder.mkdir(exist_ok=True)
     progress(Progress("solving all poses at once", 0.0))
     options = pycolmap.GlobalPipelineOptions()
