@@ -11,7 +11,7 @@ from sld_core import cli, geometry, room
 from sld_core.bench.landmarks import selection_rules
 from sld_core.config import ImageConfig, LabelConfig, LandmarkConfig, from_dict, to_dict
 from sld_core.mapping import labels, landmarks, matchability, normals
-from sld_core.training.teach import without
+from sld_core.mapping.subset import without
 from sld_core.types import Camera, Frame, Landmarks, Reconstruction, SldError, Visibility
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 32.0, 24.0)

@@ -40,7 +40,7 @@ def _run(args) -> None:
     from sld_core.scene_file import write_atomically
     if args.max_images < 1 or args.seed < 0:
         raise SldError(f"--max-images {args.max_images}, --seed {args.seed}: expected at least 1, and at least 0")
-    frames, show = read_frames(args.frames, list_path(args)), Bar()
+    frames, show = read_frames(args.frames, list_path(args.list, args.frames)), Bar()
     trials = run_trials(frames, args.model, args.hide, args.max_images, args.preprocessing, args.seed, show)
     show.done()
     out = {"hide": args.hide, **summary(trials)}

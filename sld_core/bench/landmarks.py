@@ -86,8 +86,9 @@ def ablate(frames: Sequence[Frame], queries: Sequence[Frame], work: Path, config
            weights: Sequence[float], device: str, show: Callable[[dict], None]) -> list[dict]:
     """One row per selection rule and label rule, means over `repeat` seeds, each shown as soon as it is there."""
     from sld_core.mapping import tracks
+    from sld_core.mapping.subset import without
     from sld_core.models.backbone import Backbone
-    from sld_core.training.teach import hold_out, upright_angles, without
+    from sld_core.training.teach import hold_out, upright_angles
     whole = tracks.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
     seen = without(whole, hold_out(len(frames), config.validation_fraction))
     angle_rad_F = upright_angles(seen.frames)

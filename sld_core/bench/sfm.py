@@ -33,7 +33,7 @@ def _sfm(args) -> None:
     from sld_core.map_config import SfmConfig
     from sld_core.mapping.frames import read_frames
     variants = {text or "default": configuration.override(SfmConfig(), text.split()) for text in args.variant or [""]}
-    reference = read_frames(args.frames, list_path(args))
+    reference = read_frames(args.frames, list_path(args.list, args.frames))
     width = max(len(name) for name in variants)
     print(" " * width, *(f"{name:>15s}" for name in COLUMNS))
     out = {}

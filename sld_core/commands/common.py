@@ -33,12 +33,13 @@ def check_writable(output: Path, option: str = "--output") -> None:
         raise SldError(f"{option} {output}: cannot write there ({error.strerror})") from None
 
 
-def list_path(args) -> Path | None:
-    if args.list is None or args.list.exists():
-        return args.list
-    inside = args.frames / args.list
+def list_path(given: Path | None, folder: Path | None) -> Path | None:
+    """The file that --list names: as given, or inside the folder whose images it lists."""
+    if given is None or given.exists():
+        return given
+    inside = folder / given
     if not inside.exists():
-        raise SldError(f"--list {args.list}: no such file here or in {args.frames}")
+        raise SldError(f"--list {given}: no such file here or in {folder}")
     return inside
 
 

@@ -33,7 +33,7 @@ def _evaluate(args) -> None:
     from sld_core.scene_file import write_atomically
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
-    frames, show, results, answers = read_frames(args.frames, list_path(args)), Bar(), [], []
+    frames, show, results, answers = read_frames(args.frames, list_path(args.list, args.frames)), Bar(), [], []
     alignment = _alignment(args, scene) if args.align_to else None
     for i, frame in enumerate(frames):
         answer = localizer.localize(read_image(frame.image_path), frame.camera)

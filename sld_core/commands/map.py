@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sld_core import config as configuration
-from sld_core.commands.common import check_writable
+from sld_core.commands.common import check_writable, list_path
 from sld_core.progress import Bar
 from sld_core.types import SldError
 
@@ -105,7 +105,7 @@ def _source(args):
         if args.intrinsics:
             raise SldError("--intrinsics without images: name --images DIR or --video FILE… too")
         return None
-    return Source(args.images, tuple(args.video or ()), args.bag, _list_path(args), args.poses, args.intrinsics)
+    return Source(args.images, tuple(args.video or ()), args.bag, list_path(args.list, args.images), args.poses, args.intrinsics)
 
 
 def _settings(args) -> list[str]:
@@ -114,15 +114,6 @@ def _settings(args) -> list[str]:
     given = {"metric.distance": getattr(args, "distance", None), "metric.tag_size_m": getattr(args, "tag_size", None),
              "metric.tag_family": getattr(args, "tag_family", None), "seed": args.seed}
     return [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
-
-
-def _list_path(args) -> Path | None:
-    if args.list is None or args.list.exists():
-        return args.list
-    inside = args.images / args.list
-    if not inside.exists():
-        raise SldError(f"--list {args.list}: no such file here or in {args.images}")
-    return inside
 
 
 def _tell(found: dict, output: Path) -> None:

@@ -56,7 +56,7 @@ def _from_frames(args, config: configuration.SceneConfig, work: Path, show, star
     if args.bag is not None:
         frames = extract_frames(args.bag, work / "frames", config.bag, show)
     else:
-        frames = read_frames(args.frames, list_path(args))
+        frames = read_frames(args.frames, list_path(args.list, args.frames))
     seconds = {"frames": time.monotonic() - start}
     return teach(frames, args.output, args.name or args.output.stem, config, work, args.device, show, seconds)
 

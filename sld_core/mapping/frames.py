@@ -34,7 +34,7 @@ def read_frames(folder: Path, list_path: Path | None = None) -> list[Frame]:
 
 
 def _read_names(folder: Path, list_path: Path) -> list[str]:
-    names = _read_text(Path(list_path)).split()
+    names = read_text(Path(list_path)).split()
     duplicates = len(names) - len(set(names))
     if duplicates:
         raise SldError(f"{list_path}: names {duplicates} frames twice")
@@ -75,7 +75,7 @@ def read_pose(path: Path) -> np.ndarray:
 
 
 def _read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         values = np.array([float(v) for v in text.split()])
     except ValueError as error:
@@ -85,10 +85,11 @@ def _read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES, expected: str = "a small text file") -> str:
+    """A text file of at most max_bytes; SldError says what was `expected` instead of a larger one."""
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise SldError(f"{path}: {path.stat().st_size} bytes; expected a small text file")
+        if path.stat().st_size > max_bytes:
+            raise SldError(f"{path}: {path.stat().st_size} bytes; expected {expected}")
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sld_core.calibration import Calibration, Lenses, read_calibration
 from sld_core.images import read_image
-from sld_core.mapping.frames import image_size, read_pose
+from sld_core.mapping.frames import image_size, read_pose, read_text
 from sld_core.mapping.image_files import read_depth_mm
 from sld_core.mapping.selection import Candidate, Rejection
 from sld_core.types import Progress, SldError
@@ -117,7 +117,7 @@ def _all(folder: Path) -> list[Path | Rejection]:
 
 def _listed(folder: Path, list_path: Path) -> list[Path | Rejection]:
     """One name a line, with or without its endings, relative to the folder."""
-    names = [line.strip() for line in _list_text(Path(list_path)).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(Path(list_path), MAX_LIST_BYTES, "a list of names").splitlines() if line.strip()]
     if len(names) > len(set(names)):
         raise SldError(f"{list_path}: names {len(names) - len(set(names))} images twice")
     for name in names:
@@ -127,15 +127,6 @@ def _listed(folder: Path, list_path: Path) -> list[Path | Rejection]:
             raise SldError(f"{list_path}: {name!r} leads out of {folder}")
     paths = [_image_of(folder, name) for name in names]
     return [path if path.is_file() else Rejection(name, "missing: no such image") for name, path in zip(names, paths, strict=True)]
-
-
-def _list_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_LIST_BYTES:
-            raise SldError(f"{path}: {path.stat().st_size} bytes; expected a list of names")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
 
 
 def _image_of(folder: Path, name: str) -> Path:

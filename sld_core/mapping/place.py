@@ -77,12 +77,8 @@ class Place:
 
     def summary(self) -> dict[str, Any]:
         """What the stages found: images, registered, reprojection_px, metric, seconds per stage, and more."""
-        done = {stage: self._done(stage) for stage in STAGES}
-        out: dict[str, Any] = {}
-        for stage in done.values():
-            out |= {key: value for key, value in stage.found.items() if key != "notes"}
-        out["notes"] = [note for stage in done.values() for note in stage.found.get("notes", [])]
-        return out | {"seconds": {name: round(stage.seconds, 2) for name, stage in done.items()}, "output": str(self.output)}
+        found, seconds = self._found(STAGES)
+        return found | {"seconds": {stage: round(s, 2) for stage, s in seconds.items()}, "output": str(self.output)}
 
     # stages, in order; each writes into `folder` and returns what it found, for the summary ---------------------------
 
@@ -135,7 +131,7 @@ class Place:
     def _landmarks(self, folder: Path) -> dict[str, Any]:
         reconstruction = self._with_depth()
         split_F = split(reconstruction.frames, self.config.split)
-        training = without(reconstruction, [i for i, part in enumerate(split_F) if part != "train"])
+        training = _training(reconstruction, split_F)
         matchability_N = None
         if self.config.landmarks.matchability_weight > 0:
             matchability_N = self._matchability(training)
@@ -151,7 +147,7 @@ class Place:
 
     def _labels(self, folder: Path) -> dict[str, Any]:
         reconstruction, (chosen, split_F) = self._with_depth(), self._chosen()
-        training = without(reconstruction, [i for i, part in enumerate(split_F) if part != "train"])
+        training = _training(reconstruction, split_F)
         normals_L3 = normals_of(training, chosen, self.config.labels) if self.config.labels.use_normals else None
         labels, report = label_and_report(reconstruction, chosen, self.config.labels, normals_L3)
         np.savez(folder / "labels.npz", visibility_FL=labels.visibility_FL)
@@ -160,20 +156,17 @@ class Place:
     def _dataset(self, folder: Path) -> dict[str, Any]:
         reconstruction, (chosen, split_F) = self._with_depth(), self._chosen()
         visibility_FL = read_arrays(self.work / "labels" / "labels.npz")["visibility_FL"]
-        found = self._done("metric").found
+        summary, seconds = self._found(STAGES[:-1])
         self.progress(Progress("writing the dataset", 0.0))
         # the dataset numbers its landmarks; `point_L` are indices of the reconstruction, which it does not hold
         numbered = replace(chosen, point_L=np.arange(len(chosen)))
-        write_scene_data(self.output, SceneData(reconstruction.frames, split_F, numbered, visibility_FL, found["metric"], found["world_frame"]))
-        earlier = [self._done(stage) for stage in STAGES[:-1]]
-        summary = {key: value for stage in earlier for key, value in stage.found.items()}
-        notes = [note for stage in earlier for note in stage.found.get("notes", [])]
-        depth_folder = self.work / "depth" if self._done("depth").found["depth"]["source"] != "none" else None
+        write_scene_data(self.output, SceneData(reconstruction.frames, split_F, numbered, visibility_FL, summary["metric"],
+                                                summary["world_frame"]))
+        depth_folder = self.work / "depth" if summary["depth"]["source"] != "none" else None
         self.progress(Progress("drawing the report", 0.5))
         told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces", "landmarks", "split")} | {"components": len(summary["pieces"])}
         write_map_report(self.output / "report.html", f"Map of {self.output.resolve().name}", told, self._frame_set(), reconstruction,
-                         summary["lost"], chosen, visibility_FL, split_F, depth_folder,
-                         {stage: done.seconds for stage, done in zip(STAGES, earlier)}, notes)
+                         summary["lost"], chosen, visibility_FL, split_F, depth_folder, seconds, summary["notes"])
         return {}
 
     # what stages hand on ----------------------------------------------------------------------------------------------
@@ -187,6 +180,13 @@ class Place:
             raise SldError(f"{self.output}: the stage {stage!r} was done before {' or '.join(NEEDS[stage])} changed; "
                            f"run `sld map {stage} --output {self.output}` again, or `sld map all`")
         return done
+
+    def _found(self, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, float]]:
+        """What these stages found, their notes joined, and the seconds of each."""
+        done = {name: self._done(name) for name in names}
+        found = {key: value for stage in done.values() for key, value in stage.found.items()}
+        found["notes"] = [note for stage in done.values() for note in stage.found.get("notes", [])]
+        return found, {name: stage.seconds for name, stage in done.items()}
 
     def _inputs(self, stage: str) -> list[tuple[str, str]]:
         return [(done.key, done.made) for done in map(self._done, NEEDS[stage])]
@@ -236,6 +236,11 @@ class Place:
                 write_atomically(self.output / OURS, json.dumps({"format": "sld map 1"}).encode())
         except OSError as error:
             raise SldError(f"{error.filename}: cannot be written ({error.strerror})") from None
+
+
+def _training(reconstruction: Reconstruction, split_F: tuple[str, ...]) -> Reconstruction:
+    """The reconstruction as the training frames see it: neither landmarks nor normals may know of the others."""
+    return without(reconstruction, [i for i, part in enumerate(split_F) if part != "train"])
 
 
 def _with_sources(lost: dict[str, str], frame_set: FrameSet) -> dict[str, str]:

@@ -110,14 +110,15 @@ def _match(database: Path, frames: Sequence[Frame], config: SfmConfig, seed: int
     likeness_FF = descriptor_FC @ descriptor_FC.T
     tried = set(pairs.propose(frames, likeness_FF, config))
     _match_pairs(database, frames, sorted(tried), folder, progress)
+    verified_FF = _verified(database, frames, config.min_bridge)
     for _ in range(config.bridge_rounds):
         likeness_FF[tuple(np.array(sorted(tried)).T)] = -np.inf  # not twice
         likeness_FF = np.minimum(likeness_FF, likeness_FF.T)
-        verified_FF = _verified(database, frames, config.min_bridge)
         more = pairs.bridges(likeness_FF, verified_FF, config.other_passes)
         _match_pairs(database, frames, more, folder, progress)
         tried |= set(more)
-        if (_verified(database, frames, config.min_bridge) == verified_FF).all():
+        before, verified_FF = verified_FF, _verified(database, frames, config.min_bridge)
+        if (verified_FF == before).all():
             break  # the parts have no more in common
     log.info("%d pairs of %d matched", len(tried), len(frames) * (len(frames) - 1) // 2)
 

@@ -24,11 +24,12 @@ from sld_core.mapping import landmarks as landmarking
 from sld_core.mapping import tracks
 from sld_core.mapping.matchability import matchability
 from sld_core.mapping.normals import normals_of
+from sld_core.mapping.subset import without
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
 from sld_core.training import buffer as buffering
 from sld_core.training import head as recipe
-from sld_core.types import Frame, Labels, Landmarks, Progress, Reconstruction, Scene, SceneData, SceneReport, SldError, Visibility
+from sld_core.types import Frame, Labels, Landmarks, Progress, Scene, SceneData, SceneReport, SldError, Visibility
 
 log = logging.getLogger(__name__)
 
@@ -150,20 +151,6 @@ def hold_out(count: int, fraction: float, chunk: int = 5) -> list[int]:
     size = round(wanted / chunks)
     starts = (np.arange(chunks) + 0.5) * count / chunks - size / 2
     return [i for start in starts.round().astype(int) for i in range(start, start + size)]
-
-
-def without(reconstruction: Reconstruction, left_out: Sequence[int]) -> Reconstruction:
-    """The reconstruction as seen by all frames but those of `left_out`."""
-    if not len(left_out):
-        return reconstruction
-    keep_F = np.ones(len(reconstruction.frames), bool)
-    keep_F[list(left_out)] = False
-    new_index = np.cumsum(keep_F) - 1
-    keep = keep_F[reconstruction.obs_frame_M]
-    return replace(
-        reconstruction, frames=tuple(f for f, k in zip(reconstruction.frames, keep_F) if k),
-        obs_point_M=reconstruction.obs_point_M[keep], obs_frame_M=new_index[reconstruction.obs_frame_M[keep]],
-        obs_xy_M2=reconstruction.obs_xy_M2[keep])
 
 
 # a labelled dataset --------------------------------------------------------------------------------------------------
