@@ -9,7 +9,7 @@ from sld_core.config import LabelConfig, LandmarkConfig
 from sld_core.mapping import frames as folders
 from sld_core.mapping import labels, landmarks
 from sld_core.mapping.subset import without
-from sld_core.training.teach import hold_out
+from sld_core.training.lesson import hold_out
 from sld_core.types import Camera, Frame, Reconstruction, SldError, Visibility
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 32.0, 24.0)

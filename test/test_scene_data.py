@@ -12,7 +12,7 @@ from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.mapping import frames as folders
 from sld_core.mapping import labels, landmarks, tracks
 from sld_core.mapping.formats.indoor6 import read_scene_data, write_scene_data
-from sld_core.training.teach import MIN_JURY, first_landmarks, projections, split_rows
+from sld_core.training.lesson import MIN_JURY, first_landmarks, projections, split_rows
 from sld_core.types import Camera, Frame, Landmarks, SceneData, SldError
 
 QUICK = ["--head", "prototype", "--set", "image.max_side_px=480"]

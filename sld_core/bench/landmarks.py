@@ -88,7 +88,7 @@ def ablate(frames: Sequence[Frame], queries: Sequence[Frame], work: Path, config
     from sld_core.mapping import tracks
     from sld_core.mapping.subset import without
     from sld_core.models.backbone import Backbone
-    from sld_core.training.teach import hold_out, upright_angles
+    from sld_core.training.lesson import hold_out, upright_angles
     whole = tracks.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
     seen = without(whole, hold_out(len(frames), config.validation_fraction))
     angle_rad_F = upright_angles(seen.frames)

@@ -63,7 +63,8 @@ def _from_frames(args, config: configuration.SceneConfig, work: Path, show, star
 
 def _from_scene_data(args, config: configuration.SceneConfig, work: Path, show, start: float):
     from sld_core.mapping.formats.indoor6 import read_scene_data
-    from sld_core.training.teach import first_landmarks, teach_scene_data
+    from sld_core.training.lesson import first_landmarks
+    from sld_core.training.teach import teach_scene_data
     data = read_scene_data(args.scene_data, undistorted=work / "undistorted")
     if args.landmarks is not None or any(setting.startswith("landmarks.count=") for setting in args.set):
         data = first_landmarks(data, config.landmarks.count)

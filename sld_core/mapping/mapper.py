@@ -14,11 +14,11 @@ from sld_core.types import FrameSet, Progress, SldError
 
 log = logging.getLogger(__name__)
 
-MIN_OBSERVATIONS = 15  # of an image, on average
+MIN_OBSERVATIONS = 15  # of an image
 
 
 def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-         progress: Callable[[Progress], None]) -> tuple[list[pycolmap.Reconstruction], float]:
+                progress: Callable[[Progress], None]) -> tuple[list[pycolmap.Reconstruction], float]:
     """The pieces that hang together, largest first, and how well the largest agrees with the pairs matched.
 
     Image by image is precise and fast where images overlap well; where rooms hang together by a few views it breaks or folds
@@ -26,8 +26,8 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
-            models = (_one_by_one if mapper == "incremental" else _all_at_once)(database, frame_set, config, seed, folder / f"pieces-{mapper}",
-                                                                                    progress)
+            solve = _one_by_one if mapper == "incremental" else _all_at_once
+            models = solve(database, frame_set, config, seed, folder / f"pieces-{mapper}", progress)
             # poses that hardly a point holds are an accident of images taken from nearly one spot
             models = [m for m in models if m.compute_num_observations() > MIN_OBSERVATIONS * m.num_reg_images()]
             agreed = agreement(models[0], db) if models else 0.0
@@ -82,7 +82,8 @@ def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
 
 
 def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool, progress: Callable[[Progress], None]) -> None:
-    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows."""
+    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows; then images that
+    hardly a point holds lose their pose: it can be metres off."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -93,6 +94,10 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
                 observations = pycolmap.ObservationManager(model)
                 observations.filter_observations_with_negative_depth()
                 observations.filter_all_points3D(config.reprojection_px, 1.5)
+    loose = [image for image in map(model.image, list(model.reg_image_ids())) if image.num_points3D < MIN_OBSERVATIONS]
+    for image in loose:
+        log.info("%s: only %d points hold its pose, which is dropped", image.name, image.num_points3D)
+        model.deregister_frame(image.frame_id)
     model.update_point_3d_errors()
 
 

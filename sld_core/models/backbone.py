@@ -76,6 +76,10 @@ class Backbone(nn.Module):
             if isinstance(module, FrozenConv):
                 module.to(conv_dtype())
 
+    @property
+    def device(self) -> str:
+        return str(next(self.parameters()).device)
+
     @torch.inference_mode()
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         height, width = image_B3HW.shape[-2:]
@@ -89,4 +93,3 @@ class Backbone(nn.Module):
         """features_Chw of one uint8 RGB image."""
         image = torch.from_numpy(np.ascontiguousarray(image_HW3)).to(device).permute(2, 0, 1)[None].float() / 255
         return self(image)[0]
-
