@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from sld_core.text_files import read_text
 from sld_core.types import Camera, SldError
 from sld_core.undistort import Undistortion, undistortion
 
-MAX_BYTES = 2**20
 GUESSED_FOCAL = 1.2  # of the longer side: a field of view of 45 degrees, between the lenses of telephones and of webcams
-EXPECTED = "expected a 3x3 matrix in a text file, or the YAML file that camera_calibration writes"
+EXPECTED = "a 3x3 matrix in a text file, or the YAML file that camera_calibration writes"
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ def read_calibration(path: Path) -> Calibration:
     """From a 3x3 matrix in a text file (OpenCV convention, no distortion, for images of any size) or from the YAML file of
     ROS's camera_calibration; SldError when it is neither."""
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path, expected=EXPECTED)
     try:
         values = [float(word) for word in text.split()]
     except ValueError:
         return _from_yaml(path, text)
     if len(values) != 9:
-        raise SldError(f"{path}: {len(values)} numbers; {EXPECTED}")
+        raise SldError(f"{path}: {len(values)} numbers; expected {EXPECTED}")
     return _checked(path, 0, 0, values, [], "")
 
 
@@ -77,13 +77,13 @@ def _from_yaml(path: Path, text: str) -> Calibration:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SldError(f"{path}: no calibration ({str(error).splitlines()[0]}); {EXPECTED}") from None
+        raise SldError(f"{path}: no calibration ({str(error).splitlines()[0]}); expected {EXPECTED}") from None
     try:
         width, height = content["image_width"], content["image_height"]
         K, D = content["camera_matrix"]["data"], content["distortion_coefficients"]["data"]
         model = content["distortion_model"]
     except (KeyError, TypeError, IndexError) as error:
-        raise SldError(f"{path}: no calibration (lacks {error}); {EXPECTED}") from None
+        raise SldError(f"{path}: no calibration (lacks {error}); expected {EXPECTED}") from None
     if type(width) is not int or type(height) is not int or not isinstance(model, str):
         raise SldError(f"{path}: image_width, image_height, distortion_model = {width!r:.40}, {height!r:.40}, {model!r:.40}; "
                        "expected two whole numbers and a name")
@@ -96,7 +96,7 @@ def _checked(path: Path, width: int, height: int, K, D, model: str) -> Calibrati
     for name, values, counts in (("camera_matrix", K, (9,)), ("distortion_coefficients", D, range(15))):
         if not isinstance(values, list) or len(values) not in counts or any(type(v) not in (int, float) for v in values):
             raise SldError(f"{path}: {name} is not a list of {counts[-1] if len(counts) > 1 else 9} numbers"
-                           f"{' or fewer' if len(counts) > 1 else ''}; {EXPECTED}")
+                           f"{' or fewer' if len(counts) > 1 else ''}; expected {EXPECTED}")
     matrix = np.array(K, float).reshape(3, 3)
     if np.abs(matrix[[1, 2, 2], [0, 0, 1]]).max() > 1e-9 or matrix[2, 2] != 1:
         raise SldError(f"{path}: camera matrix {matrix.tolist()}: expected fx 0 cx, 0 fy cy, 0 0 1")
@@ -106,12 +106,3 @@ def _checked(path: Path, width: int, height: int, K, D, model: str) -> Calibrati
     except SldError as error:
         raise SldError(f"{path}: {error}") from None
     return Calibration(width, height, matrix, np.array(D, float), model, str(path))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SldError(f"{path}: {path.stat().st_size} bytes; {EXPECTED}")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'}); {EXPECTED}") from None

@@ -9,8 +9,8 @@ import sys
 import threading
 
 from sld_core import runtime
-from sld_core.bench import depth, landmarks, query, sfm
-from sld_core.commands import evaluate, info, localize, map, teach
+from sld_core.bench import backbones, depth, fill, landmarks, paper, query, sfm
+from sld_core.commands import evaluate, info, localize, map, teach, train
 from sld_core.types import SldError
 
 
@@ -51,10 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sld", description="Tell where a camera is from one image, by scene landmarks.")
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is done")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (map, teach, evaluate, localize, info):
+    for command in (map, teach, train, evaluate, localize, info):
         command.add(commands)
     benchmarks = commands.add_parser("bench", help="measure speed and accuracy").add_subparsers(required=True, metavar="WHAT")
-    for benchmark in (query, depth, landmarks, sfm):
+    for benchmark in (query, depth, landmarks, sfm, paper, backbones, fill):
         benchmark.add(benchmarks)
     return parser
 

@@ -105,13 +105,44 @@ class BufferConfig:
     blur_probability: float = 0.3
     noise: float = 3.0  # of 255
     channels: int = 128  # after the whitened projection
+    processes: int = ranged(1, 1, 256)  # that fill it, beside those of torchrun
+
+
+@dataclass(frozen=True)
+class HeatmapConfig:
+    """The paper's head, one heatmap per landmark, and its training (models.heatmap_head, training.maps, training.heatmap)."""
+
+    width: int = ranged(128, 4, 4096)  # channels of its blocks, a multiple of 4
+    loss: str = chosen("cells", "squares", "focal", "softmax")  # training.targets.loss
+    sigma_px: float = ranged(8.0, 1.0, 100.0)  # of the Gaussian targets
+    floor: float = ranged(0.1, 0.0, 0.99)  # targets below it are zero
+    positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
+    memory_mb: float = ranged(4000.0, 0.0, 1e7)  # of RAM for feature maps; a GPU's memory is used before, a file after
+    precision: str = chosen("float16", "bfloat16")  # of feature maps
+    patch_px: int = ranged(96, 8, 4096)  # side of the squares cut out of the maps
+    patches: int = ranged(16, 1, 65536)  # per step
+    positives: float = ranged(0.5, 0.0, 1.0)  # share of patches that hold a visible landmark
+    steps: int = ranged(3000, 1, 10**9)  # at most
+    max_seconds: float = ranged(0.0, 0.0, 1e7)  # of training; 0: no limit
+    learning_rate: float = ranged(3e-3, 1e-8, 1.0)
+    weight_decay: float = ranged(0.01, 0.0, 1.0)
+    schedule: str = chosen("cosine", "halving")  # of the learning rate, over all steps
+    warm_up: float = ranged(0.05, 0.0, 1.0)  # of all steps
+    halvings: int = ranged(4, 0, 30)
+    validation_fraction: float = ranged(0.04, 0.0, 0.5)  # of the training frames, which then tell when to stop
+    check_every: int = ranged(250, 1, 10**9)  # steps between looks at them
+    patience: int = ranged(5, 1, 10**6)  # looks without a gain of recall after which training stops
+    reach: int = ranged(2, 1, 20)  # cells from the peak over which decoding takes the centroid
+    power: float = ranged(2.0, 0.1, 10.0)  # of the scores in it
+    threshold: float = ranged(0.1, 0.0, 1.0)  # of the peak's score, below which a cell does not count in it
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The cell classifier and its training (models.heads, training.head)."""
+    """The cell classifier and its training (models.heads, training.head), or another head."""
 
-    kind: str = "cells"  # or "prototype"
+    kind: str = "cells"  # "prototype", or "heatmap": the paper's
+    heatmap: HeatmapConfig = field(default_factory=HeatmapConfig)
     hidden: int = 256
     prototype_temperature: float = 0.05
     samples: int = 4_000_000
@@ -121,6 +152,75 @@ class HeadConfig:
     warm_up: float = 0.15  # of all steps
     label_smoothing: float = 0.1
     offset_weight: float = 0.5
+    patience: int = ranged(0, 0, 10_000)  # checks of held-out cells without gain, then training ends early; 0: never, none held out
+    check_steps: int = ranged(50, 1, 10**6)  # between checks
+    min_gain: float = ranged(0.01, 0.0, 10.0)  # of the loss on held-out cells, to count as one
+    held_out_cells: int = ranged(20_000, 1, 10**7)  # at most a tenth of all
+    cool_down: float = ranged(0.3, 0.0, 10.0)  # steps over which the learning rate then runs down, as part of those done
+
+
+@dataclass(frozen=True)
+class SldStarConfig:
+    """SLD*, a baseline: a whole network for every block of landmarks of every scene (models.sld_star, training.sld_star)."""
+
+    networks: int = ranged(1, 1, 100)  # each finds a block of consecutive landmarks
+    epochs: int = ranged(200, 1, 10**6)  # an epoch sees every image once
+    seconds: float = ranged(1e6, 0.1, 1e7)  # of training for each network, even if epochs are left
+    images: int = ranged(1, 1, 1000)  # per step
+    patches: int = ranged(8, 1, 1000)  # per image; half of them hold a visible landmark
+    patch_px: int = ranged(96, 8, 4096)  # side of a patch, a multiple of 8
+    loss: str = chosen("squares", "focal", "softmax", "cells")  # training.targets.loss
+    sigma_px: float = ranged(20.0, 1.0, 200.0)  # of the Gaussian targets
+    floor: float = ranged(0.1, 0.0, 0.99)  # targets below it are zero
+    positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
+    learning_rate: float = ranged(1e-3, 1e-8, 1.0)
+    halvings: int = ranged(4, 0, 30)  # of the learning rate, evenly over the training
+    bf16: bool = True  # multiply in bfloat16
+    watch_steps: int = ranged(500, 1, 10**9)  # between looks at the model from outside, as for a curve of recall
+    min_score: float = ranged(0.55, 0.0, 1.0)  # of a detection
+    reach: int = ranged(4, 1, 20)  # cells from the peak over which the centroid of squared scores is taken
+    threshold: float = ranged(0.1, 0.0, 1.0)  # of the peak's score, below which a cell does not count in it
+    detection_px: float = ranged(2.0, 0.01, 100.0)  # standard deviation of a detection of score 1; of others, divided by the score
+    ransac_px: float = ranged(20.0, 0.1, 1000.0)
+
+
+@dataclass(frozen=True)
+class BearingConfig:
+    """NBE, the bearings of all landmarks from one network, beside SLD* (models.bearings, training.bearings)."""
+
+    seconds: float = ranged(1e6, 0.1, 1e7)  # of training, even if steps are left
+    steps: int = ranged(4000, 1, 10**9)
+    batch: int = ranged(64, 1, 10**6)  # images per step
+    channels: int = ranged(64, 1, 4096)  # of the features, after whitening
+    rows: int = ranged(4, 1, 100)  # of the grid that features are averaged on
+    columns: int = ranged(5, 1, 100)
+    hidden: int = ranged(512, 1, 16384)
+    dropout: float = ranged(0.3, 0.0, 0.95)
+    learning_rate: float = ranged(1e-3, 1e-8, 1.0)
+    weight_decay: float = ranged(0.05, 0.0, 10.0)
+    held_out: float = ranged(0.1, 0.0, 0.5)  # of the frames, to see how far its certainty is to be trusted
+    max_sigma_deg: float = ranged(6.0, 0.01, 90.0)  # bearings less certain than this are not used
+    max_angle_deg: float = ranged(60.0, 1.0, 89.0)  # nor those farther from the optical axis
+    ransac_px: float = ranged(40.0, 0.1, 1000.0)  # bearings are good to degrees
+
+
+@dataclass(frozen=True)
+class CoordinateConfig:
+    """An ACE-like head: the scene coordinate of every cell (models.coordinates, training.coordinates)."""
+
+    seconds: float = ranged(1e6, 0.1, 1e7)  # of training, even if steps are left
+    steps: int = ranged(6000, 1, 10**9)
+    batch: int = ranged(4096, 1, 10**6)  # cells per step
+    cells: int = ranged(1024, 1, 10**6)  # kept of each image
+    hidden: int = ranged(256, 1, 4096)
+    blocks: int = ranged(2, 0, 20)  # residual ones, of two layers each
+    learning_rate: float = ranged(3e-3, 1e-8, 1.0)
+    loose_px: float = ranged(50.0, 0.1, 1000.0)  # scale of the robust loss at the start,
+    tight_px: float = ranged(1.0, 0.1, 1000.0)  # and at the end
+    far_px: float = ranged(1000.0, 1.0, 1e6)  # reprojections worse than this do not count as such
+    watch_steps: int = ranged(500, 1, 10**9)  # between looks at the model from outside
+    cell_px: float = ranged(4.0, 0.01, 100.0)  # standard deviation of each cell in the pose solve
+    ransac_px: float = ranged(10.0, 0.1, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -153,6 +253,7 @@ class SceneConfig:
     """All that teaching a scene and localizing in it depends on; stored in the scene file."""
 
     backbone: str = "lite0+xfeat"
+    backbone_weights: str = ""  # see models.backbone: empty for its own, random, or a file of `sld train backbone`
     seed: int = 0
     validation_fraction: float = 0.05  # of the frames, held out in contiguous chunks
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -166,6 +267,37 @@ class SceneConfig:
     pnp: PnpConfig = field(default_factory=PnpConfig)
 
 
+@dataclass(frozen=True)
+class BackboneTrainingConfig:
+    """Many scenes -> one backbone (training.backbone). `scene` says how scenes are made, images augmented, heatmaps decoded."""
+
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    epochs: int = ranged(20, 1, 10**6)  # an epoch sees every image once
+    order: str = chosen("shuffled", "rounds")  # one batch per step; or one of each scene, gradients added up
+    batch: int = ranged(4, 1, 10**6)  # images, all of one scene
+    patches: int = ranged(8, 1, 1000)  # per image
+    positive_patches: float = ranged(0.5, 0.0, 1.0)  # share of patches cut about a visible landmark
+    patch_px: int = ranged(96, 32, 4096)  # side of a patch, a multiple of 32
+    dilated: bool = True  # heads begin with a dilated block, as the paper's final variant
+    width: int = ranged(128, 4, 4096)  # of it, a multiple of 4
+    loss: str = chosen("cells", "squares", "focal", "softmax")  # training.targets.loss
+    sigma_px: float = ranged(8.0, 1.0, 200.0)  # of the Gaussian targets
+    floor: float = ranged(0.1, 0.001, 0.99)  # targets below it are zero
+    positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
+    learning_rate: float = ranged(1e-3, 1e-8, 1.0)  # of the heads
+    backbone_learning_rate: float = ranged(1e-4, 0.0, 1.0)
+    weight_decay: float = ranged(0.01, 0.0, 10.0)
+    schedule: str = chosen("cosine", "step")
+    warm_up: float = ranged(0.05, 0.0, 1.0)  # of all steps
+    halvings: int = ranged(4, 0, 30)  # of schedule "step", evenly over the run
+    precision: str = chosen("bfloat16", "float16", "float32")  # of multiplications
+    check_every: int = ranged(1, 1, 10**6)  # epochs between looks at held-out images
+    check_images: int = ranged(20, 1, 100_000)  # of each scene
+    log_every: int = ranged(10, 1, 10**9)  # steps
+    save_every: int = ranged(200, 1, 10**9)  # steps between checkpoints, beside one after every epoch
+    loaders: int = ranged(2, 1, 256)  # threads that read images
+
+
 RANGES = {  # of every number that could ask for endless work or memory; the others may be any finite number
     "max_side_px": (64, 4096), "jpeg_quality": (1, 100), "max_frames": (3, 100_000), "max_features": (100, 50_000),
     "neighbours": (1, 1000), "count": (20, 20_000), "min_views": (2, 1000),
@@ -175,7 +307,9 @@ RANGES = {  # of every number that could ask for endless work or memory; the oth
     "prototype_temperature": (1e-3, 10.0), "roll_margin_deg": (0.0, 180.0), "guided_radius_cell": (0.5, 20.0),
     "max_iterations": (1, 100_000), "validation_fraction": (0.0, 0.5), "seed": (0, 2**31 - 1),
 }
-CHOICES = {"kind": ("cells", "prototype"), "backbone": ("lite0", "xfeat", "lite0+xfeat")}
+BACKBONES = ("lite0", "xfeat", "lite0+xfeat", "resnext101", "resnext101-layer3", "resnext101-layer2", "efficientnet-b0", "efficientnet-b1",
+             "efficientnet-b2", "efficientnet-b3", "efficientnet-b4", "swin-t")
+CHOICES = {"kind": ("cells", "prototype", "heatmap"), "backbone": BACKBONES}
 
 
 def from_dict(values: dict[str, Any], kind: type = SceneConfig):
@@ -227,9 +361,17 @@ def override(config, settings: list[str]):
         for key in groups:
             group = group.get(key) if isinstance(group, dict) else None
         if not isinstance(group, dict) or isinstance(group.get(name), dict) or name not in group:
-            raise SldError(f"setting {setting!r}: no such setting; expected group.name=value, such as head.hidden=256")
+            meant = " or ".join(_named(name, values))
+            raise SldError(f"setting {setting!r}: no such setting; " + (f"did you mean {meant}?" if meant else
+                           "expected group.name=value, such as head.hidden=256"))
         group[name] = _parse(setting, text, group[name])
     return from_dict(values, type(config))
+
+
+def _named(name: str, values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The settings of this name, with the groups that they belong to."""
+    here = [prefix + name] if name in values and not isinstance(values[name], dict) else []
+    return here + [path for group, inner in values.items() if isinstance(inner, dict) for path in _named(name, inner, f"{prefix}{group}.")]
 
 
 def _parse(setting: str, text: str, default):

@@ -30,11 +30,17 @@ def cell_to_pixel(xy_cell):
 @dataclass(frozen=True)
 class ScoreMaps:
     """What any head says of one image: `score_Lhw` in 0..1 for each landmark and cell; `offset_2hw` (x, y) in cells from
-    the cell's centre to the landmark it shows; `sigma_hw` the standard deviation of that offset per axis, in cells."""
+    the cell's centre to the landmark it shows; `sigma_hw` the standard deviation of that offset per axis, in cells.
+
+    Cells up to `reach` from a peak, those of at least `threshold` of its score, say together where the landmark is: their
+    estimates are averaged, each weighted by its score to the `power`."""
 
     score_Lhw: torch.Tensor
     offset_2hw: torch.Tensor
     sigma_hw: torch.Tensor
+    reach: int = 1
+    power: float = 1.0
+    threshold: float = 0.0
 
 
 def decode(maps: ScoreMaps, config: DecodeConfig) -> Detections:
@@ -70,14 +76,16 @@ def decode_near(maps: ScoreMaps, xy_px_L2: np.ndarray, config: DecodeConfig) -> 
 
 
 def _refine(maps: ScoreMaps, landmark_K, cell_K, peak_K) -> Detections:
-    """Sub-cell positions: the mean over the 3x3 window of each cell's own estimate, weighted by its score."""
+    """Sub-cell positions: the mean over the window of each cell's own estimate, weighted by its score as the head wants it."""
     h, w = maps.score_Lhw.shape[1:]
-    step = torch.tensor([-1, 0, 1], device=cell_K.device)
+    step = torch.arange(-maps.reach, maps.reach + 1, device=cell_K.device)
     dy, dx = (g.flatten() for g in torch.meshgrid(step, step, indexing="ij"))
     y, x = (cell_K // w)[:, None] + dy, (cell_K % w)[:, None] + dx
     valid = (x >= 0) & (x < w) & (y >= 0) & (y < h)
     cell = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
     weight = maps.score_Lhw.flatten(1)[landmark_K[:, None], cell] * valid
+    if (maps.power, maps.threshold) != (1.0, 0.0):
+        weight = torch.where(weight >= maps.threshold * peak_K[:, None], weight**maps.power, 0.0)
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
     offset_2K9 = maps.offset_2hw.flatten(1)[:, cell]
     xy = torch.stack([((x + offset_2K9[0]) * weight).sum(1), ((y + offset_2K9[1]) * weight).sum(1)], 1)

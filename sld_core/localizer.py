@@ -23,7 +23,7 @@ class Localizer:
     def __init__(self, scene: Scene, device: str = "cpu", backbone: Backbone | None = None):
         check_device(device)
         self.scene, self.device = scene, device
-        self.backbone = (backbone or Backbone(scene.config.backbone)).to(device)
+        self.backbone = (backbone or Backbone(scene.config.backbone, scene.config.backbone_weights)).to(device)
         self.head = scene.head.to(device).eval()
         self._local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
         # a limit in metres says nothing of a scene in units of its own; the one relative to the landmarks' distance stays

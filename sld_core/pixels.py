@@ -76,7 +76,8 @@ def rgb_from_encoded(data) -> np.ndarray:
     # an orientation tag would turn the image away from its camera model
     bgr = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
-        raise SldError(f"compressed image of {len(raw)} bytes: expected JPEG or PNG")
+        raise SldError(f"a damaged {'PNG' if raw[0] == 0x89 else 'JPEG'}, perhaps cut short: its {len(raw)} bytes do not hold the "
+                       f"{width}x{height} pixels of its header")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 

@@ -88,6 +88,7 @@ def _assess(T: np.ndarray, detections: Detections, xyz: np.ndarray, camera: Came
     distance_m = float(np.median(np.linalg.norm(xyz[inlier] - T[:3, 3], axis=1)))
     limit_m = min(config.max_position_sigma_m, config.max_relative_sigma * distance_m)
     if estimate.position_sigma_m > limit_m or estimate.rotation_sigma_rad > config.max_rotation_sigma_rad:
-        return (f"too uncertain: {estimate.position_sigma_m:.3f} m, {np.degrees(estimate.rotation_sigma_rad):.1f} deg "
-                f"(standard deviations; landmarks {distance_m:.1f} m away allow {limit_m:.3f} m)")
+        unit = "m" if np.isfinite(config.max_position_sigma_m) else "units"  # without a limit in metres there are none
+        return (f"too uncertain: {estimate.position_sigma_m:.3f} {unit}, {np.degrees(estimate.rotation_sigma_rad):.1f} deg "
+                f"(standard deviations; landmarks {distance_m:.1f} {unit} away allow {limit_m:.3f} {unit})")
     return estimate

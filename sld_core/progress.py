@@ -43,3 +43,13 @@ class Events:
 
     def done(self) -> None:
         pass
+
+
+class Silent:
+    """Progress that nobody wants."""
+
+    def __call__(self, progress: Progress) -> None:
+        pass
+
+    def done(self) -> None:
+        pass

@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 
 from sld_core import config as configuration
+from sld_core.config import SceneConfig
 from sld_core.models import heads
-from sld_core.models.backbone import BACKBONES, weights_sha256
+from sld_core.models.backbone import BACKBONES, IMAGENET, RANDOM, weights_sha256
 from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
 
 MAGIC, VERSION, HEADER_BYTES = b"SLD\x1a", 1, 40
@@ -37,7 +38,8 @@ def save(scene: Scene, path: Path) -> int:
     tensors["landmarks.xyz"] = torch.from_numpy((scene.landmarks.xyz_L3 - scene.origin_3).astype(np.float32))
     text = json.dumps({
         "name": scene.name,
-        "backbone": {"name": scene.config.backbone, "weights_sha256": weights_sha256(scene.config.backbone)},
+        "backbone": {"name": scene.config.backbone,
+                     "weights_sha256": weights_sha256(scene.config.backbone, scene.config.backbone_weights)},
         "camera": dataclasses.asdict(scene.camera),
         "origin": scene.origin_3.tolist(),
         "rolls_rad": list(scene.rolls_rad),
@@ -108,8 +110,7 @@ def _parse(body: bytes, path: Path) -> Scene:
         tensors = safetensors.torch.load(body)
         header_bytes = int.from_bytes(body[:8], "little")
         text = json.loads(json.loads(body[8 : 8 + header_bytes])["__metadata__"]["scene"])
-        _check_backbone(text["backbone"], path)
-        config = configuration.from_dict(text["config"])
+        config = _with_weights(text["config"], text["backbone"], path)
         xyz_L3 = tensors.pop("landmarks.xyz").double().numpy()
         if xyz_L3.ndim != 2 or xyz_L3.shape[1] != 3 or len(xyz_L3) == 0:
             raise SldError(f"landmarks of shape {xyz_L3.shape}, expected (L, 3)")
@@ -153,9 +154,19 @@ def _report(values: dict) -> SceneReport:
     return report
 
 
-def _check_backbone(backbone: dict, path: Path) -> None:
+def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
+    """The scene's configuration, once its backbone is known to be here with the same weights.
+
+    A file of weights may have moved with the scene: it is looked for where it was, and then beside the scene file."""
     name = backbone["name"]
     if name not in BACKBONES:
         raise SldError(f"{path}: needs backbone {name!r}, this sld has {', '.join(BACKBONES)}; install a matching sld or {REMEDY}")
-    if backbone["weights_sha256"] != weights_sha256(name):
+    config = configuration.from_dict(values)
+    beside = path.parent / Path(config.backbone_weights).name
+    if config.backbone_weights not in ("", IMAGENET, RANDOM) and not Path(config.backbone_weights).is_file():
+        if not beside.is_file():
+            raise SldError(f"{path}: needs the backbone weights {config.backbone_weights}, which are not here; copy that file to {beside}")
+        config = dataclasses.replace(config, backbone_weights=str(beside))
+    if backbone["weights_sha256"] != weights_sha256(name, config.backbone_weights):
         raise SldError(f"{path}: was taught with other weights of backbone {name!r}; install those weights or {REMEDY}")
+    return config

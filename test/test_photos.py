@@ -1,6 +1,8 @@
 """Photographs: which files become frames, in which order, with what lies beside them, and what is left out."""
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +12,8 @@ from PIL import Image
 from sld_core.calibration import Calibration
 from sld_core.geometry import make_transform
 from sld_core.mapping.frame_set import read_frame_set
-from sld_core.mapping.sources import from_photos
+from sld_core.mapping.frames import read_frames
+from sld_core.mapping.sources import Source, fingerprint, from_photos
 from sld_core.types import SldError
 
 K = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
@@ -169,3 +172,48 @@ def test_the_focal_length_in_exif_is_the_first_guess(tmp_path, photos):
     frame_set = from_photos(photos, tmp_path / "out")
     assert [f.camera.fx for f in frame_set.frames] == pytest.approx([52.0, 52.0])  # 26 mm of 36 mm are 52 of 72 pixels; one lens for both
     assert not frame_set.intrinsics_known and (frame_set.frames[0].camera.width, frame_set.frames[0].camera.height) == (72, 48)
+
+
+def test_the_work_of_a_map_among_the_photographs_is_not_read_again(tmp_path, photos):
+    for name in ("a.jpg", "map/image-000000.color.jpg", "map/work/frames/images/image-000000.color.jpg", "at/work/b.jpg"):
+        photo(photos / name)
+    (photos / "map" / "sld-map.json").write_text("{}")
+    frame_set = from_photos(photos, tmp_path / "out")
+    assert [f.source for f in frame_set.frames] == ["a.jpg", "at/work/b.jpg", "map/image-000000.color.jpg"]
+    before = fingerprint(Source(photos))
+    photo(photos / "map" / "work" / "frames" / "images" / "image-000001.color.jpg")
+    assert fingerprint(Source(photos)) == before
+    photo(photos / "at" / "work" / "c.jpg")
+    assert len(fingerprint(Source(photos))) == len(before) + 1
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def huge(path):
+    with open(path, "wb") as file:
+        file.truncate(60 * 10**6)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda path: path.symlink_to("/dev/zero"), "a device or pipe; expected a list of names"), (pipe, "a device or pipe"),
+    (Path.mkdir, "a folder; expected a list"), (huge, "60000000 bytes, more than 50000000; expected a list of names"),
+    (lambda path: path.symlink_to("/proc/self/mem"), "cannot be read")])
+def test_a_list_without_end_is_not_read(tmp_path, photos, make, words):
+    photo(photos / "a.jpg")
+    make(tmp_path / "list.txt")
+    with pytest.raises(SldError, match=f"list.txt: {words}"):
+        from_photos(photos, tmp_path / "out", list_path=tmp_path / "list.txt")
+    with pytest.raises(SldError, match=f"list.txt: {words}"):
+        read_frames(photos, tmp_path / "list.txt")
+
+
+def test_a_photograph_that_was_cut_short_is_told_from_what_is_none(tmp_path, photos):
+    data = photo(photos / "good.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(data[:-100])
+    (photos / "text.jpg").write_text("hello")
+    rejected = from_photos(photos, tmp_path / "out").rejected
+    assert rejected["cut.jpg"].endswith(f"cut.jpg: a damaged JPEG, perhaps cut short: its {len(data) - 100} bytes do not hold the 64x48 "
+                                        "pixels of its header")
+    assert "neither JPEG nor PNG" in rejected["text.jpg"]

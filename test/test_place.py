@@ -430,3 +430,47 @@ def test_damaged_work_is_named(mapped, tmp_path, capsys, damage):
         assert sld(stage, "--output", output, "--seed", 5) == 2
         text = one_line(capsys)
         assert f"{path}: cannot be read" in text and f"delete {path.parent}" in text
+
+
+CUT = {"labels": "stage.json", "landmarks": "landmarks.npz", "metric": "reconstruction.npz"}
+
+
+@pytest.mark.parametrize("stage", CUT)
+def test_all_makes_a_damaged_stage_anew_and_says_so(mapped, photos, tmp_path, caplog, stage):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    path = output / "work" / stage / CUT[stage]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert sld("all", "--output", output, *FEW) == 0
+    told = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == 1 and f"the stage {stage!r} is damaged and is done anew ({path}: cannot be read" in told[0]
+    before, after = stamps_of(mapped[0]), stamps_of(output)
+    assert [s for s in STAGES if after[s] != before[s]] == STAGES[STAGES.index(stage):]
+    assert len(read_scene_data(output).landmarks) == mapped[1]["landmarks"]
+
+
+def test_a_single_stage_says_what_to_run_for_a_damaged_one(mapped, photos, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    for part in ("sfm/stage.json", "frames/images/frames.json"):
+        path = output / "work" / part
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        stage = part.split("/")[0]
+        assert sld("metric", "--output", output, "--seed", 5) == 2
+        text = one_line(capsys)
+        assert f"{path}: " in text and f"`sld map {stage} --output {output}`" in text and "or `sld map all`" in text
+        shutil.copy(mapped[0] / "work" / part, path) if stage == "sfm" else None
+    assert sld("all", "--output", output, *FEW) == 2  # the images are not known any more
+    assert "frames.json: damaged" in (text := one_line(capsys)) and "give the images once more, by --images DIR" in text
+    assert sld("frames", "--images", photos, "--output", output) == 0  # which is not up to date, then
+    assert json.loads((output / "work/frames/images/frames.json").read_text())["frames"][13]["source"] == "img-013.jpg"
+
+
+def test_settings_that_are_not_given_again_are_named(mapped, tmp_path, caplog):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    assert sld("landmarks", "--output", output, *FEW) == 0 and not caplog.records
+    assert sld("landmarks", "--output", output, *FEW[:2]) == 0
+    assert [r.message for r in caplog.records] == [
+        "the stage 'landmarks' is done anew: landmarks.count was 200 and is the default 1000 (settings are not remembered, give them "
+        "each time)"]

@@ -119,3 +119,11 @@ def test_a_pose_too_uncertain_for_its_distance_is_a_reason():
     z = rng.uniform(3.9, 4.1, 14)
     corner = geometry.transform(T_TRUE, np.column_stack([rng.uniform(0.5, 0.7, 14) * z, rng.uniform(0.3, 0.45, 14) * z, z]))
     assert "too uncertain" in pnp.estimate(detect(rng, corner, 3.0), corner, CAMERA, CONFIG)
+
+
+def test_a_scene_without_scale_is_uncertain_in_units_not_in_metres():
+    rng = np.random.default_rng(5)
+    xyz = scene(rng, 50)
+    found = detect(rng, xyz, 1.0)
+    words = [pnp.estimate(found, xyz, CAMERA, PnpConfig(max_position_sigma_m=limit, max_relative_sigma=1e-9)) for limit in (1.0, np.inf)]
+    assert " m, " in words[0] and " m away" in words[0] and " units, " in words[1] and " units away" in words[1] and " m " not in words[1]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from small_drive import write_drive
 
 from sld_core import cli, room, scene_file
 from sld_core.config import LabelConfig, LandmarkConfig, TrackConfig
@@ -23,12 +24,7 @@ SHIFT = np.array([2.0, -1.0, 0.5])
 @pytest.fixture(scope="module")
 def sequence(tmp_path_factory):
     """Part of the demo's mapping drive, and queries between its frames."""
-    folder = tmp_path_factory.mktemp("room")
-    drive = room.drive(0, 240)
-    room.write_sequence(folder, room.Room.make(0), room.DEMO_CAMERA, drive[:60:2], drive[11:50:6])
-    for path in folder.glob("frames/*.depth.png"):
-        path.unlink()
-    return folder
+    return write_drive(tmp_path_factory.mktemp("room"))
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,19 @@
 """Structure from motion without poses: which pairs are matched, what comes out of rendered images, and how tracks grow."""
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pycolmap
 import pytest
 from small_place import CAMERA, against, shoot, sway, write, write_photos
 
-from sld_core import geometry
+from sld_core import cli, geometry
+from sld_core.calibration import guessed_camera
 from sld_core.images import read_image
 from sld_core.map_config import SfmConfig
 from sld_core.mapping import mapper, pairs, sfm
 from sld_core.mapping.agreement import agreement
-from sld_core.mapping.colmap import quiet
+from sld_core.mapping.colmap import drop_if_damaged, quiet
 from sld_core.mapping.frame_set import read_frame_set
 from sld_core.mapping.sources import from_photos
 from sld_core.mapping.track_completion import complete_tracks
@@ -247,6 +249,70 @@ def test_images_without_texture_are_one_clear_error(tmp_path, kind):
         sfm.solve(frame_set, tmp_path / "sfm", SfmConfig(mapper=kind))
     with pytest.raises(SldError, match="2 images: at least 3"):
         sfm.solve(FrameSet(frame_set.frames[:2], False), tmp_path / "sfm", SfmConfig())
+
+
+def test_an_image_that_hardly_a_point_holds_loses_its_pose(place, tmp_path):
+    config = SfmConfig(completion_px=0)
+    sfm.solve(place, tmp_path, config)
+    model, database = pycolmap.Reconstruction(tmp_path / "model"), tmp_path / "features.db"
+    image = next(i for i in model.images.values() if i.name == place.frames[4].image_path.name)
+    for i in [i for i, p in enumerate(image.points2D) if p.has_point3D()][9:]:
+        model.delete_observation(image.image_id, i)
+    assert image.num_points3D == 9
+    held_by = mapper.polish(model, database, config, True, lambda _: None)
+    assert held_by == {image.name: 9} and not image.has_pose and model.num_reg_images() == 13
+    assert sfm._lost(place.frames, model, [], database, held_by) == {place.frames[4].name: "only 9 points hold its pose"}
+
+
+def test_a_damaged_database_of_a_killed_run_is_begun_anew(tmp_path, caplog):
+    path = tmp_path / "features.db"
+    pycolmap.Database.open(path).close()
+    whole = path.read_bytes()
+    drop_if_damaged(path)
+    assert path.read_bytes() == whole and not caplog.text
+    for damaged in (whole[: len(whole) // 2], b"hello" * 1000, whole[:5000] + bytes(len(whole) - 5000)):
+        path.write_bytes(damaged)
+        drop_if_damaged(path)
+        assert not path.exists() and "features and matches are found again" in caplog.text
+        caplog.clear()
+
+
+def test_colmap_adds_nothing_to_our_own_error(tmp_path, capfd):
+    for i in range(4):
+        write(tmp_path / "photos" / f"{i}.jpg", np.full((240, 320, 3), 60 * i, np.uint8))
+    (tmp_path / "sfm").mkdir()
+    for kind in ("incremental", "global"):
+        with pytest.raises(SldError, match="could be put together"):
+            sfm.solve(from_photos(tmp_path / "photos", tmp_path / kind), tmp_path / "sfm", SfmConfig(mapper=kind))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_focal_length_that_stays_at_its_guess_is_noted():
+    guess, stated = guessed_camera(320, 240), guessed_camera(320, 240, 400.0)  # 384 px, and 400 px from EXIF
+    frames, model = [], pycolmap.Reconstruction()
+    for i, (camera, focal) in enumerate([(guess, 387.0), (guess, 390.0), (stated, 401.0)], start=1):
+        lens = pycolmap.Camera(model="SIMPLE_RADIAL", width=320, height=240, params=[focal, 160, 120, 0], camera_id=i)
+        model.add_camera_with_trivial_rig(lens)
+        model.add_image_with_trivial_frame(pycolmap.Image(name=f"{i}.jpg", camera_id=i, image_id=i), pycolmap.Rigid3d())
+        frames.append(Frame(f"image-{i}", Path(f"{i}.jpg"), camera, None, None, 0, "hall"))
+    (note,) = sfm._still_guessed(model, frames)
+    assert "the 320x240 images of 'hall' is still the first guess, 387 px" in note and "give --intrinsics FILE" in note
+
+
+def test_the_benchmark_says_why_a_variant_fails_and_refuses_given_poses(tmp_path, capsys):
+    for i in range(4):
+        write(tmp_path / f"frame-{i:06d}.color.jpg", np.full((240, 320, 3), 60 * i, np.uint8))
+        np.savetxt(tmp_path / f"frame-{i:06d}.pose.txt", POSES[i])
+    np.savetxt(tmp_path / "camera-intrinsics.txt", [[300, 0, 160], [0, 300, 120], [0, 0, 1]])
+    bench = ["bench", "sfm", "--frames", str(tmp_path), "--variant"]
+    assert cli.main([*bench, "matching=exhaustive"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 3 and table[2].strip().startswith("failed: no two of the 4 images could be put together")
+    assert cli.main([*bench, "mapper=posed"]) == 2
+    assert "'mapper=posed': mapper=posed refines the poses that this benchmark keeps back" in capsys.readouterr().err
+    assert cli.main([*bench, "sfm.mapper=global"]) == 2 and "did you mean mapper?" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="mapper='posed'"):
+        sfm.solve(FrameSet((), True), tmp_path, SfmConfig(mapper="posed"))
 
 
 # longer tracks -------------------------------------------------------------------------------------------------------

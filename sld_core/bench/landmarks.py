@@ -92,7 +92,7 @@ def ablate(frames: Sequence[Frame], queries: Sequence[Frame], work: Path, config
     whole = tracks.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
     seen = without(whole, hold_out(len(frames), config.validation_fraction))
     angle_rad_F = upright_angles(seen.frames)
-    memory = _Memory(Backbone(config.backbone).to(device), seen.frames, angle_rad_F, config, device)
+    memory = _Memory(Backbone(config.backbone, config.backbone_weights).to(device), seen.frames, angle_rad_F, config, device)
     rows: dict[tuple[str, str], list[dict]] = {}
     for seed in range(config.seed, config.seed + repeat):
         choices = _choices(seen, angle_rad_F, memory.backbone, replace(config, seed=seed), weights, device)
@@ -166,7 +166,7 @@ class _Memory:
         from sld_core.training.buffer import fit_whitening
         self.backbone, self.device = backbone, device
         self.whitening = fit_whitening(frames, angle_rad_F, backbone, config.buffer, config.image.max_side_px, device,
-                                       np.random.default_rng(config.seed))
+                                       config.seed)
         self.known: dict[bytes, object] = {}
 
     def to(self, device: str) -> _Memory:

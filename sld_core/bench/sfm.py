@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import config as configuration
-from sld_core.commands.common import add_frames, list_path
+from sld_core.commands.common import add_frames, check_writable, list_path
 from sld_core.progress import Bar
 from sld_core.types import Frame, FrameSet, SldError
 
@@ -33,6 +33,11 @@ def _sfm(args) -> None:
     from sld_core.map_config import SfmConfig
     from sld_core.mapping.frames import read_frames
     variants = {text or "default": configuration.override(SfmConfig(), text.split()) for text in args.variant or [""]}
+    if posed := [name for name, config in variants.items() if config.mapper == "posed"]:
+        raise SldError(f"--variant {posed[0]!r}: mapper=posed refines the poses that this benchmark keeps back to compare with; "
+                       "expected mapper=auto, incremental or global")
+    if args.json:
+        check_writable(args.json, "--json")
     reference = read_frames(args.frames, list_path(args.list, args.frames))
     width = max(len(name) for name in variants)
     print(" " * width, *(f"{name:>15s}" for name in COLUMNS))
@@ -40,6 +45,8 @@ def _sfm(args) -> None:
     for name, config in variants.items():
         out[name] = measure(reference, config, not args.guess_intrinsics, args.seed)
         print(f"{name:{width}s}", *(f"{_printed(out[name][column]):>15s}" for column in COLUMNS), flush=True)
+        if "reason" in out[name]:
+            print(f"{'':{width}s} failed: {out[name]['reason']}", flush=True)
     if args.json:
         from sld_core.scene_file import write_atomically
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
@@ -60,7 +67,8 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
             result = solve(FrameSet(frames, intrinsics_known), Path(folder), config, seed, show)
         except SldError as error:
             return dict.fromkeys(COLUMNS) | {"seconds": time.monotonic() - start, "registered": 0, "reason": str(error)}
-    show.done()
+        finally:
+            show.done()
     true = {f.name: f.T_world_camera for f in reference}
     T = np.stack([f.T_world_camera for f in result.reconstruction.frames])
     T_true = np.stack([true[f.name] for f in result.reconstruction.frames])

@@ -18,7 +18,8 @@ def add(commands) -> None:
     add_frames(parser)
     parser.add_argument("--align-to", type=Path, metavar="SCENE_DATA_DIR",
                         help="the dataset that the scene was taught from: poses are compared after its frame and scale are laid over those "
-                             "of --frames, by the images in both (those it was mapped from, by file name)")
+                             "of --frames, by the images in both: those whose path, as it was mapped, ends like the path below --frames "
+                             "(hall/a.jpg is photos/hall/a.jpg, but not yard/a.jpg)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write a report with pictures")
     add_device(parser)
@@ -89,9 +90,9 @@ def _alignment(args, scene):
     pairs = common_images([f.source for f in data.frames], [p.relative_to(args.frames).as_posix() for p in paths],
                           [p.resolve().as_posix() for p in paths])
     if len(pairs) < MIN_COMMON:
-        raise SldError(f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the first is {data.frames[0].source!r}) "
-                       f"are among the {len(paths)} of {args.frames} (the first is {references[0].name!r}), by file name; "
-                       f"expected at least {MIN_COMMON}")
+        raise SldError(f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the first is "
+                       f"{data.frames[0].source!r}) are among the {len(paths)} of {args.frames} (the first is {references[0].name!r}), "
+                       f"by the ends of their paths; expected at least {MIN_COMMON}")
     rows, columns = zip(*pairs)
     return align_poses(np.stack([data.frames[i].T_world_camera for i in rows]), np.stack([references[j].T_world_camera for j in columns]))
 

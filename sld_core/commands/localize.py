@@ -8,9 +8,10 @@ from sld_core.commands.common import add_device
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("localize", help="say where images were taken",
-                                 description='Prints one JSON object per image: the pose (camera to world, metres) or the reason '
-                                             'there is none. With "metric": false the scene has no scale: its unit takes the place of the metre.')
+    parser = commands.add_parser(
+        "localize", help="say where images were taken",
+        description='Prints one JSON object per image: the pose (camera to world, metres) or the reason there is none. '
+                    'With "metric": false the scene has no scale: its unit takes the place of the metre.')
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--intrinsics", type=Path, metavar="FILE",

@@ -24,8 +24,9 @@ GOES_ON = " Without images it goes on with a map begun before, and does again wh
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("map", help="make a scene dataset: photographs, videos or a bag in, a labelled dataset out",
-                                 description="Makes a labelled scene dataset. A stage that is done is not done again; a killed run goes on.")
+    parser = commands.add_parser(
+        "map", help="make a scene dataset: photographs, videos or a bag in, a labelled dataset out",
+        description="Makes a labelled scene dataset. A stage that is done is not done again; a killed run goes on.")
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for name, text in STAGES.items():
         stage = stages.add_parser(name, help=text, description=text[0].upper() + text[1:] + "." + GOES_ON * (name == "all"))
@@ -34,7 +35,8 @@ def add(commands) -> None:
         if name in ("all", "metric"):
             _add_scale(stage)
         if name in ("all", "depth"):
-            stage.add_argument("--model", metavar="MODEL", help="monocular depth network: an .onnx file, or a transformers folder or hub name")
+            stage.add_argument("--model", metavar="MODEL",
+                               help="monocular depth network: an .onnx file, or a transformers folder or hub name")
         stage.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the map, new or begun by `sld map`")
         stage.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
         stage.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE",
@@ -47,18 +49,23 @@ def _add_source(parser, required: bool) -> None:
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEG or PNG photographs; a session per subfolder")
     source.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="videos; a session each")
-    source.add_argument("--bag", type=Path, metavar="DIR", help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any")
+    source.add_argument("--bag", type=Path, metavar="DIR",
+                        help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any")
     parser.add_argument("--list", type=Path, metavar="FILE", help="text file that names the photographs to use (default: all)")
     parser.add_argument("--poses", action="store_true", help="use *.pose.txt beside the photographs (4x4 camera to world, metres)")
     parser.add_argument("--intrinsics", type=Path, metavar="FILE",
-                        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration (default: camera-intrinsics.txt among the photographs, else estimated)")
+                        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration (default: "
+                             "camera-intrinsics.txt among the photographs, else estimated)")
 
 
 def _add_scale(parser) -> None:
-    parser.add_argument("--distance", metavar="TEXT", help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
-                                                           "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (of the finished map: --output/image-*.color.jpg); ';' between several. Used where odometry and "
-                                                           "depth are missing, else compared with them")
-    parser.add_argument("--tag-size", type=float, metavar="METRES", help="side of the black square of AprilTags in the scene; used like --distance")
+    parser.add_argument("--distance", metavar="TEXT",
+                        help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
+                             "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (of the finished map: "
+                             "--output/image-*.color.jpg); ';' between several. Used where odometry and depth are missing, else "
+                             "compared with them")
+    parser.add_argument("--tag-size", type=float, metavar="METRES",
+                        help="side of the black square of AprilTags in the scene; used like --distance")
     parser.add_argument("--tag-family", metavar="NAME", help="such as apriltag_36h11 (default)")
 
 
@@ -123,7 +130,8 @@ def _tell(found: dict, output: Path) -> None:
     if found["metric"]:
         print(f"in metres, by {found['scale_source']}" + (f", in the frame {found['world_frame']!r}" if found["world_frame"] else ""))
     else:
-        print("NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from it. Give --distance, --tag-size, depth or odometry")
+        print("NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from it. "
+              "Give --distance, --tag-size, depth or odometry")
     for kind, names in (("lost", found["lost"]), ("left out", found["rejected"])):
         for name, reason in list(names.items())[:10]:
             print(f"{kind}: {name}: {reason}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sld_core import config as configuration
 from sld_core.commands.common import add_device, add_frames, check_writable, held_out_text, list_path, work_folder
-from sld_core.progress import Bar, Events
+from sld_core.progress import Bar, Events, Silent
 from sld_core.types import SldError
 
 
@@ -41,35 +41,39 @@ def _teach(args) -> None:
     from sld_core.localizer import check_device
     check_device(args.device)
     check_writable(args.output)
-    show = Events() if args.events else Bar()
+    from sld_core.training.distributed import joined
     start = time.monotonic()
-    with work_folder(args.work) as work:
-        scene = (_from_frames if args.scene_data is None else _from_scene_data)(args, config, work, show, start)
+    with joined(args.device) as world, work_folder(args.work) as work:  # of several processes, only the first says anything
+        show = (Events() if args.events else Bar()) if world.is_main else Silent()
+        scene = (_from_frames if args.scene_data is None else _from_scene_data)(args, config, work, show, start, world)
     show.done()
-    _report_teaching(scene, args, time.monotonic() - start)
+    if world.is_main:
+        _report_teaching(scene, args, time.monotonic() - start)
 
 
-def _from_frames(args, config: configuration.SceneConfig, work: Path, show, start: float):
+def _from_frames(args, config: configuration.SceneConfig, work: Path, show, start: float, world):
     from sld_core.mapping.bag import extract_frames
     from sld_core.mapping.frames import read_frames
     from sld_core.training.teach import teach
+    from sld_core.training.distributed import from_main
     if args.bag is not None:
-        frames = extract_frames(args.bag, work / "frames", config.bag, show)
+        frames = from_main(lambda: extract_frames(args.bag, work / "frames", config.bag, show), world)
     else:
-        frames = read_frames(args.frames, list_path(args.list, args.frames))
+        frames = from_main(lambda: read_frames(args.frames, list_path(args.list, args.frames)), world)
     seconds = {"frames": time.monotonic() - start}
-    return teach(frames, args.output, args.name or args.output.stem, config, work, args.device, show, seconds)
+    return teach(frames, args.output, args.name or args.output.stem, config, work, args.device, show, seconds, world)
 
 
-def _from_scene_data(args, config: configuration.SceneConfig, work: Path, show, start: float):
+def _from_scene_data(args, config: configuration.SceneConfig, work: Path, show, start: float, world):
     from sld_core.mapping.formats.indoor6 import read_scene_data
+    from sld_core.training.distributed import from_main
     from sld_core.training.lesson import first_landmarks
     from sld_core.training.teach import teach_scene_data
-    data = read_scene_data(args.scene_data, undistorted=work / "undistorted")
+    data = from_main(lambda: read_scene_data(args.scene_data, undistorted=work / "undistorted"), world)
     if args.landmarks is not None or any(setting.startswith("landmarks.count=") for setting in args.set):
         data = first_landmarks(data, config.landmarks.count)
     seconds = {"frames": time.monotonic() - start}
-    return teach_scene_data(data, args.output, args.name or args.output.stem, config, args.device, show, seconds)
+    return teach_scene_data(data, args.output, args.name or args.output.stem, config, args.device, show, seconds, world)
 
 
 def _config(args) -> configuration.SceneConfig:

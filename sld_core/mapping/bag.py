@@ -188,7 +188,8 @@ def no_pose(drive: Drive, config: BagConfig) -> str:
     """Why no image has a pose, and what would help."""
     tree = drive.index.tree
     chain = " < ".join(reversed(tree.ancestors(drive.camera_frame)))
-    return (f"no pose of the camera frame {drive.camera_frame!r} in {config.world_frame or 'a frame in which it moves'} at any image stamp; "
+    world = config.world_frame or "a frame in which it moves"
+    return (f"no pose of the camera frame {drive.camera_frame!r} in {world} at any image stamp; "
             "needed is TF from odom or map down to the camera, or nav_msgs/Odometry and a static TF; "
             f"known frames: {', '.join(tree.frames()) or 'none'}; the chain of the camera: {chain}")
 

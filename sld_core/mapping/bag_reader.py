@@ -73,7 +73,8 @@ def messages(bag: Path, types: tuple[str, ...]) -> Iterator[Message]:
 def _compressed_by_rosbag2(bag: Path) -> bool:
     """Whether files or messages are compressed as a whole (chunks inside mcap are no matter)."""
     metadata = bag / "metadata.yaml"
-    return metadata.exists() and re.search(r"compression_mode:\s*['\"]?(file|message)", metadata.read_text(errors="replace"), re.I) is not None
+    text = metadata.read_text(errors="replace") if metadata.is_file() else ""
+    return re.search(r"compression_mode:\s*['\"]?(file|message)", text, re.I) is not None
 
 
 def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pycolmap
@@ -17,10 +20,27 @@ CHUNK = 16  # images or, times the partners of each, pairs between two signs of 
 
 
 def quiet(seed: int) -> None:
-    """No chatter of pycolmap on the terminal, and its random choices repeatable."""
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    """No chatter of pycolmap on the terminal, and its random choices repeatable. What it calls errors, such as that there is no
+    model, our own error says in words that help; with -v both are there."""
+    level = pycolmap.logging.Level
+    pycolmap.logging.minloglevel = (level.ERROR if log.isEnabledFor(logging.INFO) else level.FATAL).value
     pycolmap.logging.logtostderr = True  # and no files in the temporary folder
     pycolmap.set_random_seed(seed)
+
+
+def drop_if_damaged(database: Path) -> None:
+    """Features and matches that a killed run left are used; a database that cannot be read is begun anew."""
+    if not database.exists():
+        return
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        log.warning("%s is damaged (%s): features and matches are found again", database, " ".join(found.split()))
+        for ending in ("", "-wal", "-shm", "-journal"):
+            database.with_name(database.name + ending).unlink(missing_ok=True)
 
 
 def pose_of(image: pycolmap.Image) -> np.ndarray:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from sld_core.pixels import encoded_size
+from sld_core.text_files import read_text
 from sld_core.types import Camera, Frame, SldError
 
-MAX_TEXT_BYTES = 2**20
+MAX_LIST_BYTES = 50 * 10**6
 
 
 def read_frames(folder: Path, list_path: Path | None = None) -> list[Frame]:
@@ -34,7 +35,7 @@ def read_frames(folder: Path, list_path: Path | None = None) -> list[Frame]:
 
 
 def _read_names(folder: Path, list_path: Path) -> list[str]:
-    names = read_text(Path(list_path)).split()
+    names = read_text(Path(list_path), MAX_LIST_BYTES, "a list of names").split()
     duplicates = len(names) - len(set(names))
     if duplicates:
         raise SldError(f"{list_path}: names {duplicates} frames twice")
@@ -83,16 +84,6 @@ def _read_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if values.size != shape[0] * shape[1] or not np.isfinite(values).all():
         raise SldError(f"{path}: {values.size} numbers ({np.isfinite(values).sum()} finite); expected {shape[0]}x{shape[1]} finite ones")
     return values.reshape(shape)
-
-
-def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES, expected: str = "a small text file") -> str:
-    """A text file of at most max_bytes; SldError says what was `expected` instead of a larger one."""
-    try:
-        if path.stat().st_size > max_bytes:
-            raise SldError(f"{path}: {path.stat().st_size} bytes; expected {expected}")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:

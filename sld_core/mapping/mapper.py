@@ -42,7 +42,8 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     return best
 
 
-def _one_by_one(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
+def _one_by_one(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
+                progress) -> list[pycolmap.Reconstruction]:
     folder.mkdir(exist_ok=True)
     count = iter(range(len(frame_set.frames) * 100))
     step = lambda: progress(Progress("solving poses", min(1.0, next(count) / len(frame_set.frames))))
@@ -53,7 +54,8 @@ def _one_by_one(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     return _largest_first(models)
 
 
-def _all_at_once(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress) -> list[pycolmap.Reconstruction]:
+def _all_at_once(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
+                 progress) -> list[pycolmap.Reconstruction]:
     folder.mkdir(exist_ok=True)
     progress(Progress("solving all poses at once", 0.0))
     options = pycolmap.GlobalPipelineOptions()
@@ -81,9 +83,10 @@ def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
     return options
 
 
-def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool, progress: Callable[[Progress], None]) -> None:
+def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool,
+           progress: Callable[[Progress], None]) -> dict[str, int]:
     """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows; then images that
-    hardly a point holds lose their pose: it can be metres off."""
+    hardly a point holds lose their pose: it can be metres off. Returns these images' names, and how many points held each."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -95,10 +98,12 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
                 observations.filter_observations_with_negative_depth()
                 observations.filter_all_points3D(config.reprojection_px, 1.5)
     loose = [image for image in map(model.image, list(model.reg_image_ids())) if image.num_points3D < MIN_OBSERVATIONS]
+    held_by = {image.name: image.num_points3D for image in loose}  # which none does once the pose is gone
     for image in loose:
         log.info("%s: only %d points hold its pose, which is dropped", image.name, image.num_points3D)
         model.deregister_frame(image.frame_id)
     model.update_point_3d_errors()
+    return held_by
 
 
 def _adjust(model: pycolmap.Reconstruction, known: bool) -> None:

@@ -61,7 +61,8 @@ class McapWriter:
         """A topic's channel; `definition` is the full message definition in ros2msg text."""
         if type_name not in self._schemas:
             self._schemas[type_name] = len(self._schemas) + 1
-            self._define(SCHEMA, struct.pack("<H", self._schemas[type_name]) + _string(type_name) + _string("ros2msg") + _string(definition))
+            number = struct.pack("<H", self._schemas[type_name])
+            self._define(SCHEMA, number + _string(type_name) + _string("ros2msg") + _string(definition))
         channel = len(self._counts) + 1
         metadata = _string("offered_qos_profiles") + _string(qos_yaml)
         self._define(CHANNEL, struct.pack("<HH", channel, self._schemas[type_name]) + _string(topic) + _string("cdr") + _sized(metadata))

@@ -98,8 +98,8 @@ def distance_scale(reconstruction: Reconstruction, frame_set: FrameSet, config: 
     scale, _ = log_median(np.array(logs))
     spread = 100 * float(np.abs(np.array(logs) - math.log(scale)).max())
     if np.median(np.abs(np.array(logs) - math.log(scale))) > MAX_SPREAD:
-        return Scale("distance", None, f"the measured distances contradict each other: they differ by up to {spread:.0f} % from their median; "
-                                       "measure again, and check that the names are those of the images meant")
+        return Scale("distance", None, f"the measured distances contradict each other: they differ by up to {spread:.0f} % from their "
+                                       "median; measure again, and check that the names are those of the images meant")
     notes = [f"the measured distances differ by up to {spread:.1f} % from their median"] if spread > 100 * config.max_disagreement else []
     return Scale("distance", scale, residual={"distance_count": float(len(logs)), "distance_spread_percent": spread}, notes=notes)
 

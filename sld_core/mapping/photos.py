@@ -13,16 +13,17 @@ from PIL import Image
 
 from sld_core.calibration import Calibration, Lenses, read_calibration
 from sld_core.images import read_image
-from sld_core.mapping.frames import image_size, read_pose, read_text
+from sld_core.mapping.frames import MAX_LIST_BYTES, image_size, read_pose
 from sld_core.mapping.image_files import read_depth_mm
 from sld_core.mapping.selection import Candidate, Rejection
+from sld_core.mapping.stages import IN_MAP, MARK
+from sld_core.text_files import read_text
 from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = ".jpg", ".jpeg", ".png"
 DEPTH, POSE, INTRINSICS = ".depth.png", ".pose.txt", "camera-intrinsics.txt"
-MAX_LIST_BYTES = 16 * 2**20
 EXIF_IFD, FOCAL_35MM = 0x8769, 0xA405
 
 
@@ -101,7 +102,8 @@ def _all(folder: Path) -> list[Path | Rejection]:
         for name in sorted(folders):
             if (Path(place) / name).is_symlink():
                 found.append(Rejection(_relative(folder, Path(place) / name), "outside: a link to a folder is not followed"))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # the images of a map that was made before are, once more, in its work
+        folders[:] = [name for name in folders if not name.startswith(".") and not (name == IN_MAP and MARK in files)]
         for name in files:
             path = Path(place) / name
             if name.startswith(".") or not name.lower().endswith(SUFFIXES) or name.lower().endswith(DEPTH):

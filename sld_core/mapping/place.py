@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,21 @@ from sld_core.mapping import depth, landmarks, metric, sources, stages, tracks
 from sld_core.mapping.formats.indoor6 import write_scene_data
 from sld_core.mapping.formats.scene_json import listed_files
 from sld_core.mapping.formats.splits import split
-from sld_core.mapping.frame_set import read_frame_set
 from sld_core.mapping.labels import label_and_report
 from sld_core.mapping.map_report import write_map_report
 from sld_core.mapping.normals import normals_of
+from sld_core.mapping.remembered import gone_back, settings_of
 from sld_core.mapping.sfm import solve
-from sld_core.mapping.stages import Done
-from sld_core.mapping.store import read_arrays, read_reconstruction, write_reconstruction
+from sld_core.mapping.sources import Source, fingerprint
+from sld_core.mapping.stages import IN_MAP, MARK, Done
+from sld_core.mapping.store import READ, write_reconstruction
 from sld_core.mapping.subset import without
 from sld_core.scene_file import write_atomically
-from sld_core.types import FrameSet, Landmarks, Progress, Reconstruction, SceneData, SldError
+from sld_core.types import FrameSet, Progress, Reconstruction, SceneData, SldError
 
 log = logging.getLogger(__name__)
 
 STAGES = ("frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset")
-OURS = "sld-map.json"  # in OUT: that it is ours to write into
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the images come from: exactly one of a folder of photographs, videos, or a bag."""
-
-    images: Path | None = None
-    videos: tuple[Path, ...] = ()
-    bag: Path | None = None
-    list_path: Path | None = None  # of `images`
-    with_poses: bool = False  # *.pose.txt beside the images
-    calibration: Path | None = None
 
 
 class Place:
@@ -56,10 +44,12 @@ class Place:
     def __init__(self, output: Path, config: MapConfig = MapConfig(), source: Source | None = None, model: Path | str | None = None,
                  progress: Callable[[Progress], None] = lambda _: None):
         self.output, self.config, self.source, self.model, self.progress = Path(output), config, source, model, progress
-        self.work = self.output / "work"
+        self.work = self.output / IN_MAP
 
     def run_all(self) -> dict[str, Any]:
         """All stages, from the images at hand where no source is given; returns the summary that `sld map --json` writes."""
+        if not self.source and (reason := self._damage("frames")):
+            raise SldError(f"{reason}: give the images once more, by --images DIR, --video FILE… or --bag DIR")
         for stage in STAGES if self.source else STAGES[1:]:
             self.run(stage)
         return self.summary()
@@ -69,16 +59,26 @@ class Place:
         self._check_output()
         if stage == "dataset" and not all((self.output / name).exists() for name in listed_files(self.output) or ["scene.json"]):
             shutil.rmtree(self.work / stage, ignore_errors=True)  # somebody deleted what it had written
-        inputs = self._inputs(stage)
-        make, settings = getattr(self, f"_{stage}"), self._settings(stage)
+        inputs, make, settings = self._inputs(stage), getattr(self, f"_{stage}"), self._settings(stage)
         self._claim()
-        with _alone(self.output / OURS):
-            return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make)
+        with _alone(self.output / MARK):
+            named = self._tell_why(stage)
+            return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make, named)
 
     def summary(self) -> dict[str, Any]:
         """What the stages found: images, registered, reprojection_px, metric, seconds per stage, and more."""
         found, seconds = self._found(STAGES)
         return found | {"seconds": {stage: round(s, 2) for stage, s in seconds.items()}, "output": str(self.output)}
+
+    def _tell_why(self, stage: str) -> dict[str, Any]:
+        """Say what of the stage is damaged, which has it done anew, or went back to its default; returns its settings by name."""
+        now, done = settings_of(stage, self.config, self.model), stages.look(self.work / stage)
+        if reason := self._damage(stage):
+            log.warning("the stage %r is damaged and is done anew (%s)", stage, reason)
+            stages.forget(self.work / stage)
+        elif done and (changes := gone_back(stage, done.settings, now)):
+            log.warning("the stage %r is done anew: %s (settings are not remembered, give them each time)", stage, "; ".join(changes))
+        return now
 
     # stages, in order; each writes into `folder` and returns what it found, for the summary ---------------------------
 
@@ -92,18 +92,15 @@ class Place:
         elif source.videos:
             found = sources.from_videos(source.videos, images, config.frames, calibration, self.progress)
         else:
-            found = sources.from_photos(source.images, images, config.frames, calibration, self.progress, source.list_path, source.with_poses)
+            found = sources.from_photos(source.images, images, config.frames, calibration, self.progress, source.list_path,
+                                        source.with_poses)
         return {"images": len(found.frames), "sessions": len({f.session for f in found.frames}), "intrinsics_known": found.intrinsics_known,
                 "rejected": found.rejected, "with_pose": sum(f.T_world_camera is not None for f in found.frames)}
 
     def _sfm(self, folder: Path) -> dict[str, Any]:
-        frame_set, config = self._frame_set(), self.config.sfm
+        frame_set, config = self._left("frames"), self.config.sfm
         if config.mapper == "posed":
-            if not frame_set.intrinsics_known:
-                raise SldError("sfm.mapper=posed needs a calibrated camera: give --intrinsics FILE, or a bag with CameraInfo")
-            if lacking := [f.name for f in frame_set.frames if f.T_world_camera is None]:
-                raise SldError(f"sfm.mapper=posed needs a pose of every image; {len(lacking)} of {len(frame_set.frames)} have none, the first is "
-                               f"{lacking[0]}: give --poses, or use sfm.mapper=incremental")
+            _check_posed(frame_set)
             reconstruction = tracks.reconstruct(frame_set.frames, folder, _track_config(config), self.config.seed, self.progress)
             found = {"registered": len(reconstruction.frames), "pieces": [len(reconstruction.frames)], "lost": {},
                      "reprojection_px": float(reconstruction.error_px_N.mean()), "lenses": []}
@@ -111,12 +108,13 @@ class Place:
             result = solve(frame_set, folder, config, self.config.seed, self.progress)
             reconstruction = result.reconstruction
             found = {"registered": len(reconstruction.frames), "pieces": list(result.pieces), "lost": _with_sources(result.lost, frame_set),
-                     "reprojection_px": result.reprojection_px, "agreement": result.agreement, "lenses": list(result.lenses)}
+                     "reprojection_px": result.reprojection_px, "agreement": result.agreement, "lenses": list(result.lenses),
+                     "notes": list(result.notes)}
         write_reconstruction(folder, reconstruction)
         return found | {"points": len(reconstruction.points_N3)}
 
     def _metric(self, folder: Path) -> dict[str, Any]:
-        reconstruction, frame_set = read_reconstruction(self.work / "sfm"), self._frame_set()
+        reconstruction, frame_set = self._left("sfm"), self._left("frames")
         alignment = metric.align(reconstruction, frame_set, self.config.metric, self.progress)
         write_reconstruction(folder, metric.moved(reconstruction, alignment))
         # the given poses lend their frame wherever it is not the images that say what is up
@@ -125,7 +123,7 @@ class Place:
                 "residual": alignment.residual, "notes": list(alignment.notes), "alignment": alignment.to_dict()}
 
     def _depth(self, folder: Path) -> dict[str, Any]:
-        report = depth.complete(read_reconstruction(self.work / "metric"), folder, self.config.depth, self.model, self.progress)
+        report = depth.complete(self._left("metric"), folder, self.config.depth, self.model, self.progress)
         return {"depth": report.to_dict()}
 
     def _landmarks(self, folder: Path) -> dict[str, Any]:
@@ -146,7 +144,7 @@ class Place:
         return matchability(training, Backbone("lite0+xfeat"), ImageConfig(), "cpu", rng, self.progress, self.config.landmarks)
 
     def _labels(self, folder: Path) -> dict[str, Any]:
-        reconstruction, (chosen, split_F) = self._with_depth(), self._chosen()
+        reconstruction, (chosen, split_F) = self._with_depth(), self._left("landmarks")
         training = _training(reconstruction, split_F)
         normals_L3 = normals_of(training, chosen, self.config.labels) if self.config.labels.use_normals else None
         labels, report = label_and_report(reconstruction, chosen, self.config.labels, normals_L3)
@@ -154,8 +152,8 @@ class Place:
         return {"labels": asdict(report)}
 
     def _dataset(self, folder: Path) -> dict[str, Any]:
-        reconstruction, (chosen, split_F) = self._with_depth(), self._chosen()
-        visibility_FL = read_arrays(self.work / "labels" / "labels.npz")["visibility_FL"]
+        reconstruction, (chosen, split_F) = self._with_depth(), self._left("landmarks")
+        visibility_FL = self._left("labels")
         summary, seconds = self._found(STAGES[:-1])
         self.progress(Progress("writing the dataset", 0.0))
         # the dataset numbers its landmarks; `point_L` are indices of the reconstruction, which it does not hold
@@ -164,8 +162,9 @@ class Place:
                                                 summary["world_frame"]))
         depth_folder = self.work / "depth" if summary["depth"]["source"] != "none" else None
         self.progress(Progress("drawing the report", 0.5))
-        told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces", "landmarks", "split")} | {"components": len(summary["pieces"])}
-        write_map_report(self.output / "report.html", f"Map of {self.output.resolve().name}", told, self._frame_set(), reconstruction,
+        told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces", "landmarks", "split")}
+        told["components"] = len(summary["pieces"])
+        write_map_report(self.output / "report.html", f"Map of {self.output.resolve().name}", told, self._left("frames"), reconstruction,
                          summary["lost"], chosen, visibility_FL, split_F, depth_folder, seconds, summary["notes"])
         return {}
 
@@ -173,6 +172,8 @@ class Place:
 
     def _done(self, stage: str) -> Done:
         done = stages.look(self.work / stage)
+        if done is None and (self.work / stage).exists():
+            raise SldError(f"{self._damage(stage)}; run `sld map {stage} --output {self.output}` again, or `sld map all`")
         if done is None:
             raise SldError(f"{self.output}: the stage {stage!r} has not been done; run `sld map {stage} --output {self.output}` first, "
                            "or `sld map all`")
@@ -191,18 +192,30 @@ class Place:
     def _inputs(self, stage: str) -> list[tuple[str, str]]:
         return [(done.key, done.made) for done in map(self._done, NEEDS[stage])]
 
-    def _frame_set(self) -> FrameSet:
-        return read_frame_set(self.work / "frames" / "images")
+    def _left(self, stage: str) -> Any:
+        """What an earlier stage left; SldError says what to run where that is damaged."""
+        try:
+            return READ[stage](self.work / stage)
+        except SldError as error:
+            raise SldError(f"{error}: `sld map {stage} --output {self.output}`, or `sld map all`") from None
+
+    def _damage(self, stage: str) -> str:
+        """Why what the stage left cannot be used, where it left anything."""
+        folder = self.work / stage
+        if folder.exists() and stages.look(folder) is None:
+            return f"{folder / stages.RECORD}: cannot be read"
+        try:
+            if stage in READ and folder.exists():
+                READ[stage](folder)
+        except SldError as error:
+            return str(error)
+        return ""
 
     def _with_depth(self) -> Reconstruction:
         """The metric reconstruction, whose frames have the completed depth where there is one."""
-        reconstruction, folder = read_reconstruction(self.work / "metric"), self.work / "depth"
+        reconstruction, folder = self._left("metric"), self.work / "depth"
         path_of = lambda frame: path if (path := folder / f"{frame.name}.depth.png").exists() else None
         return replace(reconstruction, frames=tuple(replace(f, depth_path=path_of(f)) for f in reconstruction.frames))
-
-    def _chosen(self) -> tuple[Landmarks, tuple[str, ...]]:
-        data = read_arrays(self.work / "landmarks" / "landmarks.npz")
-        return Landmarks(data["xyz_L3"], data["point_L"]), tuple(data["split_F"].tolist())
 
     def _settings(self, stage: str) -> Any:
         """All that the outcome of a stage depends on besides earlier stages."""
@@ -210,7 +223,7 @@ class Place:
         if stage == "frames":
             if self.source is None:
                 raise SldError("no images given: name one of --images DIR, --video FILE…, --bag DIR")
-            return [config["frames"], config["bag"], self.source.with_poses, _fingerprint(self.source)]
+            return [config["frames"], config["bag"], self.source.with_poses, fingerprint(self.source)]
         settings = [config.get("split") if stage == "landmarks" else None, config.get(stage), self.config.seed]
         return settings + ([str(self.model)] if stage == "depth" else [])
 
@@ -223,7 +236,7 @@ class Place:
             if folder.resolve().is_relative_to(self.output.resolve()):
                 raise SldError(f"{folder}: lies in the map {self.output} itself; without --images, `sld map all` goes on with those it has")
         try:
-            if self.output.exists() and not (self.output / OURS).exists() and any(self.output.iterdir()):
+            if self.output.exists() and not (self.output / MARK).exists() and any(self.output.iterdir()):
                 raise SldError(f"{self.output}: holds files that are not a map of sld; choose a new or empty folder")
         except OSError as error:
             raise SldError(f"{error.filename}: cannot be read ({error.strerror})") from None
@@ -232,8 +245,8 @@ class Place:
         """Mark `output` as ours."""
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            if not (self.output / OURS).exists():
-                write_atomically(self.output / OURS, json.dumps({"format": "sld map 1"}).encode())
+            if not (self.output / MARK).exists():
+                write_atomically(self.output / MARK, json.dumps({"format": "sld map 1"}).encode())
         except OSError as error:
             raise SldError(f"{error.filename}: cannot be written ({error.strerror})") from None
 
@@ -241,6 +254,15 @@ class Place:
 def _training(reconstruction: Reconstruction, split_F: tuple[str, ...]) -> Reconstruction:
     """The reconstruction as the training frames see it: neither landmarks nor normals may know of the others."""
     return without(reconstruction, [i for i, part in enumerate(split_F) if part != "train"])
+
+
+def _check_posed(frame_set: FrameSet) -> None:
+    """SldError unless given poses can be refined."""
+    if not frame_set.intrinsics_known:
+        raise SldError("sfm.mapper=posed needs a calibrated camera: give --intrinsics FILE, or a bag with CameraInfo")
+    if lacking := [f.name for f in frame_set.frames if f.T_world_camera is None]:
+        raise SldError(f"sfm.mapper=posed needs a pose of every image; {len(lacking)} of {len(frame_set.frames)} have none, the first is "
+                       f"{lacking[0]}: give --poses, or use sfm.mapper=incremental")
 
 
 def _with_sources(lost: dict[str, str], frame_set: FrameSet) -> dict[str, str]:
@@ -262,16 +284,6 @@ def _alone(marker: Path):
 
 NEEDS = {"frames": (), "sfm": ("frames",), "metric": ("sfm", "frames"), "depth": ("metric",), "landmarks": ("metric", "depth"),
          "labels": ("landmarks", "depth"), "dataset": ("labels",)}
-
-
-def _fingerprint(source: Source) -> list:
-    """Name, size and time of every file of the source."""
-    roots = [p for p in (source.images, source.bag, source.list_path, source.calibration, *source.videos) if p is not None]
-    for root in roots:
-        if not root.exists():
-            raise SldError(f"{root}: no such file or folder")
-    files = [p for root in roots for p in (sorted(root.rglob("*")) if root.is_dir() else [root]) if p.is_file()]
-    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def _track_config(config: SfmConfig) -> TrackConfig:

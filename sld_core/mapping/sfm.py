@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
+from sld_core.calibration import guessed_camera
 from sld_core.images import read_image
 from sld_core.map_config import SfmConfig
 from sld_core.mapping import pairs
-from sld_core.mapping.colmap import CHUNK, quiet, read_model
+from sld_core.mapping.colmap import CHUNK, drop_if_damaged, quiet, read_model
 from sld_core.mapping.image_files import read_depth_mm, write_depth, write_jpeg
 from sld_core.mapping.mapper import polish, solve_poses
 from sld_core.types import Camera, Frame, FrameSet, Progress, Reconstruction, SldError
@@ -25,13 +26,14 @@ log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
 NEGLIGIBLE_DISTORTION_PX = 0.1  # at the image's corner
+STILL_GUESSED = 0.01  # a focal length that moved by less from its guess; by chance it is so rarely
 
 
 @dataclass(frozen=True)
 class SfmResult:
     """`reconstruction` is the largest piece of the place that hangs together; `pieces` are the sizes of all, largest first;
     `lost` names every frame that is not in the largest one, with the reason. `agreement` is the share of matched
-    pairs that the poses explain (mapping.agreement). `lenses` describes the cameras for people."""
+    pairs that the poses explain (mapping.agreement). `lenses` describes the cameras for people, `notes` what to doubt."""
 
     reconstruction: Reconstruction
     pieces: tuple[int, ...]
@@ -39,6 +41,7 @@ class SfmResult:
     reprojection_px: float
     agreement: float
     lenses: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
@@ -46,20 +49,24 @@ def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
     """Poses of as many frames as hang together. `folder` keeps the features and matches (features.db, from which a run that
     was killed goes on), the model in COLMAP's format (model/) and, where the lens distorts, undistorted images (images/)."""
     frames = frame_set.frames
+    if config.mapper == "posed":
+        raise ValueError("mapper='posed' refines poses that frames have (mapping.tracks); expected auto, incremental or global")
     if len(frames) < 3:
         raise SldError(f"{len(frames)} images: at least 3 are needed to map anything; a room needs about 100")
     quiet(seed)
     database = folder / "features.db"
+    drop_if_damaged(database)
     _extract(database, frame_set, config, progress)
     _match(database, frames, config, seed, folder, progress)
     models, agreed = solve_poses(database, frame_set, config, seed, folder, progress)
     model, others = models[0], models[1:]
-    polish(model, database, config, frame_set.intrinsics_known, progress)
+    held_by = polish(model, database, config, frame_set.intrinsics_known, progress)
     (folder / "model").mkdir(exist_ok=True)
     model.write(folder / "model")
     return SfmResult(read_model(model, _pinhole_frames(model, frame_set, folder, progress)),
-                     tuple(m.num_reg_images() for m in models), _lost(frames, model, others, database),
-                     model.compute_mean_reprojection_error(), agreed, tuple(_described(camera) for camera in model.cameras.values()))
+                     tuple(m.num_reg_images() for m in models), _lost(frames, model, others, database, held_by),
+                     model.compute_mean_reprojection_error(), agreed, tuple(_described(camera) for camera in model.cameras.values()),
+                     () if frame_set.intrinsics_known else tuple(_still_guessed(model, frames)))
 
 
 def _extract(database: Path, frame_set: FrameSet, config: SfmConfig, progress: Callable[[Progress], None]) -> None:
@@ -191,8 +198,8 @@ def _undistorted(frame: Frame, undistort: Undistortion, folder: Path) -> Frame:
 
 
 def _lost(frames: Sequence[Frame], model: pycolmap.Reconstruction, others: Sequence[pycolmap.Reconstruction],
-          database: Path) -> dict[str, str]:
-    """Frame name -> why it is not in `model`."""
+          database: Path, held_by: Mapping[str, int]) -> dict[str, str]:
+    """Frame name -> why it is not in `model`. `held_by`: how many points each image showed whose pose was dropped for that."""
     placed = {image.name for image in model.images.values() if image.has_pose}
     piece_of = {image.name: m.num_reg_images() for m in reversed(others) for image in m.images.values() if image.has_pose}
     best: Counter[str] = Counter()
@@ -202,11 +209,27 @@ def _lost(frames: Sequence[Frame], model: pycolmap.Reconstruction, others: Seque
     lost = {}
     for frame in frames:
         name = frame.image_path.name
-        if name in piece_of and name not in placed:
+        if name in held_by:
+            lost[frame.name] = f"only {held_by[name]} points hold its pose"
+        elif name in piece_of and name not in placed:
             lost[frame.name] = f"in a piece of {piece_of[name]} images that shares no view with the largest"
         elif name not in placed:
             lost[frame.name] = f"at most {best[name]} matches with another image" if best[name] else "matches no other image"
     return lost
+
+
+def _still_guessed(model: pycolmap.Reconstruction, frames: Sequence[Frame]) -> Iterator[str]:
+    """A note for each lens whose focal length did not move from a guess that nothing but the size of the image gave."""
+    guess_of = {f.image_path.name: f.camera.fx for f in frames if f.camera == guessed_camera(f.camera.width, f.camera.height)}
+    sessions = {f.image_path.name: f.session for f in frames}
+    lens_of = {image.camera_id: image.name for image in model.images.values() if image.has_pose}
+    for camera_id, name in sorted(lens_of.items()):
+        camera = model.cameras[camera_id]
+        if name in guess_of and abs(camera.params[0] / guess_of[name] - 1) < STILL_GUESSED:
+            where = f" of {sessions[name]!r}" if sessions[name] else ""
+            yield (f"the focal length of the {camera.width}x{camera.height} images{where} is still the first guess, "
+                   f"{camera.params[0]:.0f} px: too few views from aside tell it, and the map may be bent or stretched; calibrate the "
+                   "camera and give --intrinsics FILE")
 
 
 def _described(camera: pycolmap.Camera) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sld_core.calibration import Calibration
@@ -13,9 +14,38 @@ from sld_core.mapping import bag_frames, photos, video
 from sld_core.mapping.frame_set import write_frame_set
 from sld_core.mapping.image_files import write_bytes, write_depth, write_jpeg
 from sld_core.mapping.selection import Candidate, Look, Rejection, count_reasons, look, select
+from sld_core.mapping.stages import IN_MAP, MARK
 from sld_core.types import Frame, FrameSet, Progress, SldError
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from: exactly one of a folder of photographs, videos, or a bag."""
+
+    images: Path | None = None
+    videos: tuple[Path, ...] = ()
+    bag: Path | None = None
+    list_path: Path | None = None  # of `images`
+    with_poses: bool = False  # *.pose.txt beside the images
+    calibration: Path | None = None
+
+
+def fingerprint(source: Source) -> list[tuple[str, int, int]]:
+    """Path, size and time of every file of the source; SldError where something is missing."""
+    roots = [p for p in (source.images, source.bag, source.list_path, source.calibration, *source.videos) if p is not None]
+    for root in roots:
+        if not root.exists():
+            raise SldError(f"{root}: no such file or folder")
+    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for root in roots for p in _files(root)]
+
+
+def _files(root: Path) -> list[Path]:
+    """All files of a folder but what maps in it work with; or the file itself."""
+    passed_over = [mark.with_name(IN_MAP) for mark in root.rglob(MARK)] if root.is_dir() else []
+    paths = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [p for p in paths if p.is_file() and not any(p.is_relative_to(folder) for folder in passed_over)]
 
 
 def from_videos(videos: Sequence[Path], folder: Path, config: FramesConfig = FramesConfig(), calibration: Calibration | None = None,

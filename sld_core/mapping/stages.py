@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ from sld_core.types import SldError
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
+MARK, IN_MAP = "sld-map.json", "work"  # of the folder of a map: the file that says so, and the folder of its stages
 
 
 @dataclass(frozen=True)
 class Done:
     """A stage that is complete: its folder, the key of its inputs and settings, what it found (JSON), and how long it took.
-    `made` differs each time it is made anew: later stages depend on it, for not everything comes out the same twice."""
+    `made` differs each time it is made anew: later stages depend on it, for not everything comes out the same twice.
+    `settings` (name -> value, JSON) are told to people who ask what changed; what counts is the key."""
 
     folder: Path
     key: str
     found: dict[str, Any]
     seconds: float
     made: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def key_of(*parts: Any) -> str:
@@ -37,7 +40,7 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Done:
+def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], settings: dict[str, Any] | None = None) -> Done:
     """The stage of `folder`, made by `make(partial folder)` unless it is done already with this key.
 
     A partial folder of the same key, which a killed run left, is handed to `make` again; of another key it is emptied."""
@@ -55,22 +58,31 @@ def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Done:
         found = make(partial)
         seconds = time.monotonic() - start
         made = uuid.uuid4().hex
-        record = {"key": key, "made": made, "found": found, "seconds": seconds}
+        record = {"key": key, "made": made, "found": found, "seconds": seconds, "settings": settings or {}}
         write_atomically(partial / RECORD, json.dumps(record, indent=1).encode())
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
         raise SldError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
-    return Done(folder, key, found, seconds, made)
+    return Done(folder, key, found, seconds, made, settings or {})
 
 
 def look(folder: Path) -> Done | None:
     """The stage of `folder` if it is complete."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        return Done(folder, str(record["key"]), {**record["found"]}, float(record["seconds"]), str(record["made"]))
+        return Done(folder, str(record["key"]), {**record["found"]}, float(record["seconds"]), str(record["made"]),
+                    {**record.get("settings", {})})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def forget(folder: Path) -> None:
+    """Have the stage of `folder` made anew; what it holds stays until that has been done."""
+    try:
+        (folder / RECORD).unlink(missing_ok=True)
+    except OSError as error:
+        raise SldError(f"{error.filename}: cannot be removed ({error.strerror})") from None
 
 
 def _key_in(folder: Path) -> str | None:

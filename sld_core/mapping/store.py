@@ -1,15 +1,18 @@
-"""A Reconstruction on disk: reconstruction.npz with the arrays, and the frames as JSON inside. Internal to a map's work folder."""
+"""What stages leave in a map's work folder, read and written; a Reconstruction is reconstruction.npz, with the frames as JSON inside."""
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from sld_core.types import Camera, Frame, Reconstruction, SldError
+from sld_core.mapping.frame_set import read_frame_set
+from sld_core.types import Camera, Frame, Landmarks, Reconstruction, SldError
 
 FILE = "reconstruction.npz"
 ARRAYS = ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2")
@@ -37,12 +40,12 @@ def read_reconstruction(folder: Path) -> Reconstruction:
         raise SldError(f"{folder / FILE}: cannot be read ({error}); delete {folder} and run the stage again") from None
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file of a stage."""
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file of a stage; SldError where these names are not among them."""
     try:
         with np.load(path, allow_pickle=False) as data:
-            return dict(data)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+            return {name: data[name] for name in names or data}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise SldError(f"{path}: cannot be read ({error}); delete {path.parent} and run the stage again") from None
 
 
@@ -52,5 +55,24 @@ def _frame(folder: Path, entry: dict, T_world_camera: np.ndarray) -> Frame:
                             "depth_path": _joined(folder, depth) if depth else None, "T_world_camera": T_world_camera})
 
 
+def _placed(folder: Path) -> Reconstruction:
+    reconstruction = read_reconstruction(folder)
+    for path in (f.image_path for f in reconstruction.frames):
+        if not path.is_file():
+            raise SldError(f"{path}: no such image; delete {folder} and run the stage again")
+    return reconstruction
+
+
+def _chosen(folder: Path) -> tuple[Landmarks, tuple[str, ...]]:
+    data = read_arrays(folder / "landmarks.npz", "xyz_L3", "point_L", "split_F")
+    return Landmarks(data["xyz_L3"], data["point_L"]), tuple(data["split_F"].tolist())
+
+
 def _joined(folder: Path, relative: str) -> Path:
     return Path(os.path.normpath(folder / relative))
+
+
+# what a stage leaves for later ones, read from its folder; SldError where that is damaged
+READ: dict[str, Callable[[Path], Any]] = {
+    "frames": lambda folder: read_frame_set(folder / "images"), "sfm": _placed, "metric": read_reconstruction,
+    "landmarks": _chosen, "labels": lambda folder: read_arrays(folder / "labels.npz", "visibility_FL")["visibility_FL"]}

@@ -88,7 +88,8 @@ def _expected(points: _Points, image: pycolmap.Image, camera: pycolmap.Camera, c
     along = np.einsum("ni,ni->n", ray, points.view_N3) / np.maximum(distance, 1e-9)
     xyz = geometry.transform(geometry.invert(T), points.xyz_N3)
     # seen at twice the size or half of it, or from far around, a descriptor is another
-    likely = (xyz[:, 2] > 0) & (along > np.cos(np.radians(config.completion_view_deg))) & (distance > points.near_N / 2) & (distance < points.far_N * 2)
+    likely = ((xyz[:, 2] > 0) & (along > np.cos(np.radians(config.completion_view_deg)))
+              & (distance > points.near_N / 2) & (distance < points.far_N * 2))
     likely[points.seen[image.image_id]] = False
     index = np.flatnonzero(likely)
     if not len(index):

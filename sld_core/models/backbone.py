@@ -1,9 +1,17 @@
-"""The frozen, scene-agnostic backbones: image_B3HW in 0..1 -> features_BChw at stride 8."""
+"""The scene-agnostic backbones: image_B3HW in 0..1 -> features_BChw at stride 8, frozen for a scene or to be trained on many.
+
+`weights`, wherever it is asked for, is
+    ""          the network's own: those installed with sld, or those that torchvision would download
+    "imagenet"  the same where they are of ImageNet, an error where they are not
+    "random"    none, from a seed
+    a path      a file of `save_weights`, or for networks of torchvision a checkpoint of the whole network"""
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +20,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from sld_core.heatmap import grid_size
-from sld_core.models.folding import FrozenConv
+from sld_core.models import weights as files
+from sld_core.models.efficientnet import efficientnet
+from sld_core.models.folding import FrozenConv, fold_normalisation
+from sld_core.models.imagenet import ImageNetNetwork
 from sld_core.models.lite0 import Lite0
-from sld_core.models.weights import LITE0, XFEAT, WeightsFile
+from sld_core.models.resnext import resnext
+from sld_core.models.swin import swin
+from sld_core.models.weights import LITE0, XFEAT, WebFile, WeightsFile
 from sld_core.models.xfeat import XFeat
 from sld_core.types import SldError
 
 ALIGNMENT_PX = 32  # image sides are padded to this
+IMAGENET, RANDOM = "imagenet", "random"
 
 
 class Joined(nn.Module):
     """Lite0 and XFeat side by side."""
+
+    channels = Lite0.channels + XFeat.channels
 
     def __init__(self):
         super().__init__()
@@ -34,46 +50,45 @@ class Joined(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneKind:
-    """A network, its output channels and the weights files it is made of."""
+    """How a network is made, its output channels, and the files of its own weights."""
 
-    network: type[nn.Module]
+    network: Callable[[], nn.Module]  # `files` of packages are in it, those of the web are not
     channels: int
-    files: tuple[WeightsFile, ...]
+    files: tuple[WeightsFile | WebFile, ...]
 
 
+def _of_torchvision(network: Callable[[], nn.Module], channels: int, file: str) -> BackboneKind:
+    return BackboneKind(network, channels, (WebFile("https://download.pytorch.org/models/" + file),))
+
+
+RESNEXT = "resnext101_32x8d-110c445d.pth"  # IMAGENET1K_V2
 BACKBONES = {
     "lite0": BackboneKind(Lite0, Lite0.channels, (LITE0,)),
     "xfeat": BackboneKind(XFeat, XFeat.channels, (XFEAT,)),
-    "lite0+xfeat": BackboneKind(Joined, Lite0.channels + XFeat.channels, (LITE0, XFEAT)),
+    "lite0+xfeat": BackboneKind(Joined, Joined.channels, (LITE0, XFEAT)),
+    "resnext101": _of_torchvision(partial(resnext, 4), 512, RESNEXT),
+    "resnext101-layer3": _of_torchvision(partial(resnext, 3), 512, RESNEXT),
+    "resnext101-layer2": _of_torchvision(partial(resnext, 2), 512, RESNEXT),
+    "efficientnet-b0": _of_torchvision(partial(efficientnet, "b0"), 328, "efficientnet_b0_rwightman-7f5810bc.pth"),
+    "efficientnet-b1": _of_torchvision(partial(efficientnet, "b1"), 328, "efficientnet_b1-c27df63c.pth"),
+    "efficientnet-b2": _of_torchvision(partial(efficientnet, "b2"), 352, "efficientnet_b2_rwightman-c35c1473.pth"),
+    "efficientnet-b3": _of_torchvision(partial(efficientnet, "b3"), 408, "efficientnet_b3_rwightman-b3899882.pth"),
+    "efficientnet-b4": _of_torchvision(partial(efficientnet, "b4"), 456, "efficientnet_b4_rwightman-23ab8bcd.pth"),
+    "swin-t": _of_torchvision(swin, 192, "swin_t-704ceda3.pth"),
 }
-
-
-def weights_sha256(name: str) -> str:
-    """One hash for all weights of the backbone `name`; a scene file refuses another."""
-    return hashlib.sha256("".join(f.sha256 for f in BACKBONES[name].files).encode()).hexdigest()
-
-
-@lru_cache
-def conv_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively (twice as fast, same accuracy), else float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return torch.float32
-    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
 class Backbone(nn.Module):
     """A frozen backbone by name; takes images of any size and returns one feature per cell of heatmap.grid_size."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, weights: str = ""):
         super().__init__()
-        if name not in BACKBONES:
-            raise SldError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
-        self.name, self.channels = name, BACKBONES[name].channels
-        self.network = BACKBONES[name].network().eval().to(memory_format=torch.channels_last)
+        self.name, self.weights, self.channels = name, weights, _kind(name).channels
+        self.network = _network(name, weights, seed=0).requires_grad_(False).eval().to(memory_format=torch.channels_last)
         for module in self.network.modules():
-            if isinstance(module, FrozenConv):
+            if isinstance(module, ImageNetNetwork):
+                fold_normalisation(module.body).to(conv_dtype())
+            elif isinstance(module, FrozenConv):
                 module.to(conv_dtype())
 
     @property
@@ -93,3 +108,84 @@ class Backbone(nn.Module):
         """features_Chw of one uint8 RGB image."""
         image = torch.from_numpy(np.ascontiguousarray(image_HW3)).to(device).permute(2, 0, 1)[None].float() / 255
         return self(image)[0]
+
+
+def trainable(name: str, weights: str = "", seed: int = 0) -> nn.Module:
+    """The network of `Backbone` in float32 with gradients: image_B3HW in 0..1, sides multiples of 32 -> features_BChw.
+
+    Lite0 and XFeat have no batch normalisation left: it is folded into their convolutions, and they are trained so. `seed` is
+    that of random weights."""
+    return _network(name, weights, seed).float().requires_grad_(True)
+
+
+def save_weights(network: nn.Module, name: str, path: Path, record: dict) -> None:
+    """The weights of a `trainable` network of this name as a file that `weights` may name, with a record of how they came about."""
+    files.write(network.state_dict(), {"backbone": name, "record": json.dumps(record)}, path)
+
+
+def weights_sha256(name: str, weights: str = "") -> str:
+    """One hash for all weights of the backbone `name`; a scene file refuses another."""
+    own = _kind(name).files
+    if weights == RANDOM:
+        return hashlib.sha256(f"{RANDOM} {name}".encode()).hexdigest()
+    if weights not in ("", IMAGENET):
+        return files.sha256_of(Path(weights))
+    if isinstance(own[0], WebFile):
+        return files.sha256_of(files.fetch(own[0]))
+    return hashlib.sha256("".join(f.sha256 for f in own).encode()).hexdigest()
+
+
+@lru_cache
+def conv_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively (twice as fast, same accuracy), else float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return torch.float32
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def _kind(name: str) -> BackboneKind:
+    if name not in BACKBONES:
+        raise SldError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def _network(name: str, weights: str, seed: int) -> nn.Module:
+    kind = _kind(name)
+    if weights == IMAGENET and XFEAT in kind.files:
+        raise SldError(f"backbone {name} has no weights of ImageNet; leave weights empty for its own, or pass random or the path of a file")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = kind.network()
+        if weights == RANDOM:
+            for module in network.modules():
+                if isinstance(module, FrozenConv):
+                    module.randomise()
+            return network
+    own = kind.files[0]
+    if weights not in ("", IMAGENET):
+        _load(network, name, Path(weights))
+    elif isinstance(own, WebFile):
+        _load(network, name, files.fetch(own))
+    return network
+
+
+def _load(network: nn.Module, name: str, path: Path) -> None:
+    """Fill the network from a file of `save_weights`, or its body from a checkpoint of the whole network it was cut from."""
+    state, text = files.read(path)
+    ours = "backbone" in text
+    if ours and text["backbone"] != name:
+        raise SldError(f"{path}: weights of backbone {text['backbone']!r}, expected {name!r}; name that backbone or other weights")
+    if not ours and not isinstance(network, ImageNetNetwork):
+        raise SldError(f"{path}: not made by sld (no backbone is named in it); backbone {name} takes weights of `sld train backbone` only")
+    target = network if ours else network.body
+    wanted = target.state_dict()
+    # a checkpoint has more than we use, and lacks our 1x1 and, if old, the counters of batch normalisation
+    lacking = [k for k in wanted if k not in state and (ours or not k.startswith("reduce.") and not k.endswith("num_batches_tracked"))]
+    other = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
+    if lacking or other:
+        what = f"{other[0]} has another shape" if other else f"{lacking[0]} is not in it"
+        raise SldError(f"{path}: not weights of backbone {name} ({what}); expected a file of `sld train backbone`"
+                       " or a checkpoint of torchvision's network")
+    target.load_state_dict(wanted | {k: t for k, t in state.items() if k in wanted})

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class FrozenConv(nn.Module):
@@ -24,6 +25,11 @@ class FrozenConv(nn.Module):
         x = F.pad(x, (self.before, self.after, self.before, self.after))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
+    def randomise(self) -> None:
+        """Forget the weights (He initialisation, torch's global generator)."""
+        nn.init.kaiming_normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
 
 def folded_conv(weight: torch.Tensor, state: dict[str, torch.Tensor], bn: str, eps: float, **kw) -> FrozenConv:
     """FrozenConv of `weight` followed by the batch normalisation `bn` of `state` (affine or not)."""
@@ -32,3 +38,15 @@ def folded_conv(weight: torch.Tensor, state: dict[str, torch.Tensor], bn: str, e
         scale = scale * state[bn + ".weight"]
     bias = -state[bn + ".running_mean"] * scale + state.get(bn + ".bias", 0)
     return FrozenConv(weight * scale[:, None, None, None], bias, **kw)
+
+
+def fold_normalisation(network: nn.Module) -> nn.Module:
+    """`network` in evaluation mode with every batch normalisation taken into the convolution that stands before it, in place."""
+    for module in network.modules():
+        names = list(module._modules)
+        for before, after in zip(names, names[1:]):
+            conv, norm = getattr(module, before), getattr(module, after)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
+    return network

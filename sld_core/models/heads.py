@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sld_core.config import HeadConfig
+from sld_core.config import HeadConfig, HeatmapConfig
 from sld_core.heatmap import ScoreMaps
+from sld_core.models.heatmap_head import PaperHead, scores
 from sld_core.types import SldError
 
 # widest and narrowest uncertainty of an offset, in cells (Laplace scale)
@@ -101,18 +102,53 @@ class SceneHead(nn.Module):
         return ScoreMaps(score.T.unflatten(1, (h, w)), located[:, :2].T.unflatten(1, (h, w)), sigma.unflatten(0, (h, w)))
 
 
-def from_state(config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int) -> SceneHead:
+class HeatmapSceneHead(nn.Module):
+    """A whitening and the paper's head, one heatmap per landmark, decoded as `config` says. `sigma` is the standard
+    deviation of its positions per axis (cells), measured on frames it did not learn from."""
+
+    def __init__(self, whitening: Whitening, maps: PaperHead, config: HeatmapConfig):
+        super().__init__()
+        self.whitening, self.maps, self.config = whitening, maps, config
+        self.register_buffer("sigma", torch.tensor(0.25))
+
+    @torch.inference_mode()
+    def forward(self, features_Chw: torch.Tensor) -> ScoreMaps:
+        """Score maps of one image."""
+        white_NC = self.whitening(features_Chw.flatten(1).T)
+        return self.score_whitened(white_NC.T.unflatten(1, features_Chw.shape[1:]))
+
+    def score_whitened(self, white_Chw: torch.Tensor) -> ScoreMaps:
+        """Score maps of one image from its whitened features."""
+        with torch.autocast(white_Chw.device.type, torch.bfloat16):
+            logits_1Lhw = self.maps(white_Chw[None])
+        score_Lhw = scores(logits_1Lhw.float(), self.config.loss)[0]
+        _, h, w = white_Chw.shape
+        return ScoreMaps(score_Lhw, score_Lhw.new_zeros(2, h, w), self.sigma.expand(h, w), self.config.reach, self.config.power,
+                         self.config.threshold)
+
+
+def from_state(config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int) -> SceneHead | HeatmapSceneHead:
     """The head that `state` was saved from; raises where its tensors do not fit the configuration."""
     width = len(state["whitening.matrix"])
     whitening = Whitening(channels, width)
+    if config.kind == "heatmap":
+        _expect_width(config.heatmap.width, 4 * len(state["maps.layers.0.branches.0.weight"]), "head.heatmap.width")
+        head = HeatmapSceneHead(whitening, PaperHead(width, landmarks, config.heatmap.width), config.heatmap)
+        head.load_state_dict(state)
+        return head.eval()
     if config.kind == "prototype":
         cells = PrototypeHead(width, landmarks, config.prototype_temperature)
     elif config.kind == "cells":
-        if config.hidden != len(state["cells.first.weight"]):  # before memory is taken for it
-            raise SldError(f"head of width {len(state['cells.first.weight'])}, but hidden={config.hidden}")
+        _expect_width(config.hidden, len(state["cells.first.weight"]), "hidden")
         cells = CellHead(width, config.hidden, landmarks)
     else:
-        raise SldError(f"no head {config.kind!r}; there are cells, prototype")
+        raise SldError(f"no head {config.kind!r}; there are cells, prototype, heatmap")
     head = SceneHead(whitening, cells)
     head.load_state_dict(state)
     return head.eval()
+
+
+def _expect_width(said: int, found: int, setting: str) -> None:
+    """Before memory is taken for it."""
+    if said != found:
+        raise SldError(f"head of width {found}, but {setting}={said}")

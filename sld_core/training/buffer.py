@@ -4,8 +4,15 @@ Cells within positive_radius_cell of a visible landmark are its positives; cells
 every landmark, seen or unknown, may be background."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, Sequence
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +22,7 @@ from sld_core.config import BufferConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
 from sld_core.training import samples
+from sld_core.training.distributed import ALONE, World, from_main, gather, shard
 from sld_core.types import Frame, Labels, Progress, Visibility
 
 WHITENING_FRAMES, WHITENING_CELLS = 60, 600
@@ -35,36 +43,82 @@ class FeatureBuffer:
 
 
 def fill(frames: Sequence[Frame], labels: Labels, angle_rad_F: np.ndarray, backbone: Backbone, config: BufferConfig,
-         max_side_px: int, device: str, rng: np.random.Generator, passes: int,
-         progress: Callable[[Progress], None]) -> tuple[FeatureBuffer, Whitening]:
+         max_side_px: int, device: str, seed: int, passes: int, progress: Callable[[Progress], None],
+         world: World = ALONE) -> tuple[FeatureBuffer, Whitening]:
     """One plain pass and `passes` augmented ones over `frames`, each turned upright by its angle; row i of `labels`
-    belongs to frame i."""
-    whitening = fit_whitening(frames, angle_rad_F, backbone, config, max_side_px, device, rng)
-    chunks, total = [], len(frames) * (1 + passes)
-    for step in range(total):
-        i = step % len(frames)
-        image, A = samples.load(frames[i], max_side_px, angle_rad_F[i])
-        xy_L2 = labels.xy_FL2[i] @ A[:, :2].T + A[:, 2]
-        if step >= len(frames):
-            image, xy_L2 = samples.augment(image, xy_L2, config, rng)
-        cell, landmark, offset = pick_cells(image.shape[:2], xy_L2, labels.visibility_FL[i], config, rng)
-        features_NC = backbone.features(image, device).flatten(1).T[torch.from_numpy(cell).to(device)]
-        chunks.append((whitening(features_NC).half().cpu(), landmark, offset, np.full(len(cell), step < len(frames))))
-        progress(Progress("filling the feature buffer", (step + 1) / total))
-    feature, landmark, offset, plain = zip(*chunks)
-    join = lambda parts: torch.from_numpy(np.concatenate(parts))
-    return FeatureBuffer(torch.cat(feature), join(landmark), join(offset), join(plain)), whitening
+    belongs to frame i. Cells are in order of frames, then passes.
+
+    Each rank of `world`, and in it each of `config.processes`, fills its share of the frames; every rank returns the whole,
+    which is what one process alone fills."""
+    whitening = fit_whitening(frames, angle_rad_F, backbone, config, max_side_px, device, seed, world)
+    cells_of = partial(_cells_of_frame, frames, labels, angle_rad_F, backbone, whitening, config, max_side_px, device, seed, passes)
+    share = shard(len(frames), world)
+    parts = [_no_cells(len(whitening.matrix))]
+    for part in _each(cells_of, share, config.processes):
+        parts.append(part)
+        progress(Progress("filling the feature buffer", (len(parts) - 1) / len(share)))
+    columns = zip(*([getattr(part, f.name) for f in fields(part)] for part in parts))
+    return FeatureBuffer(*(gather(torch.from_numpy(np.concatenate(column)), world) for column in columns)), whitening
 
 
 def fit_whitening(frames: Sequence[Frame], angle_rad_F: np.ndarray, backbone: Backbone, config: BufferConfig,
-                  max_side_px: int, device: str, rng: np.random.Generator) -> Whitening:
-    """Whitening of random cells of frames spread over the whole drive."""
+                  max_side_px: int, device: str, seed: int, world: World = ALONE) -> Whitening:
+    """Whitening of random cells of frames spread over the whole drive, the same on every rank of `world`."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, WHITENING_FRAMES).round().astype(int))
-    cells = []
-    for i in chosen:
+    cells = [torch.empty(0, backbone.channels, device=device)]  # for a rank without a frame
+    for i in chosen[shard(len(chosen), world)]:
         features_NC = backbone.features(samples.load(frames[i], max_side_px, angle_rad_F[i])[0], device).flatten(1).T
-        cells.append(features_NC[torch.from_numpy(rng.integers(0, len(features_NC), WHITENING_CELLS)).to(device)])
-    return Whitening.fit(torch.cat(cells), min(config.channels, backbone.channels)).to(device)
+        picked = np.random.default_rng((seed, i)).integers(0, len(features_NC), WHITENING_CELLS)
+        cells.append(features_NC[torch.from_numpy(picked).to(device)])
+    cells_NC = gather(torch.cat(cells), world)
+    # fitted once: on processors that differ the same sum may end in other bits
+    return from_main(lambda: Whitening.fit(cells_NC, min(config.channels, backbone.channels)), world).to(device)
+
+
+def _cells_of_frame(frames, labels, angle_rad_F, backbone, whitening, config, max_side_px, device, seed, passes, i) -> FeatureBuffer:
+    """The cells of frame i in numpy arrays, plain and augmented. Each picture has a random generator of its own, so that it is the
+    same whoever makes it."""
+    image, A = samples.load(frames[i], max_side_px, angle_rad_F[i])
+    xy_L2 = labels.xy_FL2[i] @ A[:, :2].T + A[:, 2]
+    parts = []
+    for number in range(1 + passes):
+        rng = np.random.default_rng((seed, number, i))
+        seen, seen_xy_L2 = samples.augment(image, xy_L2, config, rng) if number else (image, xy_L2)
+        cell, landmark, offset = pick_cells(seen.shape[:2], seen_xy_L2, labels.visibility_FL[i], config, rng)
+        features_NC = backbone.features(seen, device).flatten(1).T[torch.from_numpy(cell).to(device)]
+        parts.append((whitening(features_NC).half().cpu().numpy(), landmark, offset, np.full(len(cell), number == 0)))
+    return FeatureBuffer(*map(np.concatenate, zip(*parts)))
+
+
+def _no_cells(channels: int) -> FeatureBuffer:
+    return FeatureBuffer(np.empty((0, channels), np.float16), np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty(0, bool))
+
+
+def _each(cells_of: Callable[[int], FeatureBuffer], rows: Sequence[int], processes: int) -> Iterator[FeatureBuffer]:
+    """`cells_of` each row, in order, computed by so many processes, which share this one's threads."""
+    if processes == 1 or len(rows) < 2:
+        yield from map(cells_of, rows)
+        return
+    # pickled here: the way in which torch sends tensors takes shared memory, 64 MB in many containers
+    job = pickle.dumps((cells_of, max(1, torch.get_num_threads() // processes)))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (job,))
+    try:
+        yield from pool.map(_work, rows)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(job: bytes) -> None:
+    """In each process of the pool: unpack the job, and end when the parent ends, however it does."""
+    global _job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    _job, threads = pickle.loads(job)
+    torch.set_num_threads(threads)
+
+
+def _work(row: int) -> FeatureBuffer:
+    return _job(row)
 
 
 def pick_cells(shape_HW: tuple[int, int], xy_L2: np.ndarray, visibility_L: np.ndarray, config: BufferConfig,

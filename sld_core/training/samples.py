@@ -55,5 +55,6 @@ def recolour(image_HW3: np.ndarray, config: BufferConfig, rng: np.random.Generat
     image += rng.uniform(-config.channel_shift, config.channel_shift, 3).astype(np.float32)
     if rng.random() < config.blur_probability:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 2.0))
+    cv2.setRNGSeed(int(rng.integers(2**31)))  # of randn, which would otherwise go on from whatever came before
     image += cv2.randn(np.empty_like(image), 0, config.noise) if config.noise else 0
     return np.clip(image, 0, 255).astype(np.uint8)

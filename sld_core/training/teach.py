@@ -23,6 +23,9 @@ from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
 from sld_core.training import buffer as buffering
 from sld_core.training import head as recipe
+from sld_core.training import heatmap as heatmap_recipe
+from sld_core.training import maps
+from sld_core.training.distributed import ALONE, World, from_main
 from sld_core.training.lesson import MIN_JURY, Lesson, from_data, from_frames, moved, upright_angles
 from sld_core.types import Frame, Progress, Scene, SceneData, SceneReport, SldError
 
@@ -30,50 +33,74 @@ log = logging.getLogger(__name__)
 
 
 def teach(frames: Sequence[Frame], output: Path, name: str, config: SceneConfig, work: Path, device: str = "cpu",
-          progress: Callable[[Progress], None] = lambda _: None, seconds_before: dict[str, float] | None = None) -> Scene:
+          progress: Callable[[Progress], None] = lambda _: None, seconds_before: dict[str, float] | None = None,
+          world: World = ALONE) -> Scene:
     """Teach a scene from frames of one camera with poses, and write it to `output` once it has passed its check.
 
     `work` keeps the tracks: a second call with the same frames and track settings takes them from there.
-    `seconds_before` are the stages already done, for the report. Returns the scene as read back from the file."""
+    `seconds_before` are the stages already done, for the report. Returns the scene as read back from the file.
+    Under torchrun every rank of `world` calls this with the same arguments: all fill the buffer and train, rank 0 does the rest."""
     report = _Overall(progress, dict(seconds_before or {}), _expected_s(len(frames), config, with_tracks=True))
-    backbone = Backbone(config.backbone).to(device)
-    lesson = from_frames(frames, work, config, backbone, report, report.stage)
-    return _teach(lesson, output, name, config, backbone, device, report, {"frames": len(frames)})
+    backbone = Backbone(config.backbone, config.backbone_weights).to(device)
+    lesson = from_main(lambda: from_frames(frames, work, config, backbone, report, report.stage), world)
+    return _teach(lesson, output, name, config, backbone, device, report, {"frames": len(frames)}, world)
 
 
 def teach_scene_data(data: SceneData, output: Path, name: str, config: SceneConfig, device: str = "cpu",
-                     progress: Callable[[Progress], None] = lambda _: None, seconds_before: dict[str, float] | None = None) -> Scene:
+                     progress: Callable[[Progress], None] = lambda _: None, seconds_before: dict[str, float] | None = None,
+                     world: World = ALONE) -> Scene:
     """Teach a scene from a labelled dataset, and write it to `output` once it has passed its check.
 
     Learns all landmarks of `data` (see `lesson.first_landmarks`) as they are labelled. The scene is metric where `data` is."""
     config = replace(config, landmarks=replace(config.landmarks, count=len(data.landmarks)))
     lesson = from_data(data, config.validation_fraction)
     report = _Overall(progress, dict(seconds_before or {}), _expected_s(len(lesson.frames), config, with_tracks=False))
-    return _teach(lesson, output, name, config, Backbone(config.backbone).to(device), device, report, {"frames": len(lesson.frames)})
+    backbone = Backbone(config.backbone, config.backbone_weights).to(device)
+    return _teach(lesson, output, name, config, backbone, device, report, {"frames": len(lesson.frames)}, world)
 
 
 def _teach(lesson: Lesson, output: Path, name: str, config: SceneConfig, backbone: Backbone, device: str, report: _Overall,
-           counts: dict[str, int]) -> Scene:
+           counts: dict[str, int], world: World) -> Scene:
     """What both ways share: lesson -> buffer, head, check -> the scene file."""
     landmarks, angle_rad_F = lesson.landmarks, upright_angles(lesson.frames)
-    trained = config.head.kind != "prototype"
-    with report.stage("buffer"):
-        rng, passes = np.random.default_rng(config.seed), config.buffer.augmented_passes if trained else 0
-        buffer, whitening = buffering.fill(lesson.frames, lesson.labels, angle_rad_F, backbone, config.buffer,
-                                           config.image.max_side_px, device, rng, passes, report)
-    with report.stage(HEAD_STAGE):
-        if trained:
-            cells, curve = recipe.train(buffer, len(landmarks), config.head, config.seed, device, report)
-        else:
-            cells, curve = recipe.prototypes(buffer, len(landmarks), config.head), []
-    counts = counts | lesson.counts | {"landmarks": len(landmarks), "cells": len(buffer)}
+    learnt = lesson, angle_rad_F, config, backbone, device, report, world
+    head, curve, size = _heatmap_head(*learnt, output.parent) if config.head.kind == "heatmap" else _cell_head(*learnt)
+    counts = counts | lesson.counts | size | {"landmarks": len(landmarks)}
     camera = Counter(f.camera for f in lesson.frames).most_common(1)[0][0]
     rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())
     landmarks = replace(landmarks, xyz_L3=landmarks.xyz_L3 + lesson.origin_3)
-    scene = Scene(name, landmarks, lesson.origin_3, SceneHead(whitening.cpu(), cells), camera, rolls_rad, config,
+    scene = Scene(name, landmarks, lesson.origin_3, head, camera, rolls_rad, config,
                   SceneReport(report.seconds, counts, curve, {}), lesson.metric)
     with report.stage("check"):
-        return _check(scene, [moved(f, lesson.origin_3) for f in lesson.jury], output, backbone, device)
+        return from_main(lambda: _check(scene, [moved(f, lesson.origin_3) for f in lesson.jury], output, backbone, device), world)
+
+
+# the heads -----------------------------------------------------------------------------------------------------------
+
+def _cell_head(lesson: Lesson, angle_rad_F: np.ndarray, config: SceneConfig, backbone: Backbone, device: str, report: _Overall,
+               world: World):
+    """A head that looks at each cell alone, its loss curve, and how much it learned from."""
+    trained = config.head.kind != "prototype"
+    with report.stage("buffer"):
+        passes = config.buffer.augmented_passes if trained else 0
+        buffer, whitening = buffering.fill(lesson.frames, lesson.labels, angle_rad_F, backbone, config.buffer,
+                                           config.image.max_side_px, device, config.seed, passes, report, world)
+    with report.stage(HEAD_STAGE):
+        if trained:
+            cells, curve = recipe.train(buffer, len(lesson.landmarks), config.head, config.seed, device, report, world)
+        else:
+            cells, curve = recipe.prototypes(buffer, len(lesson.landmarks), config.head), []
+    return SceneHead(whitening.cpu(), cells), curve, {"cells": len(buffer)}
+
+
+def _heatmap_head(lesson: Lesson, angle_rad_F: np.ndarray, config: SceneConfig, backbone: Backbone, device: str, report: _Overall,
+                  world: World, folder: Path):
+    """The paper's head, its loss curve, and how much it learned from; maps that RAM does not hold are kept in `folder`."""
+    with report.stage("buffer"):
+        buffer, whitening = maps.fill(lesson, angle_rad_F, backbone, config, device, folder, report, world)
+    with report.stage(HEAD_STAGE):
+        head, curve = heatmap_recipe.train(buffer, whitening, config, device, report, world=world)
+    return head, curve, {"maps": len(buffer)}
 
 
 # the check -----------------------------------------------------------------------------------------------------------
@@ -108,7 +135,8 @@ def _expected_s(frames: int, config: SceneConfig, with_tracks: bool) -> dict[str
     trained = config.head.kind != "prototype"
     passes = 1 + (config.buffer.augmented_passes if trained else 0)
     before = {"tracks": 0.35 * frames, "landmarks": 1.0} if with_tracks else {}
-    return before | {"buffer": 0.08 * frames * passes, HEAD_STAGE: config.head.samples / 100_000 if trained else 0.5, "check": 3.0}
+    head_s = {"prototype": 0.5, "cells": config.head.samples / 100_000, "heatmap": heatmap_recipe.expected_s(config.head.heatmap)}
+    return before | {"buffer": 0.08 * frames * passes, HEAD_STAGE: head_s[config.head.kind], "check": 3.0}
 
 
 class _Overall:

@@ -74,7 +74,7 @@ def _chosen(folder: Path, kind: str, choice: str | None, suffix: str) -> Path:
     fitting = exact or [path for path in found if path.stem.startswith(kind + suffix)]
     if len(fitting) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
-        raise SldError(f"{folder}: {len(fitting)} files {kind}{suffix or '-*'}*.txt ({names or 'none'}); expected one, or a choice of one")
+        raise SldError(f"{folder}: {len(fitting)} files {kind}{suffix or '-'}*.txt ({names or 'none'}); expected one, or a choice of one")
     return fitting[0]
 
 

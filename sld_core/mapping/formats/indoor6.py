@@ -30,6 +30,7 @@ from sld_core.mapping.formats import plain_files, restricted_pickle, scene_json
 from sld_core.mapping.formats.foreign_indoor6 import read_foreign, read_splits
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING
 from sld_core.mapping.frames import image_size
+from sld_core.mapping.stages import MARK
 from sld_core.scene_file import write_atomically
 from sld_core.types import Frame, SceneData, SldError, Visibility
 
@@ -80,7 +81,7 @@ def read_scene_data(folder: Path, landmarks_file: str | None = None, visibility_
         raise SldError(f"{folder}: no such folder of a scene dataset")
     stored = scene_json.read_scene_json(folder)
     if stored is None:
-        if (folder / "sld-map.json").exists():  # read as foreign, a scene without scale would pass for metric
+        if (folder / MARK).exists():  # read as foreign, a scene without scale would pass for metric
             raise SldError(f"{folder}: is a map of sld without its scene.json; finish it with `sld map all --output {folder}`")
         return read_foreign(folder, landmarks_file, visibility_file, undistorted)
     if landmarks_file or visibility_file:

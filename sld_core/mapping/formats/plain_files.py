@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import geometry
+from sld_core.text_files import read_text
 from sld_core.types import Camera, Landmarks, SldError
 
 MAX_TEXT_BYTES = 512 * 2**20
-MAX_SMALL_BYTES = 2**20
 MAX_LANDMARKS = 100_000
 MAX_FRAMES = 1_000_000
 IMAGE_ENDING = ".color.jpg"
@@ -32,17 +32,6 @@ class Lens:
     py: float
     kappa: float
     original_path: str
-
-
-def read_text(path: Path, limit: int = MAX_SMALL_BYTES) -> str:
-    """The text of a file of at most `limit` bytes; SldError names the file."""
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise SldError(f"{path}: {size} bytes; expected a text file of at most {limit}")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
 
 
 def checked_name(name, path: Path) -> str:

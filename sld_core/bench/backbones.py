@@ -1,0 +1,80 @@
+"""`sld bench backbones`: how large every backbone is, and how long it takes for one image."""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sld_core.types import SldError
+
+MAX_SIDE_PX = 4096
+
+
+def add(commands) -> None:
+    """`backbones` among the subcommands of `sld bench`."""
+    parser = commands.add_parser("backbones", help="parameters, multiplications and time per image of every backbone",
+                                 description="Weights are random: they change neither size nor time, and need no download.")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these backbones (default: all)")
+    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the image in pixels (default 640x480)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="images that are timed, after one that is not (default 5)")
+    parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.set_defaults(run=_run)
+
+
+def _run(args) -> None:
+    from sld_core.localizer import check_device
+    from sld_core.models.backbone import BACKBONES
+    from sld_core.scene_file import write_atomically
+    width, height = _size(args.size)
+    unknown = [name for name in args.only or () if name not in BACKBONES]
+    if unknown:
+        raise SldError(f"--only {unknown[0]}: no such backbone; there are {', '.join(BACKBONES)}")
+    if args.repeat < 1:
+        raise SldError(f"--repeat {args.repeat}: expected at least 1")
+    check_device(args.device)
+    print(f"{'backbone':18s} {'channels':>8s} {'M params':>9s} {'G MACs':>8s} {'p50 ms':>8s}   {width}x{height}, {args.device}", flush=True)
+    out = {}
+    for name in args.only or BACKBONES:
+        out[name] = row = measure(name, height, width, args.repeat, args.device)
+        print(f"{name:18s} {row['channels']:8d} {row['parameters'] / 1e6:9.2f} {row['macs'] / 1e9:8.2f} {row['p50_ms']:8.1f}", flush=True)
+    if args.json:
+        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+
+
+def measure(name: str, height: int, width: int, repeat: int, device: str) -> dict[str, float]:
+    """Channels, parameters, multiplications (MACs) and milliseconds of one image, as `Backbone` computes it for a query."""
+    import torch
+
+    from sld_core.models.backbone import RANDOM, Backbone
+    backbone = Backbone(name, RANDOM).to(device)
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    seconds = []
+    for _ in range(repeat + 1):
+        start = time.perf_counter()
+        backbone.features(image, device)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return {"channels": backbone.channels, "parameters": sum(p.numel() for p in backbone.parameters()),
+            "macs": count_macs(backbone, torch.zeros(1, 3, height, width)), "p50_ms": 1000 * float(np.median(seconds[1:]))}
+
+
+def count_macs(network, *inputs) -> int:
+    """Multiply-accumulates of convolutions, matrices and attention; nothing is computed, and `network` is left as it was."""
+    import copy
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(network).to("meta")(*(x.to("meta") for x in inputs))
+    return counter.get_total_flops() // 2
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and 32 <= min(int(width), int(height)) and max(int(width), int(height)) <= MAX_SIDE_PX):
+        raise SldError(f"--size {text}: expected WIDTHxHEIGHT, such as 640x480, 32 to {MAX_SIDE_PX} pixels a side")
+    return int(width), int(height)

@@ -1,0 +1,134 @@
+"""Heads on a frozen backbone, as `sld bench paper` compares them: each trains on a scene, is judged on its queries, and returns rows
+of a table, and points (seconds, recall) of a curve where asked.
+
+Every function is the `make` of a step: it ends in (the step's folder, what earlier steps found)."""
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from sld_core.bench.fill import measure
+from sld_core.bench.paper_scenes import Bench, Place, judge, thinned
+from sld_core.config import SceneConfig
+from sld_core.localizer import Localizer
+from sld_core.mapping.stages import Done
+from sld_core.models.backbone import Backbone
+from sld_core.models.heads import SceneHead
+from sld_core.training import buffer as buffering
+from sld_core.training import head as cell_recipe
+from sld_core.training import heatmap as heatmap_recipe
+from sld_core.training import maps
+from sld_core.training.lesson import Lesson, upright_angles
+from sld_core.training.teach import teach
+from sld_core.types import Scene, SceneReport
+
+RECALL = "recall_5cm_5deg"
+BACKBONE_STEP, WEIGHTS = "backbone", "weights.safetensors"  # the step that trains the multi-scene backbone, and its file
+ON_IT = ", multi-scene backbone"  # of the names of methods
+
+
+def taught(bench: Bench, scene: str, kind: str, folder: Path, found: dict[str, Done]) -> dict:
+    """The head `kind` by `sld teach`, as the product has it; on the multi-scene backbone where that was found."""
+    place, weights = bench.place(scene), weights_of(found)
+    config = replace(bench.preset.scene, head=replace(bench.preset.scene.head, kind=kind), backbone_weights=weights)
+    file = folder / "scene.sld"
+    seconds = teach(place.frames, file, scene, config, place.work, bench.device, bench.show).report.seconds
+    times = {"fill_s": seconds["buffer"], "train_s": seconds["buffer"] + seconds["head"], "mb": file.stat().st_size / 1e6}
+    return {"rows": [row(scene, kind + (ON_IT if weights else ""), Localizer.load(file, bench.device), place, times)]}
+
+
+def paper_head(bench: Bench, scene: str, seconds: float, points: int, folder: Path, found: dict[str, Done]) -> dict:
+    """The paper's head, trained from the map buffer; on the multi-scene backbone where that was found. Its recall is taken at no
+    more than so many times, the end among them."""
+    place, lesson, weights, head_config = bench.place(scene), bench.lesson(scene), weights_of(found), bench.preset.scene.head
+    head_config = replace(head_config, kind="heatmap", heatmap=replace(head_config.heatmap, max_seconds=seconds))
+    config = replace(bench.preset.scene, head=head_config, backbone_weights=weights)
+    backbone, angle_rad_F = Backbone(config.backbone, weights).to(bench.device), upright_angles(lesson.frames)
+    start = time.perf_counter()
+    buffer, whitening = maps.fill(lesson, angle_rad_F, backbone, config, bench.device, folder, bench.show)
+    fill_s, on_the_way = time.perf_counter() - start, []
+    start = time.perf_counter()
+    head, _ = heatmap_recipe.train(buffer, whitening, config, bench.device, bench.show,
+                                   lambda look, head: on_the_way.append((look.seconds, copy.deepcopy(head))))
+    train_s, remembering = fill_s + time.perf_counter() - start, Remembering(backbone)
+    localizer = lambda head, backbone: Localizer(scene_of(lesson, head, config, angle_rad_F), bench.device, backbone)
+    name = "paper" + (ON_IT if weights else "")
+    last = row(scene, name, localizer(head, backbone), place, {"fill_s": fill_s, "train_s": train_s, "mb": megabytes(head)})
+    curve = [(fill_s + seconds, judge(localizer(head, remembering).localize, place.queries)[RECALL])
+             for seconds, head in thinned(on_the_way[:-1], points - 1)]
+    return {"rows": [last], "curves": {name: [*curve, (train_s, last[RECALL])]} if points > 1 else {}}
+
+
+def cell_curves(bench: Bench, scene: str, folder: Path, found: dict[str, Done]) -> dict:
+    """Recall after trainings of the default head, each twice as long as the one before, on a buffer without augmented passes: over
+    the seconds with those of filling it, and without."""
+    config, lesson, place, backbone = bench.preset.scene, bench.lesson(scene), bench.place(scene), bench.backbone()
+    angle_rad_F, remembering, curve = upright_angles(lesson.frames), Remembering(backbone), []
+    start = time.perf_counter()
+    buffer, whitening = buffering.fill(lesson.frames, lesson.labels, angle_rad_F, backbone, config.buffer, config.image.max_side_px,
+                                       bench.device, config.seed, 0, bench.show)
+    fill_s = time.perf_counter() - start
+    for k in range(bench.preset.curve_points):  # the longest first, which can bear that torch has to get going
+        settings = replace(config.head, samples=max(1, config.head.samples >> k))
+        start = time.perf_counter()
+        cells, _ = cell_recipe.train(buffer, len(lesson.landmarks), settings, config.seed, bench.device, bench.show)
+        train_s = time.perf_counter() - start
+        localizer = Localizer(scene_of(lesson, SceneHead(whitening.cpu(), cells), config, angle_rad_F), bench.device, remembering)
+        curve.append((train_s, judge(localizer.localize, place.queries)[RECALL]))
+    curve.sort()
+    return {"curves": {"cells": [(fill_s + s, recall) for s, recall in curve], "cells, buffer filled before": curve}}
+
+
+def fill(bench: Bench, scene: str, folder: Path, found: dict[str, Done]) -> dict:
+    """Seconds of filling the buffer with 1, 2, 4 ... processes on this machine."""
+    p = bench.preset
+    processes = [2**k for k in range(p.fill_processes.bit_length())]
+    return {"fill": measure(list(thinned(bench.place(scene).frames, p.fill_frames)), p.scene, processes, bench.device)}
+
+
+# shared --------------------------------------------------------------------------------------------------------------
+
+def row(scene: str, method: str, localizer: Localizer, place: Place, times: dict) -> dict:
+    """A row of Table 1."""
+    return {"table": 1, "scene": scene, "method": method, **times, **judge(localizer.localize, place.queries)}
+
+
+def weights_of(found: dict[str, Done]) -> str:
+    """The file of the multi-scene backbone, or "" for the default one where no step of a backbone was needed."""
+    return str(found[BACKBONE_STEP].folder / WEIGHTS) if BACKBONE_STEP in found else ""
+
+
+def scene_of(lesson: Lesson, head: nn.Module, config: SceneConfig, angle_rad_F: np.ndarray) -> Scene:
+    """The scene that teaching would write, in memory."""
+    camera = Counter(f.camera for f in lesson.frames).most_common(1)[0][0]
+    landmarks = replace(lesson.landmarks, xyz_L3=lesson.landmarks.xyz_L3 + lesson.origin_3)
+    rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())
+    return Scene("", landmarks, lesson.origin_3, head, camera, rolls_rad, config, SceneReport({}, {}, [], {}), lesson.metric)
+
+
+def megabytes(*networks: nn.Module) -> float:
+    """Of weights in float16, as scene files hold them."""
+    return sum(2 * t.numel() for network in networks for t in network.state_dict().values()) / 1e6
+
+
+class Remembering:
+    """A backbone that keeps the features of every image it saw: many heads are judged on the same queries."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone, self.known = backbone, {}
+
+    def to(self, device: str) -> Remembering:
+        return self
+
+    def features(self, image_HW3: np.ndarray, device: str):
+        key = hashlib.sha1(np.ascontiguousarray(image_HW3)).digest() + str(image_HW3.shape).encode()
+        if key not in self.known:
+            self.known[key] = self.backbone.features(image_HW3, device).half()
+        return self.known[key].float()
