@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from sld_core.text_files import read_text
+from sld_core.files import read_text
 from sld_core.types import Camera, SldError
 from sld_core.undistort import Undistortion, undistortion
 

@@ -30,6 +30,7 @@ class SfmConfig:
     other_passes: int = ranged(12, 0, 1000)  # the same, each from another pass through the place
     bridge_rounds: int = ranged(3, 0, 100)  # further pairs, as long as the place falls into parts
     min_bridge: int = ranged(50, 10, 10_000)  # matches of one geometry that hold two images together
+    min_shared: int = ranged(20, 1, 10_000)  # points that two images of the finished model must share to hold together
     # incremental: image by image; global: all at once; posed: given poses are refined, no image is lost; auto: incremental,
     # and global where matched pairs do not agree with it
     mapper: str = chosen("auto", "incremental", "global", "posed")

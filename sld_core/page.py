@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sld_core.scene_file import write_atomically
+from sld_core.files import write_atomically
 
 QUIET, INK, BLUE = "#b9c0c7", "#222222", "#5b7db1"
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ import torch
 
 from sld_core import config as configuration
 from sld_core.config import SceneConfig
+from sld_core.files import write_atomically
 from sld_core.models import heads
 from sld_core.models.backbone import BACKBONES, IMAGENET, RANDOM, weights_sha256
 from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
@@ -51,34 +50,6 @@ def save(scene: Scene, path: Path) -> int:
     head = MAGIC + VERSION.to_bytes(4, "little") + hashlib.sha256(body).digest()
     write_atomically(Path(path), head + body)
     return len(head) + len(body)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename. A link stays a link, and a device a device."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        try:
-            path.write_bytes(data)
-            return
-        except OSError as error:
-            raise SldError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise SldError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        os.unlink(temporary)
-        raise SldError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def load(path: Path) -> Scene:

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 import toy_scenes
-from sld_core.config import BackboneTrainingConfig, override
+from sld_core.config import override
 from sld_core.models.heatmap_head import TrainingHead
 from sld_core.training.backbone import BEST, LAST, Job, _draw, rate, train
 from sld_core.training.distributed import World
 from sld_core.training.scene_batches import Batch
 from sld_core.training.scene_images import SceneImages, ahead
 from sld_core.training.standardised import Standardised
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import SldError, Visibility
 
 SCRIPT = Path(toy_scenes.__file__)

@@ -122,7 +122,9 @@ def test_jpegs_are_copied_and_damaged_ones_are_named(tmp_path):
     frame_set = frames_of(tmp_path, drive(images=lambda i, stamp: compressed_image(stamp, data.get(i, whole))))
     assert numbers(frame_set) == [0, 20, 25, 30, 35] and frame_set.frames[1].name == "image-000001"
     assert frame_set.frames[0].image_path.read_bytes() == whole
-    assert len(frame_set.rejected) == 3 and all(reason.startswith("damaged: compressed image") for reason in frame_set.rejected.values())
+    cut, empty, huge = frame_set.rejected.values()
+    assert cut.startswith("damaged: a damaged JPEG, perhaps cut short") and empty.startswith("damaged: compressed image of 0 bytes")
+    assert huge.startswith("damaged: compressed image of 65535x65535 pixels")
     assert "65535x65535" in frame_set.rejected["bag /camera/image_raw/compressed at 1700000001.500 s"]
 
 

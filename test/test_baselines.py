@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sld_core import geometry, heatmap, peers
-from sld_core.config import BearingConfig, BufferConfig, CoordinateConfig, SldStarConfig, from_dict
+from sld_core.config import BufferConfig, from_dict
 from sld_core.evaluate import accuracy
 from sld_core.models import bearings as bearing_models
 from sld_core.models import coordinates as coordinate_models
@@ -17,6 +17,7 @@ from sld_core.training import bearings, coordinates, sld_star
 from sld_core.training.budget import Budget
 from sld_core.training.lesson import Lesson
 from sld_core.training.views import View, augmented, views
+from sld_core.training_config import BearingConfig, CoordinateConfig, SldStarConfig
 from sld_core.types import Camera, Detections, Frame, Labels, Landmarks, SldError, Visibility
 
 CAMERA = Camera(128, 96, 110.0, 110.0, 64.0, 48.0)

@@ -171,7 +171,7 @@ def test_only_the_steps_that_a_setting_concerns_are_redone():
         return {a.name.split()[0] for a, b in zip(plan(), plan([setting])) if stages.key_of(a.settings) != stages.key_of(b.settings)}
     assert changed("sld_star.loss=focal") == {"sld_star", "nbe"}
     assert changed("backbone.epochs=7") == {"backbone"}  # those on it follow because it is made anew
-    assert changed("scene.head.heatmap.width=64") == {"cells", "paper", "prototype", "race"}
+    assert changed("scene.head.heatmap.width=64") == {"cells", "paper", "prototype", "race", "backbone"}
     assert changed("scene.landmarks.count=20") == {step.name.split()[0] for step in plan()}
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from sld_core import scene_file
 from sld_core.config import HeadConfig, SceneConfig
+from sld_core.files import write_atomically
 from sld_core.models.heads import CellHead, PrototypeHead, SceneHead, Whitening
 from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
 
@@ -131,10 +133,10 @@ def test_settings_and_report_of_a_forged_file_are_checked(saved, change, expecte
 def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     (tmp_path / "target").write_bytes(b"old")
-    scene_file.write_atomically(tmp_path / "link", b"new")
+    write_atomically(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
-    scene_file.write_atomically(scene_file.Path("/dev/null"), b"new")
-    assert scene_file.Path("/dev/null").is_char_device()
+    write_atomically(Path("/dev/null"), b"new")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_another_version_says_so(saved):
@@ -147,7 +149,7 @@ def test_another_version_says_so(saved):
 
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
-    monkeypatch.setattr(scene_file.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(SldError, match="No space left"):
         scene_file.save(dataclasses.replace(make_scene(), name="other"), saved)
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]

@@ -259,9 +259,32 @@ def test_an_image_that_hardly_a_point_holds_loses_its_pose(place, tmp_path):
     for i in [i for i, p in enumerate(image.points2D) if p.has_point3D()][9:]:
         model.delete_observation(image.image_id, i)
     assert image.num_points3D == 9
-    held_by = mapper.polish(model, database, config, True, lambda _: None)
-    assert held_by == {image.name: 9} and not image.has_pose and model.num_reg_images() == 13
-    assert sfm._lost(place.frames, model, [], database, held_by) == {place.frames[4].name: "only 9 points hold its pose"}
+    dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
+    assert dropped == {image.name: "only 9 points hold its pose"} and apart == []
+    assert not image.has_pose and model.num_reg_images() == 13
+    assert sfm._lost(place.frames, model, [], database, dropped) == {place.frames[4].name: "only 9 points hold its pose"}
+
+
+def test_a_part_that_a_few_points_join_is_a_piece_of_its_own(place, tmp_path):
+    """As two rooms are that matches of some similar chairs hold together: where the one lies against the other is an accident."""
+    config = SfmConfig(completion_px=0)
+    sfm.solve(place, tmp_path, config)
+    model, database = pycolmap.Reconstruction(tmp_path / "model"), tmp_path / "features.db"
+    assert [len(part) for part in mapper.parts(model, config.min_shared)] == [14]
+    aside = {i for i in model.reg_image_ids() if model.image(i).name in {f.image_path.name for f in place.frames[:5]}}
+    joining = [i for i, p in model.points3D.items() if 0 < len(aside & {e.image_id for e in p.track.elements}) < p.track.length()]
+    for i in joining[12:]:  # all that join both but a dozen become two points each
+        point = model.point3D(i)
+        elements = [(e.image_id, e.point2D_idx) for e in point.track.elements if e.image_id in aside]
+        for element in elements:
+            if model.exists_point3D(i):  # a track of one element left is none
+                model.delete_observation(*element)
+        if len(elements) > 1:
+            model.add_point3D(point.xyz, pycolmap.Track([pycolmap.TrackElement(*e) for e in elements]))
+    assert [len(part) for part in mapper.parts(model, config.min_shared)] == [9, 5]
+    dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
+    assert apart == [5] and model.num_reg_images() == 9
+    assert dropped == {f.image_path.name: "in a piece of 5 images that hardly shares a point with the largest" for f in place.frames[:5]}
 
 
 def test_a_damaged_database_of_a_killed_run_is_begun_anew(tmp_path, caplog):

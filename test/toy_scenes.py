@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sld_core import geometry
-from sld_core.config import BackboneTrainingConfig, override
+from sld_core.config import override
 from sld_core.training.lesson import Lesson
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import Camera, Frame, Labels, Landmarks, Visibility
 
 CAMERA = Camera(96, 64, 80.0, 80.0, 48.0, 32.0)

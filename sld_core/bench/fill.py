@@ -30,7 +30,7 @@ def add(commands) -> None:
 def _fill(args) -> None:
     from sld_core.localizer import check_device
     from sld_core.mapping.frames import read_frames
-    from sld_core.scene_file import write_atomically
+    from sld_core.files import write_atomically
     config = configuration.override(configuration.SceneConfig(), args.set)
     check_device(args.device)
     frames = read_frames(args.frames, list_path(args.list, args.frames))
@@ -52,7 +52,8 @@ def measure(frames: list[Frame], config: configuration.SceneConfig, processes: l
     from sld_core.training import buffer as buffering
     if min(processes) < 1:
         raise SldError(f"--processes {min(processes)}: expected at least 1")
-    backbone, labels, rows, first = Backbone(config.backbone).to(device), random_labels(frames, config.seed), [], None
+    backbone, labels = Backbone(config.backbone, config.backbone_weights).to(device), random_labels(frames, config.seed)
+    rows, first = [], None
     pictures, show = len(frames) * (1 + config.buffer.augmented_passes), Bar()
     for number in processes:
         start = time.monotonic()

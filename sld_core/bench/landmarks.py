@@ -65,7 +65,7 @@ def _landmarks(args) -> None:
             raise SldError(f"--work {work}: cannot be made a folder ({error.strerror})") from None
         rows = ablate(frames, queries, work, config, args.samples, args.repeat, args.weights, args.device, show)
     if args.json:
-        from sld_core.scene_file import write_atomically
+        from sld_core.files import write_atomically
         write_atomically(args.json, (json.dumps({"samples": args.samples, "rows": rows}, indent=2) + "\n").encode())
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from sld_core.bench.paper_presets import PRESETS, SCENES, scaled_down
-from sld_core.commands.common import add_device, check_writable
+from sld_core.commands.common import check_writable
 from sld_core.types import SldError
 
 SHARED = Path("../shared/data")  # where the recorded sets lie beside a checkout of this repository
@@ -22,10 +22,11 @@ def add(commands) -> None:
                         help=f"recorded sets; the first is the unseen scene of the headlines (default: {' '.join(SCENES)})")
     parser.add_argument("--data", type=Path, default=SHARED, metavar="DIR", help=f"folder of the recorded sets (default {SHARED})")
     parser.add_argument("--landmarks", type=int, metavar="N", help="of each scene, for all methods")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of SLD* and of the multi-scene backbone, unless their seconds end before")
     parser.add_argument("--resolution", type=int, metavar="PX", help="longer side to which images are scaled down")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="change the preset, such as sld_star_s=60 or scene.head.samples=100000 (repeatable)")
-    add_device(parser)
+    parser.add_argument("--device", help="torch device (default: cpu; with preset gpu: cuda)")
     parser.set_defaults(run=_paper)
 
 
@@ -35,9 +36,10 @@ def _paper(args) -> None:
     from sld_core.bench.paper_scenes import Bench
     from sld_core.localizer import check_device
     from sld_core.progress import Bar
-    settings = [*args.set, *([f"scene.landmarks.count={args.landmarks}"] if args.landmarks is not None else []),
-                *([f"scene.image.max_side_px={args.resolution}"] if args.resolution is not None else [])]
-    preset, device = config.override(PRESETS[args.preset], settings), args.device
+    given = {"scene.landmarks.count": args.landmarks, "scene.image.max_side_px": args.resolution, "sld_star.epochs": args.epochs,
+             "backbone.epochs": args.epochs}
+    settings = [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    preset, device = config.override(PRESETS[args.preset], settings), args.device or {"gpu": "cuda"}.get(args.preset, "cpu")
     check_device(device)
     if len(set(args.scenes)) < len(args.scenes):
         raise SldError(f"--scenes {' '.join(args.scenes)}: names a scene twice")

@@ -36,18 +36,18 @@ ON_IT = ", multi-scene backbone"  # of the names of methods
 
 def taught(bench: Bench, scene: str, kind: str, folder: Path, found: dict[str, Done]) -> dict:
     """The head `kind` by `sld teach`, as the product has it; on the multi-scene backbone where that was found."""
-    place, weights = bench.place(scene), weights_of(found)
+    place, weights = bench.place(scene), weights_of(bench, found)
     config = replace(bench.preset.scene, head=replace(bench.preset.scene.head, kind=kind), backbone_weights=weights)
     file = folder / "scene.sld"
     seconds = teach(place.frames, file, scene, config, place.work, bench.device, bench.show).report.seconds
     times = {"fill_s": seconds["buffer"], "train_s": seconds["buffer"] + seconds["head"], "mb": file.stat().st_size / 1e6}
-    return {"rows": [row(scene, kind + (ON_IT if weights else ""), Localizer.load(file, bench.device), place, times)]}
+    return {"rows": [row(scene, kind + (ON_IT if BACKBONE_STEP in found else ""), Localizer.load(file, bench.device), place, times)]}
 
 
 def paper_head(bench: Bench, scene: str, seconds: float, points: int, folder: Path, found: dict[str, Done]) -> dict:
     """The paper's head, trained from the map buffer; on the multi-scene backbone where that was found. Its recall is taken at no
     more than so many times, the end among them."""
-    place, lesson, weights, head_config = bench.place(scene), bench.lesson(scene), weights_of(found), bench.preset.scene.head
+    place, lesson, weights, head_config = bench.place(scene), bench.lesson(scene), weights_of(bench, found), bench.preset.scene.head
     head_config = replace(head_config, kind="heatmap", heatmap=replace(head_config.heatmap, max_seconds=seconds))
     config = replace(bench.preset.scene, head=head_config, backbone_weights=weights)
     backbone, angle_rad_F = Backbone(config.backbone, weights).to(bench.device), upright_angles(lesson.frames)
@@ -59,7 +59,7 @@ def paper_head(bench: Bench, scene: str, seconds: float, points: int, folder: Pa
                                    lambda look, head: on_the_way.append((look.seconds, copy.deepcopy(head))))
     train_s, remembering = fill_s + time.perf_counter() - start, Remembering(backbone)
     localizer = lambda head, backbone: Localizer(scene_of(lesson, head, config, angle_rad_F), bench.device, backbone)
-    name = "paper" + (ON_IT if weights else "")
+    name = "paper" + (ON_IT if BACKBONE_STEP in found else "")
     last = row(scene, name, localizer(head, backbone), place, {"fill_s": fill_s, "train_s": train_s, "mb": megabytes(head)})
     curve = [(fill_s + seconds, judge(localizer(head, remembering).localize, place.queries)[RECALL])
              for seconds, head in thinned(on_the_way[:-1], points - 1)]
@@ -100,9 +100,9 @@ def row(scene: str, method: str, localizer: Localizer, place: Place, times: dict
     return {"table": 1, "scene": scene, "method": method, **times, **judge(localizer.localize, place.queries)}
 
 
-def weights_of(found: dict[str, Done]) -> str:
-    """The file of the multi-scene backbone, or "" for the default one where no step of a backbone was needed."""
-    return str(found[BACKBONE_STEP].folder / WEIGHTS) if BACKBONE_STEP in found else ""
+def weights_of(bench: Bench, found: dict[str, Done]) -> str:
+    """The file of the multi-scene backbone; where no step of a backbone was needed, what the preset says."""
+    return str(found[BACKBONE_STEP].folder / WEIGHTS) if BACKBONE_STEP in found else bench.preset.scene.backbone_weights
 
 
 def scene_of(lesson: Lesson, head: nn.Module, config: SceneConfig, angle_rad_F: np.ndarray) -> Scene:

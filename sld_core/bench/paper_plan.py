@@ -91,7 +91,7 @@ def _backbone(bench: Bench, scenes: Sequence[str]) -> Step:
     p = bench.preset
     images = sum(p.room_frames if scene.startswith(ROOM) else min(p.max_frames, 250) for scene in scenes)
     return Step(BACKBONE_STEP, _s(bench, len(scenes) * (LESSON_S / 2 + JUDGE_S) + IMAGE_S * images * p.backbone.epochs),
-                partial(training.backbone, bench, scenes), [_base(bench), list(scenes), to_dict(p.backbone), p.room_frames, p.room_queries])
+                partial(training.backbone, bench, scenes), [_base(bench), list(scenes), to_dict(training.backbone_config(p))])
 
 
 def _on(backbone: str, step: Step) -> Step:
@@ -102,7 +102,7 @@ def _on(backbone: str, step: Step) -> Step:
 def _fill(bench: Bench, scene: str) -> Step:
     p = bench.preset
     return Step("fill", _s(bench, FILL_S * p.fill_processes), partial(methods.fill, bench, scene),
-                [_base(bench), to_dict(p.scene.buffer), p.fill_frames, p.fill_processes])
+                [_base(bench), scene, to_dict(p.scene.buffer), p.fill_frames, p.fill_processes])
 
 
 # what they depend on -------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def _base(bench: Bench) -> dict:
     """Of every step: where the scenes are, and all settings that are not of one method."""
     scene = {k: v for k, v in to_dict(bench.preset.scene).items() if k not in ("head", "buffer")}
     return {"data": str(bench.data.resolve()), "frames": bench.preset.max_frames, "queries": bench.preset.max_queries,
-            "device": bench.device, "scene": scene}
+            "rooms": [bench.preset.room_frames, bench.preset.room_queries], "device": bench.device, "scene": scene}
 
 
 def _heads(bench: Bench) -> list:

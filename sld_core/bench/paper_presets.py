@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sld_core.config import (BackboneTrainingConfig, BearingConfig, CoordinateConfig, DecodeConfig, HeadConfig, LandmarkConfig, SceneConfig,
-                             SldStarConfig, ranged)
+from sld_core.config import DecodeConfig, HeadConfig, LandmarkConfig, SceneConfig, ranged
+from sld_core.training_config import BackboneTrainingConfig, BearingConfig, CoordinateConfig, SldStarConfig
 
 SCENES = ("kitchen", "office", "desk")
 ALL = 100_000  # images: more than there are

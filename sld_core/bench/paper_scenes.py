@@ -62,7 +62,7 @@ class Bench:
 
     def backbone(self) -> Backbone:
         """The default one, frozen."""
-        return Backbone(self.preset.scene.backbone).to(self.device)
+        return Backbone(self.preset.scene.backbone, self.preset.scene.backbone_weights).to(self.device)
 
     def _rendered(self, number: int, work: Path) -> Place:
         name, sizes = f"{ROOM}{number}", (self.preset.room_frames, self.preset.room_queries)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from sld_core.bench.paper_methods import ON_IT, RECALL, WEIGHTS, megabytes, row, scene_of
+from sld_core.bench.paper_presets import Preset
 from sld_core.bench.paper_scenes import Bench, judge
-from sld_core.config import BackboneTrainingConfig
 from sld_core.heatmap import ScoreMaps
 from sld_core.localizer import Localizer
 from sld_core.mapping.stages import Done
@@ -29,6 +29,7 @@ from sld_core.training import logbook
 from sld_core.training import sld_star as sld_star_recipe
 from sld_core.training.backbone_check import SIGMA_CELL
 from sld_core.training.lesson import upright_angles
+from sld_core.training_config import BackboneTrainingConfig
 
 FIGURE, NETWORK = "figure7.png", "network.safetensors"  # in the folder of a step
 
@@ -81,8 +82,9 @@ def bearings(bench: Bench, scene: str, folder: Path, found: dict[str, Done]) -> 
 def backbone(bench: Bench, scenes: Sequence[str], folder: Path, found: dict[str, Done]) -> dict:
     """The default backbone trained on `scenes`, one head each, judged on their queries with those heads (Table 2)."""
     p, lessons = bench.preset, {scene: bench.lesson(scene) for scene in scenes}
-    config = replace(p.backbone, scene=p.scene)
-    trained = backbone_recipe.train(lessons, trainable(p.scene.backbone), config, folder, bench.device, resume=True, progress=bench.show)
+    config = backbone_config(p)
+    network = trainable(p.scene.backbone, p.scene.backbone_weights)
+    trained = backbone_recipe.train(lessons, network, config, folder, bench.device, resume=True, progress=bench.show)
     save_weights(trained.network, p.scene.backbone, folder / WEIGHTS, trained.record)
     logbook.curves([folder / logbook.FILE], folder / FIGURE)
     frozen = Backbone(p.scene.backbone, str(folder / WEIGHTS)).to(bench.device)
@@ -96,17 +98,23 @@ def backbone(bench: Bench, scenes: Sequence[str], folder: Path, found: dict[str,
     return {"rows": rows, "figure": FIGURE, "record": trained.record}
 
 
+def backbone_config(preset: Preset) -> BackboneTrainingConfig:
+    """Images, augmentation and decoding are those of all methods."""
+    return replace(preset.backbone, scene=preset.scene)
+
+
 class TrainedHead(nn.Module):
     """A head of backbone training as the localizer wants it."""
 
     def __init__(self, head: nn.Module, config: BackboneTrainingConfig):
         super().__init__()
-        self.head, self.loss = head, config.loss
+        self.head, self.loss, self.how = head, config.loss, config.scene.head.heatmap
 
     @torch.inference_mode()
     def forward(self, features_Chw: torch.Tensor) -> ScoreMaps:
         score_Lhw = scores(self.head(features_Chw[None]).float(), self.loss)[0]
-        return ScoreMaps(score_Lhw, score_Lhw.new_zeros(2, *score_Lhw.shape[1:]), score_Lhw.new_full(score_Lhw.shape[1:], SIGMA_CELL))
+        nothing_2hw, sigma_hw = score_Lhw.new_zeros(2, *score_Lhw.shape[1:]), score_Lhw.new_full(score_Lhw.shape[1:], SIGMA_CELL)
+        return ScoreMaps(score_Lhw, nothing_2hw, sigma_hw, self.how.reach, self.how.power, self.how.threshold)
 
 
 # the ACE-like peer, and what peers share ----------------------------------------------------------------------------

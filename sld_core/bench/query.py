@@ -31,7 +31,7 @@ def _query(args) -> None:
         out[name] = {"p50_ms": float(p50), "p95_ms": float(p95)}
         print(f"{name:10s} {p50:8.1f} {p95:8.1f}")
     if args.json:
-        from sld_core.scene_file import write_atomically
+        from sld_core.files import write_atomically
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
 
 

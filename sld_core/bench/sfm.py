@@ -48,7 +48,7 @@ def _sfm(args) -> None:
         if "reason" in out[name]:
             print(f"{'':{width}s} failed: {out[name]['reason']}", flush=True)
     if args.json:
-        from sld_core.scene_file import write_atomically
+        from sld_core.files import write_atomically
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
 
 

@@ -31,7 +31,7 @@ def _evaluate(args) -> None:
     from sld_core.images import read_image
     from sld_core.localizer import Localizer
     from sld_core.mapping.frames import read_frames
-    from sld_core.scene_file import write_atomically
+    from sld_core.files import write_atomically
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
     frames, show, results, answers = read_frames(args.frames, list_path(args.list, args.frames)), Bar(), [], []

@@ -94,7 +94,7 @@ def _map(args) -> None:
         if args.stage != "dataset":
             print(f"the dataset follows with: sld map all --output {args.output}", file=sys.stderr)
     if args.json:
-        from sld_core.scene_file import write_atomically
+        from sld_core.files import write_atomically
         write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
 
 

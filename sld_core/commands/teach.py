@@ -20,7 +20,8 @@ def add(commands) -> None:
                         help="labelled dataset: the output of sld map, or another in the layout of Indoor-6")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.sld", help="the scene file to write")
     parser.add_argument("--name", help="name of the scene (default: that of the file)")
-    parser.add_argument("--head", choices=("cells", "prototype"), help="cells (default): trained; prototype: no training")
+    parser.add_argument("--head", choices=("cells", "prototype", "heatmap"),
+                        help="cells (default): trained, a minute; prototype: no training; heatmap: the paper's, some minutes")
     parser.add_argument("--landmarks", type=int, metavar="N", help="how many landmarks (of a dataset: the first N; default: all)")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep intermediate results here, and reuse them")

@@ -8,6 +8,7 @@ from sld_core import config as configuration
 from sld_core.commands import train_plan
 from sld_core.commands.common import add_device, check_writable, list_path
 from sld_core.progress import Bar, Silent
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import SldError
 
 MAX_TOLD = 8  # scenes whose check is printed; all are in log.csv
@@ -58,11 +59,11 @@ def _train(args) -> None:
             _tell(args.output, record)
 
 
-def _config(args) -> configuration.BackboneTrainingConfig:
+def _config(args) -> BackboneTrainingConfig:
     settings = list(args.set)
     settings += [f"scene.backbone={args.backbone}"] if args.backbone is not None else []
     settings += [f"scene.landmarks.count={args.landmarks}"] if args.landmarks is not None else []
-    return configuration.override(configuration.BackboneTrainingConfig(), settings)
+    return configuration.override(BackboneTrainingConfig(), settings)
 
 
 def _check(args) -> None:

@@ -31,5 +31,5 @@ def _plan(args) -> None:
     made = plan(config)
     print("\n".join(lines(config, made)))
     if args.json:
-        from sld_core.scene_file import write_atomically
+        from sld_core.files import write_atomically
         write_atomically(args.json, (json.dumps(dataclasses.asdict(made), indent=2) + "\n").encode())

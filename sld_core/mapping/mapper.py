@@ -5,7 +5,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pycolmap
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from sld_core.map_config import SfmConfig
 from sld_core.mapping.agreement import agreement
@@ -84,9 +87,10 @@ def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
 
 
 def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool,
-           progress: Callable[[Progress], None]) -> dict[str, int]:
-    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows; then images that
-    hardly a point holds lose their pose: it can be metres off. Returns these images' names, and how many points held each."""
+           progress: Callable[[Progress], None]) -> tuple[dict[str, str], list[int]]:
+    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows; then what the points
+    do not hold loses its pose, which can be metres off: single images, and whole parts of the place that hardly share a point
+    with the largest. Returns these images' names with the reason, and how many images each such part has."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -94,16 +98,45 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
             complete_tracks(model, db, radius_px, config)
             for _ in range(2):  # before and after what does not fit is dropped
                 _adjust(model, known)
-                observations = pycolmap.ObservationManager(model)
-                observations.filter_observations_with_negative_depth()
-                observations.filter_all_points3D(config.reprojection_px, 1.5)
-    loose = [image for image in map(model.image, list(model.reg_image_ids())) if image.num_points3D < MIN_OBSERVATIONS]
-    held_by = {image.name: image.num_points3D for image in loose}  # which none does once the pose is gone
-    for image in loose:
-        log.info("%s: only %d points hold its pose, which is dropped", image.name, image.num_points3D)
-        model.deregister_frame(image.frame_id)
+                _drop_misfits(model, config)
+    loose = {i: model.image(i).num_points3D for i in list(model.reg_image_ids()) if model.image(i).num_points3D < MIN_OBSERVATIONS}
+    dropped = _drop(model, {i: f"only {count} points hold its pose" for i, count in loose.items()})
+    _, *apart = parts(model, config.min_shared)
+    for part in apart:
+        dropped |= _drop(model, dict.fromkeys(part, f"in a piece of {len(part)} images that hardly shares a point with the largest"))
+    if apart:
+        _adjust(model, known)  # the parts pulled at each other
+        _drop_misfits(model, config)
     model.update_point_3d_errors()
-    return held_by
+    return dropped, [len(part) for part in apart]
+
+
+def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
+    """Ids of the images of each part that hangs together by pairs that share at least `min_shared` points, largest first. Parts
+    that a few points join lie wherever these few are wrong, and are of any size."""
+    image_ids = sorted(model.reg_image_ids())
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    tracks = (point.track.elements for point in model.points3D.values())
+    seen = np.array([(row_of[e.image_id], k) for k, track in enumerate(tracks) for e in track]).reshape(-1, 2)
+    seen = np.unique(seen, axis=0)  # an image may show a point twice
+    shows = csr_array((np.ones(len(seen), np.int32), tuple(seen.T)), shape=(len(image_ids), model.num_points3D()))
+    count, part_F = connected_components(shows @ shows.T >= min_shared, directed=False)
+    found = [[image_ids[i] for i in np.flatnonzero(part_F == part)] for part in range(count)]
+    return sorted(found, key=len, reverse=True)
+
+
+def _drop(model: pycolmap.Reconstruction, reasons: dict[int, str]) -> dict[str, str]:
+    """Take the poses of these images away; the reasons by name of image."""
+    for image_id, reason in reasons.items():
+        log.info("%s: %s, which is dropped", model.image(image_id).name, reason)
+        model.deregister_frame(model.image(image_id).frame_id)
+    return {model.image(image_id).name: reason for image_id, reason in reasons.items()}
+
+
+def _drop_misfits(model: pycolmap.Reconstruction, config: SfmConfig) -> None:
+    observations = pycolmap.ObservationManager(model)
+    observations.filter_observations_with_negative_depth()
+    observations.filter_all_points3D(config.reprojection_px, 1.5)
 
 
 def _adjust(model: pycolmap.Reconstruction, known: bool) -> None:

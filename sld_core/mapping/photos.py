@@ -17,7 +17,7 @@ from sld_core.mapping.frames import MAX_LIST_BYTES, image_size, read_pose
 from sld_core.mapping.image_files import read_depth_mm
 from sld_core.mapping.selection import Candidate, Rejection
 from sld_core.mapping.stages import IN_MAP, MARK
-from sld_core.text_files import read_text
+from sld_core.files import read_text
 from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)

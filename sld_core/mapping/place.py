@@ -30,7 +30,7 @@ from sld_core.mapping.sources import Source, fingerprint
 from sld_core.mapping.stages import IN_MAP, MARK, Done
 from sld_core.mapping.store import READ, write_reconstruction
 from sld_core.mapping.subset import without
-from sld_core.scene_file import write_atomically
+from sld_core.files import write_atomically
 from sld_core.types import FrameSet, Progress, Reconstruction, SceneData, SldError
 
 log = logging.getLogger(__name__)

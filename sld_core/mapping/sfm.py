@@ -60,11 +60,12 @@ def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
     _match(database, frames, config, seed, folder, progress)
     models, agreed = solve_poses(database, frame_set, config, seed, folder, progress)
     model, others = models[0], models[1:]
-    held_by = polish(model, database, config, frame_set.intrinsics_known, progress)
+    dropped, apart = polish(model, database, config, frame_set.intrinsics_known, progress)
     (folder / "model").mkdir(exist_ok=True)
     model.write(folder / "model")
     return SfmResult(read_model(model, _pinhole_frames(model, frame_set, folder, progress)),
-                     tuple(m.num_reg_images() for m in models), _lost(frames, model, others, database, held_by),
+                     tuple(sorted((*(m.num_reg_images() for m in models), *apart), reverse=True)),
+                     _lost(frames, model, others, database, dropped),
                      model.compute_mean_reprojection_error(), agreed, tuple(_described(camera) for camera in model.cameras.values()),
                      () if frame_set.intrinsics_known else tuple(_still_guessed(model, frames)))
 
@@ -198,8 +199,8 @@ def _undistorted(frame: Frame, undistort: Undistortion, folder: Path) -> Frame:
 
 
 def _lost(frames: Sequence[Frame], model: pycolmap.Reconstruction, others: Sequence[pycolmap.Reconstruction],
-          database: Path, held_by: Mapping[str, int]) -> dict[str, str]:
-    """Frame name -> why it is not in `model`. `held_by`: how many points each image showed whose pose was dropped for that."""
+          database: Path, dropped: Mapping[str, str]) -> dict[str, str]:
+    """Frame name -> why it is not in `model`. `dropped`: image name -> why its pose was taken away."""
     placed = {image.name for image in model.images.values() if image.has_pose}
     piece_of = {image.name: m.num_reg_images() for m in reversed(others) for image in m.images.values() if image.has_pose}
     best: Counter[str] = Counter()
@@ -209,8 +210,8 @@ def _lost(frames: Sequence[Frame], model: pycolmap.Reconstruction, others: Seque
     lost = {}
     for frame in frames:
         name = frame.image_path.name
-        if name in held_by:
-            lost[frame.name] = f"only {held_by[name]} points hold its pose"
+        if name in dropped:
+            lost[frame.name] = dropped[name]
         elif name in piece_of and name not in placed:
             lost[frame.name] = f"in a piece of {piece_of[name]} images that shares no view with the largest"
         elif name not in placed:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sld_core.scene_file import write_atomically
+from sld_core.files import write_atomically
 from sld_core.types import SldError
 
 log = logging.getLogger(__name__)

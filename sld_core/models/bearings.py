@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sld_core.config import BearingConfig
 from sld_core.models.backbone import Backbone
-from sld_core.models.heads import Whitening
+from sld_core.models.heads import Whitening, limited
 from sld_core.models.sld_star import SldStar
+from sld_core.training_config import BearingConfig
 from sld_core.types import Camera, Detections
 
 MIN_SIGMA_RAD, MAX_SIGMA_RAD = np.radians(0.5), np.radians(60.0)
@@ -30,7 +30,7 @@ class BearingNetwork(nn.Module):
 
     def forward(self, grid_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out_BL4 = self.layers(grid_BN).float().unflatten(1, (-1, 4))
-        return F.normalize(out_BL4[..., :3], dim=-1), (out_BL4[..., 3] - 2).clamp(np.log(MIN_SIGMA_RAD), np.log(MAX_SIGMA_RAD))
+        return F.normalize(out_BL4[..., :3], dim=-1), limited(out_BL4[..., 3] - 2, np.log(MIN_SIGMA_RAD), np.log(MAX_SIGMA_RAD))
 
 
 def grid_features(features_Chw: torch.Tensor, whitening: Whitening, config: BearingConfig) -> torch.Tensor:

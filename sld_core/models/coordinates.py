@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sld_core.config import CoordinateConfig
 from sld_core.heatmap import cell_to_pixel
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
+from sld_core.training_config import CoordinateConfig
 from sld_core.types import Camera, Detections
 
 
@@ -35,7 +35,8 @@ class CoordinateHead(nn.Module):
         x = F.relu(self.first(cells_NC))
         for block in self.blocks:
             x = F.relu(x + block(x))
-        return self.last(x).float() * self.spread + self.centre
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 knows a room to a centimetre
+            return self.last(x.float()) * self.spread + self.centre
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ MIN_LOG_B, MAX_LOG_B = math.log(0.02), math.log(2.0)
 WHITENING_FLOOR = 1e-3  # of the largest variance
 
 
+def limited(free: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """`free` within limits, but with its gradient: what early steps throw beyond them would else never come back."""
+    return free + (free.clamp(low, high) - free).detach()
+
+
 class Whitening(nn.Module):
     """The linear projection of backbone features to decorrelated channels of unit variance (PCA), fitted on the scene."""
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from sld_core import heatmap
-from sld_core.config import DecodeConfig, SldStarConfig
+from sld_core.config import DecodeConfig
 from sld_core.heatmap import STRIDE, ScoreMaps, grid_size
 from sld_core.models import weights
 from sld_core.models.heatmap_head import DilatedBlock, heatmaps, scores
 from sld_core.models.lite0 import BN_EPS, InvertedResidual
+from sld_core.training_config import SldStarConfig
 from sld_core.types import Camera, Detections, SldError
 
 # (expands, stride, dilation of the first block and of the others, repeats, centre of output i in input pixels: 2i + side)

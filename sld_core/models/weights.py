@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from sld_core.files import write_atomically
 from sld_core.types import SldError
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,6 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def write(state: dict[str, torch.Tensor], text: dict[str, str], path: Path) -> None:
     """Tensors and text as safetensors; `path` holds what it held before or the whole new file."""
-    from sld_core.scene_file import write_atomically  # here, since scene files need backbones, which need this module
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     write_atomically(Path(path), safetensors.torch.save(tensors, text))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sld_core.config import BackboneTrainingConfig, to_dict
+from sld_core.config import to_dict
 from sld_core.models.backbone import ALIGNMENT_PX
 from sld_core.models.heatmap_head import DILATIONS, TrainingHead
 from sld_core.training import checkpoint, distributed, targets
@@ -25,6 +25,7 @@ from sld_core.training.logbook import ALL, Logbook
 from sld_core.training.scene_batches import SceneBatches, Step
 from sld_core.training.scene_images import Patches, SceneImages, ahead
 from sld_core.training.standardised import Standardised
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import Progress, SldError
 
 LAST, BEST = "last.pt", "best.pt"  # checkpoints in the work folder

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from sld_core import geometry, heatmap, pnp
-from sld_core.config import BackboneTrainingConfig
 from sld_core.evaluate import QueryResult, accuracy
 from sld_core.heatmap import ScoreMaps
 from sld_core.models.backbone import ALIGNMENT_PX
 from sld_core.models.heatmap_head import scores
 from sld_core.training import samples
 from sld_core.training.lesson import Lesson, upright_angles
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import Detections, Frame, PoseEstimate
 
 FOUND_PX = 8.0  # a cell

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sld_core import geometry
-from sld_core.config import BearingConfig, BufferConfig
+from sld_core.config import BufferConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.bearings import BearingNetwork, Bearings, grid_features
 from sld_core.training import buffer as buffering
 from sld_core.training.budget import Budget
 from sld_core.training.lesson import Lesson, hold_out
 from sld_core.training.views import View, views
+from sld_core.training_config import BearingConfig
 from sld_core.types import Progress, SldError
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sld_core import geometry
-from sld_core.config import BufferConfig, CoordinateConfig
+from sld_core.config import BufferConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.coordinates import CoordinateHead, Coordinates, cell_centres
 from sld_core.models.heads import Whitening
@@ -21,6 +21,7 @@ from sld_core.training import buffer as buffering
 from sld_core.training.budget import Budget
 from sld_core.training.lesson import Lesson
 from sld_core.training.views import View, views
+from sld_core.training_config import CoordinateConfig
 from sld_core.types import Progress, SldError
 
 WARM_UP = 0.05  # of the training

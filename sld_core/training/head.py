@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sld_core.config import HeadConfig
-from sld_core.models.heads import MAX_LOG_B, MIN_LOG_B, CellHead, PrototypeHead
+from sld_core.models.heads import MAX_LOG_B, MIN_LOG_B, CellHead, PrototypeHead, limited
 from sld_core.training.buffer import FeatureBuffer
 from sld_core.training.distributed import ALONE, World, mean, parallel, shard
 from sld_core.training.lesson import hold_out
@@ -73,7 +73,7 @@ def train(buffer: FeatureBuffer, landmarks: int, config: HeadConfig, seed: int, 
                 log.info("step %d of %d: the loss on held-out cells stalls at %.3f; %d more", step, steps, stall.best, rest)
                 steps, schedule = step + rest, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rest)
     if not math.isfinite(running):
-        raise ValueError(f"the training diverged (loss {running}); lower head.learning_rate from {config.learning_rate}")
+        raise SldError(f"the training diverged (loss {running}); lower head.learning_rate from {config.learning_rate}")
     return head.cpu().eval(), curve
 
 
@@ -83,7 +83,7 @@ def loss_of(model: nn.Module, buffer: FeatureBuffer, cell_B: torch.Tensor, landm
     mine = shard(len(cell_B), world)
     share = cell_B[mine.start : mine.stop]
     feature, landmark, offset = (t[share].to(device) for t in (buffer.feature_NC, buffer.landmark_N, buffer.offset_N2))
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
         logits, located = model(feature.to(torch.bfloat16))
     positive = landmark < landmarks
     located_share = positive.sum() / (buffer.landmark_N[cell_B] < landmarks).sum().clamp_min(1)
@@ -122,8 +122,6 @@ def laplace_nll(located_N3: torch.Tensor, offset_N2: torch.Tensor) -> torch.Tens
     """Mean negative log-likelihood of offsets under Laplace distributions centred at located (x, y) with scale b."""
     if len(located_N3) == 0:
         return located_N3.sum()
-    free = located_N3[:, 2]
-    # the value stops at the limits, its gradient does not: else cells that early steps throw beyond them never come back
-    log_b = free + (free.clamp(MIN_LOG_B, MAX_LOG_B) - free).detach()
+    log_b = limited(located_N3[:, 2], MIN_LOG_B, MAX_LOG_B)
     distance = (located_N3[:, :2] - offset_N2).abs().sum(1)
     return (distance * (-log_b).exp() + 2 * log_b).mean()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core.scene_file import write_atomically
+from sld_core.files import write_atomically
 from sld_core.types import SldError
 
 FILE = "log.csv"

@@ -22,7 +22,7 @@ from sld_core.training import samples
 from sld_core.training.buffer import fit_whitening
 from sld_core.training.distributed import ALONE, World, shard
 from sld_core.training.lesson import Lesson
-from sld_core.training.targets import reach_px
+from sld_core.training.targets import hidden_elsewhere
 from sld_core.types import Camera, Progress, SldError, Visibility
 
 log = logging.getLogger(__name__)
@@ -108,10 +108,7 @@ def cut(buffer: MapBuffer, maps_K: Tensor, config: HeatmapConfig, generator: tor
     cell_BPP = (buffer.start_M[map_B, None] + row_BP * buffer.shape_M2[map_B, 1:])[:, :, None] + column_BP[:, None]
     features_BPPC = buffer.feature_NC[cell_BPP.to(buffer.feature_NC.device)]
     xy_BL2 = xy_BL2 - heatmap.STRIDE * corner_B2.flip(1)[:, None]
-    reach, size = reach_px(config.sigma_px, config.floor), side * heatmap.STRIDE
-    elsewhere_BL = ((xy_BL2 < -reach) | (xy_BL2 > size + reach)).any(2)
-    hidden = torch.tensor(Visibility.HIDDEN, dtype=torch.uint8)
-    visibility_BL = torch.where(elsewhere_BL & (visibility_BL == Visibility.UNKNOWN), hidden, visibility_BL)
+    visibility_BL = hidden_elsewhere(xy_BL2, visibility_BL, side * heatmap.STRIDE, config.sigma_px, config.floor)
     return Patches(features_BPPC.permute(0, 3, 1, 2), xy_BL2, visibility_BL)
 
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from sld_core.config import BackboneTrainingConfig
 from sld_core.training import samples
 from sld_core.training.lesson import Lesson, upright_angles
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import Visibility
 
 Job, Loaded = TypeVar("Job"), TypeVar("Loaded")

@@ -10,12 +10,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sld_core.config import BufferConfig, SldStarConfig
+from sld_core.config import BufferConfig
 from sld_core.heatmap import STRIDE
 from sld_core.models.sld_star import SldStar, SldStarNetwork, blocks
 from sld_core.training import samples, targets
 from sld_core.training.budget import Budget
 from sld_core.training.lesson import Lesson
+from sld_core.training_config import SldStarConfig
 from sld_core.types import Progress, SldError, Visibility
 
 Watch = Callable[[int, float, SldStar], None]  # step, seconds of training so far, the model as it is
@@ -45,7 +46,8 @@ def train(lesson: Lesson, config: SldStarConfig, augmentation: BufferConfig, max
     network = SldStarNetwork(len(block)).to(device, memory_format=torch.channels_last)
     model = SldStar((network,), (block,), lesson.landmarks.xyz_L3, config)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate)
-    drawn = images(lesson, block, augmentation, max_side_px, rng)
+    loaded = [samples.load(frame, max_side_px, 0.0) for frame in lesson.frames]
+    drawn = images(lesson, loaded, block, augmentation, rng)
     budget = Budget(math.ceil(config.epochs * len(lesson.frames) / config.images), config.seconds)
     curve, running, last = [], None, False
     while not last:
@@ -55,6 +57,7 @@ def train(lesson: Lesson, config: SldStarConfig, augmentation: BufferConfig, max
         parts = [patches(*next(drawn), config, rng) for _ in range(config.images)]
         image, xy, visibility = (torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts))
         image = image.permute(0, 3, 1, 2).float() / 255  # channels last in memory, as they lie
+        visibility = targets.hidden_elsewhere(xy, visibility, config.patch_px, config.sigma_px, config.floor)
         target, weight = targets.render(xy, visibility, (config.patch_px // STRIDE,) * 2, config.sigma_px, config.floor)
         network.train()
         with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
@@ -77,9 +80,9 @@ def train(lesson: Lesson, config: SldStarConfig, augmentation: BufferConfig, max
     return model, curve
 
 
-def images(lesson: Lesson, block: range, augmentation: BufferConfig, max_side_px: int, rng: np.random.Generator):
-    """Endless (image_HW3, xy_L2, visibility_L), augmented; every frame once, in random order, before any comes again."""
-    loaded = [samples.load(frame, max_side_px, 0.0) for frame in lesson.frames]
+def images(lesson: Lesson, loaded: list[tuple[np.ndarray, np.ndarray]], block: range, augmentation: BufferConfig, rng: np.random.Generator):
+    """Endless (image_HW3, xy_L2, visibility_L), augmented; every frame once, in random order, before any comes again. `loaded`: what
+    samples.load gave of each."""
     columns = slice(block.start, block.stop)
     while True:
         for i in rng.permutation(len(loaded)):

@@ -31,6 +31,14 @@ def render(xy_px_BL2: Tensor, visibility_BL: Tensor, shape_hw: tuple[int, int], 
     return target, weight[..., None, None].expand(target.shape)
 
 
+def hidden_elsewhere(xy_px_BL2: Tensor, visibility_BL: Tensor, side_px: int, sigma_px: float, floor: float) -> Tensor:
+    """The visibility in patches of `side_px`: landmarks that are UNKNOWN in the image are HIDDEN in a patch where their heatmap
+    could not reach (SLD*: only those in the patch are left out)."""
+    reach = reach_px(sigma_px, floor)
+    elsewhere_BL = ((xy_px_BL2 < -reach) | (xy_px_BL2 > side_px + reach)).any(2)
+    return torch.where(elsewhere_BL & (visibility_BL == Visibility.UNKNOWN), Visibility.HIDDEN, visibility_BL).to(visibility_BL.dtype)
+
+
 def reach_px(sigma_px: float, floor: float) -> float:
     """How far from its landmark a target is not zero."""
     return sigma_px * math.sqrt(-2 * math.log(floor)) if floor else math.inf

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import geometry
-from sld_core.text_files import read_text
+from sld_core.files import read_text
 from sld_core.types import Camera, SldError
 
 MAX_BYTES = 4 * 2**30

@@ -31,7 +31,7 @@ from sld_core.mapping.formats.foreign_indoor6 import read_foreign, read_splits
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING
 from sld_core.mapping.frames import image_size
 from sld_core.mapping.stages import MARK
-from sld_core.scene_file import write_atomically
+from sld_core.files import write_atomically
 from sld_core.types import Frame, SceneData, SldError, Visibility
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING, MAX_TEXT_BYTES
-from sld_core.text_files import read_text
+from sld_core.files import read_text
 from sld_core.types import Camera, Frame, SldError
 
 NAME, FORMAT, VERSION = "scene.json", "sld scene data", 1
