@@ -12,6 +12,7 @@ from sld_core.types import Camera, SldError
 from sld_core.undistort import Undistortion, undistortion
 
 GUESSED_FOCAL = 1.2  # of the longer side: a field of view of 45 degrees, between the lenses of telephones and of webcams
+MAX_OFF_CENTRE = 0.15  # of a side, for a principal point; those of real cameras are a few per cent off the middle
 EXPECTED = "a 3x3 matrix in a text file, or the YAML file that camera_calibration writes"
 
 
@@ -31,9 +32,10 @@ class Calibration:
         """For images of this size; SldError when the calibration is of another one."""
         if self.width and (width, height) != (self.width, self.height):
             raise SldError(f"image is {width}x{height} but {self.source} is for {self.width}x{self.height}")
-        if not self.width and not (0 < self.K[0, 2] < width and 0 < self.K[1, 2] < height):
-            raise SldError(f"principal point {self.K[0, 2]:.0f}, {self.K[1, 2]:.0f} of {self.source}"
-                           f" lies outside of an image of {width}x{height}")
+        twice = 2 * self.K[:2, 2] + 1  # the size of the images whose middle is the principal point
+        if not self.width and (np.abs(twice / (width, height) - 1) > 2 * MAX_OFF_CENTRE).any():
+            raise SldError(f"image is {width}x{height} but {self.source} is for images of about {twice[0]:.0f}x{twice[1]:.0f}, as its "
+                           "principal point says; scale fx, fy, cx and cy along with the images, or calibrate at the size that is used")
         return undistortion(self.K, self.D, self.model, width, height)
 
 

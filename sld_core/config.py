@@ -9,9 +9,9 @@ from typing import Any
 from sld_core.types import SldError
 
 
-def ranged(default, low, high):
-    """The field of a number from low to high."""
-    return field(default=default, metadata={"range": (low, high)})
+def ranged(default, low, high, multiple: int = 1):
+    """The field of a number from low to high; of a whole number that must be a multiple."""
+    return field(default=default, metadata={"range": (low, high), "multiple": multiple})
 
 
 def chosen(default: str, *others: str):
@@ -34,10 +34,10 @@ class BagConfig:
     camera_frame: str = ""  # optical frame; empty: the frame_id of the images
     world_frame: str = ""  # empty: the highest frame (map before odom) whose pose is known for most images
     rectified: bool = False  # the images are rectified already (image_rect): use P and no distortion
-    min_translation_m: float = 0.05  # keep an image when it moved this far from the last one kept,
-    min_rotation_deg: float = 5.0  # or turned this much,
-    max_interval_s: float = 2.0  # or this much time passed
-    max_frames: int = 300  # the three thresholds grow together until no more are kept
+    min_translation_m: float = ranged(0.05, 0.0, 1e9)  # keep an image when it moved this far from the last one kept,
+    min_rotation_deg: float = ranged(5.0, 0.0, 1e9)  # or turned this much,
+    max_interval_s: float = ranged(2.0, 0.0, 1e9)  # or this much time passed; any of the three 0: keep all
+    max_frames: int = 300  # the three thresholds grow together until no more are kept; all of them are thinned evenly
     jpeg_quality: int = 95
 
 
@@ -112,7 +112,7 @@ class BufferConfig:
 class HeatmapConfig:
     """The paper's head, one heatmap per landmark, and its training (models.heatmap_head, training.maps, training.heatmap)."""
 
-    width: int = ranged(128, 4, 4096)  # channels of its blocks, a multiple of 4
+    width: int = ranged(128, 4, 4096, multiple=4)  # channels of its blocks
     loss: str = chosen("cells", "squares", "focal", "softmax")  # training.targets.loss
     sigma_px: float = ranged(8.0, 1.0, 100.0)  # of the Gaussian targets
     floor: float = ranged(0.1, 0.0, 0.99)  # targets below it are zero
@@ -127,7 +127,7 @@ class HeatmapConfig:
     learning_rate: float = ranged(3e-3, 1e-8, 1.0)
     weight_decay: float = ranged(0.01, 0.0, 1.0)
     schedule: str = chosen("cosine", "halving")  # of the learning rate, over all steps
-    warm_up: float = ranged(0.05, 0.0, 1.0)  # of all steps
+    warm_up: float = ranged(0.05, 0.0, 0.99)  # of all steps
     halvings: int = ranged(4, 0, 30)
     validation_fraction: float = ranged(0.04, 0.0, 0.5)  # of the training frames, which then tell when to stop
     check_every: int = ranged(250, 1, 10**9)  # steps between looks at them
@@ -245,6 +245,8 @@ def _checked(known: dataclasses.Field, value, default):
     low, high = known.metadata.get("range") or RANGES.get(name, (-math.inf, math.inf))
     if type(value) in (int, float) and not (math.isfinite(value) and low <= value <= high):
         raise SldError(f"setting {name}={value}: expected a number from {low} to {high}")
+    if (multiple := known.metadata.get("multiple", 1)) > 1 and value % multiple:
+        raise SldError(f"setting {name}={value}: expected a multiple of {multiple}")
     choices = known.metadata.get("choices") or CHOICES.get(name, (value,))
     if value not in choices:
         raise SldError(f"setting {name}={value!r}: expected one of {', '.join(choices)}")

@@ -1,12 +1,13 @@
 """Reading images as HWC uint8 RGB, with limits that keep a hostile file from filling the memory."""
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from sld_core.pixels import rgb_from_encoded
+from sld_core.pixels import MAX_PIXELS, encoded_size, rgb_from_encoded
 from sld_core.types import Camera, SldError
 
 MAX_BYTES = 64 * 2**20
@@ -22,12 +23,17 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_depth(path: Path) -> np.ndarray:
     """HW float32 metres from a 16-bit PNG in millimetres; 0 means none."""
+    expected = "expected a 16-bit single-channel PNG of depths in millimetres"
     try:
-        depth = cv2.imdecode(_read_bytes(path), cv2.IMREAD_UNCHANGED)
+        data = _read_bytes(path)
+        width, height = encoded_size(io.BytesIO(data))
     except SldError as error:
-        raise SldError(f"{path}: {error}") from None
+        raise SldError(f"{path}: {error}; {expected}") from None
+    if width * height > MAX_PIXELS:
+        raise SldError(f"{path}: {width}x{height} pixels; {expected}, at most {MAX_PIXELS} pixels")
+    depth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
-        raise SldError(f"{path}: expected a 16-bit single-channel PNG of depths in millimetres")
+        raise SldError(f"{path}: {expected}")
     return depth.astype(np.float32) / 1000
 
 

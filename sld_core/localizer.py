@@ -75,6 +75,8 @@ def check_device(device: str) -> None:
         raise SldError(f"device {device!r}: expected cpu, cuda or cuda:N")
     if device != "cpu" and not torch.cuda.is_available():
         raise SldError(f"device {device}: torch finds no CUDA device; use cpu")
+    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise SldError(f"device {device}: torch finds {torch.cuda.device_count()} CUDA devices, counted from 0")
 
 
 def roll_attempts(low_rad: float, high_rad: float) -> list[float]:

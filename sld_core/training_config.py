@@ -17,9 +17,9 @@ class BackboneTrainingConfig:
     batch: int = ranged(4, 1, 10**6)  # images, all of one scene
     patches: int = ranged(8, 1, 1000)  # per image
     positive_patches: float = ranged(0.5, 0.0, 1.0)  # share of patches cut about a visible landmark
-    patch_px: int = ranged(96, 32, 4096)  # side of a patch, a multiple of 32
+    patch_px: int = ranged(96, 32, 4096, multiple=32)  # side of a patch
     dilated: bool = True  # heads begin with a dilated block, as the paper's final variant
-    width: int = ranged(128, 4, 4096)  # of it, a multiple of 4
+    width: int = ranged(128, 4, 4096, multiple=4)  # of it
     loss: str = chosen("cells", "squares", "focal", "softmax")  # training.targets.loss
     sigma_px: float = ranged(8.0, 1.0, 200.0)  # of the Gaussian targets
     floor: float = ranged(0.1, 0.001, 0.99)  # targets below it are zero
@@ -28,13 +28,13 @@ class BackboneTrainingConfig:
     backbone_learning_rate: float = ranged(1e-4, 0.0, 1.0)
     weight_decay: float = ranged(0.01, 0.0, 10.0)
     schedule: str = chosen("cosine", "step")
-    warm_up: float = ranged(0.05, 0.0, 1.0)  # of all steps
+    warm_up: float = ranged(0.05, 0.0, 0.99)  # of all steps
     halvings: int = ranged(4, 0, 30)  # of schedule "step", evenly over the run
     precision: str = chosen("bfloat16", "float16", "float32")  # of multiplications
     check_every: int = ranged(1, 1, 10**6)  # epochs between looks at held-out images
     check_images: int = ranged(20, 1, 100_000)  # of each scene
     log_every: int = ranged(10, 1, 10**9)  # steps
-    save_every: int = ranged(200, 1, 10**9)  # steps between checkpoints, beside one after every epoch
+    save_every: int = ranged(1000, 1, 10**9)  # steps between checkpoints, beside one after every epoch
     loaders: int = ranged(2, 1, 256)  # threads that read images
 
 
@@ -47,7 +47,7 @@ class SldStarConfig:
     seconds: float = ranged(1e6, 0.1, 1e7)  # of training for each network, even if epochs are left
     images: int = ranged(1, 1, 1000)  # per step
     patches: int = ranged(8, 1, 1000)  # per image; half of them hold a visible landmark
-    patch_px: int = ranged(96, 8, 4096)  # side of a patch, a multiple of 8
+    patch_px: int = ranged(96, 8, 4096, multiple=8)  # side of a patch
     loss: str = chosen("squares", "focal", "softmax", "cells")  # training.targets.loss
     sigma_px: float = ranged(20.0, 1.0, 200.0)  # of the Gaussian targets
     floor: float = ranged(0.1, 0.0, 0.99)  # targets below it are zero

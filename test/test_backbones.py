@@ -61,7 +61,7 @@ def test_the_configuration_offers_what_there_is():
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in BACKBONES])
 def test_saved_weights_make_the_same_frozen_features(name, tmp_path, monkeypatch):
     """Folding and file together change nothing; the file keeps its record."""
-    monkeypatch.setattr(backbone_module, "conv_dtype", lambda: torch.float32)
+    monkeypatch.setattr(backbone_module, "conv_dtype", lambda device: torch.float32)
     network = stirred(trainable(name, "random", seed=3)).eval()
     save_weights(network, name, tmp_path / "w.safetensors", {"scenes": 7})
     frozen = Backbone(name, str(tmp_path / "w.safetensors"))
@@ -113,7 +113,7 @@ def test_where_a_cell_looks(name, given, probes, expected):
 @pytest.mark.parametrize("name, step", [("resnext101-layer2", 8), ("efficientnet-b0", 16)])
 def test_moving_the_image_moves_the_features_as_many_cells(name, step, monkeypatch):
     """Away from the border nothing else changes; EfficientNet has stages at stride 16."""
-    monkeypatch.setattr(backbone_module, "conv_dtype", lambda: torch.float32)
+    monkeypatch.setattr(backbone_module, "conv_dtype", lambda device: torch.float32)
     backbone = Backbone(name, "random")
     big = torch.rand(1, 3, 400, 400, generator=torch.Generator().manual_seed(0))
     here, there = backbone(big[..., :352, :352])[0], backbone(big[..., step : step + 352, step : step + 352])[0]

@@ -1,18 +1,24 @@
 """Bags: what is written is read, by rosbags too, and a broken file gives what it holds."""
 import dataclasses
 import logging
+import os
+import struct
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
 from bag_messages import (SECOND, START, STORE, T_BASE_CAMERA, camera_info, image, odometry, tf, transform, write_mcap,
                           write_rosbags)
+from lz4.frame import compress as lz4_compress
 from rosbags.rosbag2 import Reader, StoragePlugin
+from rosbags.rosbag2.storage_mcap import zstd
 
+from sld_core.config import from_dict
 from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.mapping.bag import BagConfig, extract_frames, select_keyframes
-from sld_core.mapping.bag_reader import messages
-from sld_core.mapping.mcap import McapWriter, scan
+from sld_core.mapping.bag_reader import IMAGES, messages, read_index, stamp_of
+from sld_core.mapping.mcap import CHUNK, MAGIC, McapWriter, scan
 from sld_core.types import SldError
 
 
@@ -285,3 +291,108 @@ def test_a_record_cut_off_by_a_kill_starts_again(tmp_path, record):
 def test_no_frames_at_all_are_no_setting(tmp_path):
     with pytest.raises(SldError, match="max_frames = 0: expected at least 1"):
         extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(max_frames=0))
+
+
+@pytest.mark.parametrize("threshold", ["min_translation_m", "min_rotation_deg", "max_interval_s"])
+def test_a_threshold_of_nothing_keeps_all_and_is_thinned_evenly(threshold):
+    poses = {i * SECOND: make_transform(np.eye(3), np.array([0.01 * i, 0, 0])) for i in range(101)}
+    config = dataclasses.replace(BagConfig(max_frames=11), **{threshold: 0.0})
+    assert select_keyframes(poses, config) == [10 * i * SECOND for i in range(11)]
+    assert select_keyframes(poses, dataclasses.replace(config, max_frames=101)) == list(poses)
+    with pytest.raises(SldError, match=f"setting {threshold}=-0.1: expected a number from 0.0"):
+        from_dict({threshold: -0.1}, BagConfig)
+
+
+def test_thresholds_next_to_nothing_end_too():
+    poses = {i: make_transform(np.eye(3), np.array([i, 0, 0])) for i in range(20)}
+    assert len(select_keyframes(poses, BagConfig(min_translation_m=1e-300, max_frames=5))) == 5
+
+
+def test_a_folder_named_like_a_file_is_a_bag(tmp_path):
+    """`ros2 bag record -o drive.mcap` makes one."""
+    for name, storage in (("a.mcap", StoragePlugin.MCAP), ("b.mcap", StoragePlugin.SQLITE3), ("c.db3", StoragePlugin.MCAP)):
+        write_rosbags(tmp_path / name, drive(1), storage)
+        assert len(list(messages(tmp_path / name, IMAGES))) == 10
+    file = write_mcap(tmp_path / "d", drive(1))
+    assert len(list(messages(file, IMAGES))) == 10
+
+
+def test_the_files_of_a_split_bag_are_read_in_the_order_of_their_numbers(tmp_path):
+    bag = tmp_path / "bag"
+    bag.mkdir()
+    for part in (2, 10, 0):
+        content = [("/camera/image_raw", stamp, image(stamp)) for stamp in [START + part * SECOND]]
+        write_mcap(tmp_path / f"part_{part}", content).rename(bag / f"bag_{part}.mcap")
+    assert [(stamp_of(m) - START) // SECOND for m in messages(bag, IMAGES)] == [0, 2, 10]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["bag_1.mcap", "bag_1.db3", "metadata.yaml"])
+def test_a_pipe_in_a_bag_is_not_waited_for(tmp_path, name):
+    write_mcap(tmp_path / "bag", drive(1))
+    os.mkfifo(tmp_path / "bag" / name)
+    with pytest.raises(SldError, match=f"{name}: a device or pipe; expected a bag of files"):
+        list(messages(tmp_path / "bag", IMAGES))
+    with pytest.raises(SldError, match=f"{name}: no file; expected an mcap file"):
+        list(scan(tmp_path / "bag" / name))
+
+
+def chunk_file(path, records, compression, size):
+    """An mcap file of one chunk, without a checksum, that says its records have `size` bytes."""
+    packed = {"": bytes, "lz4": lz4_compress, "zstd": zstd.compress}[compression](records)
+    name = compression.encode()
+    body = struct.pack("<QQQII", 0, 0, size, 0, len(name)) + name + struct.pack("<Q", len(packed)) + packed
+    path.write_bytes(MAGIC + struct.pack("<BQ", CHUNK, len(body)) + body)
+    return path
+
+
+@pytest.mark.parametrize("compression", ["", "lz4", "zstd"])
+def test_a_chunk_of_another_size_than_it_says_is_damaged(tmp_path, compression, caplog):
+    text = lambda t: struct.pack("<I", len(t)) + t
+    record = lambda kind, body: struct.pack("<BQ", kind, len(body)) + body
+    records = b"".join([record(3, struct.pack("<H", 1) + text(b"x/msg/X") + text(b"") + text(b"")),
+                        record(4, struct.pack("<HH", 1, 1) + text(b"/x") + text(b"cdr") + struct.pack("<I", 0)),
+                        record(5, struct.pack("<HIQQ", 1, 0, 7, 7) + b"data")])
+    found, = scan(chunk_file(tmp_path / "a.mcap", records, compression, len(records)))
+    assert found == ("/x", "x/msg/X", 7, b"data")
+    for size in (len(records) - 1, len(records) + 1, 0):
+        caplog.clear()
+        assert list(scan(chunk_file(tmp_path / "a.mcap", records, compression, size))) == []
+        assert "a.mcap is cut off or damaged" in caplog.text
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("size, words", [(1000, "says it holds 1000 bytes and holds more"),
+                                         (2**30 + 1, "bytes; expected at most 1073741824")])
+def test_a_chunk_that_unpacks_to_too_much_is_not_unpacked(tmp_path, compression, size, words, caplog):
+    file = chunk_file(tmp_path / "a.mcap", bytes(64 * 10**6), compression, size)
+    assert file.stat().st_size < 300_000
+    tracemalloc.start()
+    try:
+        assert list(scan(file)) == []
+        assert tracemalloc.get_traced_memory()[1] < 10 * 10**6
+    finally:
+        tracemalloc.stop()
+    assert words in caplog.text and "damaged" in caplog.text
+
+
+def test_of_an_earlier_extraction_only_what_it_wrote_is_removed(tmp_path):
+    write_mcap(tmp_path / "bag", drive(3))
+    extract_frames(tmp_path / "bag", tmp_path / "frames")
+    (tmp_path / "frames" / "thesis.txt").write_text("years of work")
+    before = sorted(p.name for p in (tmp_path / "frames").iterdir())
+    with pytest.raises(SldError, match="holds files that are not from a bag, the first is thesis.txt; choose an empty folder"):
+        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
+    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == before
+    (tmp_path / "frames" / "thesis.txt").unlink()
+    fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
+    assert len(list((tmp_path / "frames").glob("*.color.jpg"))) == len(fewer) < (len(before) - 3) // 2
+
+
+def test_what_is_damaged_is_remembered(tmp_path):
+    content = [*drive(2), *(("/tf", START + i, tf(transform(START + i, "a", "b", np.full((4, 4), np.nan)))) for i in range(2))]
+    file = write_mcap(tmp_path / "bag", content)
+    assert read_index(tmp_path / "bag", lambda progress: None).damage.keys() == {"a -> b"}
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    damage = read_index(tmp_path / "bag", lambda progress: None).damage
+    assert list(damage) == ["bag_0.mcap"] and damage["bag_0.mcap"].startswith(f"{file} is cut off or damaged after")

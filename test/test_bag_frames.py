@@ -5,8 +5,8 @@ import cv2
 import drive_bag
 import numpy as np
 import pytest
-from bag_messages import (SECOND, START, T_BASE_CAMERA, camera_info, compressed_image, odometry, raw_image, tf, transform, write_mcap,
-                          write_rosbags)
+from bag_messages import (SECOND, START, STORE, T_BASE_CAMERA, camera_info, compressed_image, odometry, raw_image, tf, transform,
+                          write_mcap, write_rosbags)
 from rosbags.rosbag2 import StoragePlugin
 
 from sld_core.config import BagConfig
@@ -14,6 +14,7 @@ from sld_core.geometry import make_transform, mean_up, pose_error
 from sld_core.map_config import FramesConfig
 from sld_core.mapping.frame_set import read_frame_set
 from sld_core.mapping.frames import read_pose
+from sld_core.mapping.mcap import McapWriter
 from sld_core.mapping.sources import from_bag
 from sld_core.types import SldError
 
@@ -135,9 +136,27 @@ def test_pngs_and_distorted_jpegs_are_encoded_anew(tmp_path):
     assert abs(int(pixels[24, 32, 0]) - 200) <= 2 and pixels[0, 0, 0] <= 5
 
 
-def test_bayer_images_have_their_colours(tmp_path):
-    mosaic = np.tile(np.array([[200, 100], [100, 50]], np.uint8), (24, 32))
-    frame_set = frames_of(tmp_path, drive(1, lambda i, stamp: raw_image(stamp, "bayer_rggb8", mosaic)))
+def tiled(*rows):
+    """The pixels of these rows again and again, as an image of 64x48."""
+    cell = np.array(rows, np.uint8)
+    return np.tile(cell, (48 // cell.shape[0], 64 // cell.shape[1], *[1] * (cell.ndim - 2)))
+
+
+@pytest.mark.parametrize("encoding, pixels, rgb", [
+    ("rgb8", tiled([[200, 100, 50]]), (200, 100, 50)), ("bgr8", tiled([[50, 100, 200]]), (200, 100, 50)),
+    ("mono8", tiled([90]), (90, 90, 90)),
+    # U Y V Y: red is 1.164 (Y - 16) + 1.596 (V - 128), green - 0.391 (U - 128) - 0.813 (V - 128), blue + 2.018 (U - 128)
+    ("yuv422", tiled([[90, 100], [200, 100]]), (213, 54, 21)),
+    ("bayer_rggb8", tiled([200, 100], [100, 50]), (200, 100, 50)), ("bayer_grbg8", tiled([100, 200], [50, 100]), (200, 100, 50))])
+def test_images_of_every_kind_have_their_colours(tmp_path, encoding, pixels, rgb):
+    frame_set = frames_of(tmp_path, drive(1, lambda i, stamp: raw_image(stamp, encoding, pixels)))
+    assert np.abs(cv2.imread(str(frame_set.frames[0].image_path))[20, 30, ::-1].astype(int) - rgb).max() <= 3
+
+
+def test_a_compressed_png_is_read(tmp_path):
+    data = cv2.imencode(".png", tiled([[50, 100, 200]]))[1].tobytes()
+    frame_set = frames_of(tmp_path, drive(1, lambda i, stamp: compressed_image(stamp, data, "rgb8; png compressed bgr8")))
+    assert frame_set.frames[0].image_path.read_bytes()[:2] == b"\xff\xd8"
     assert np.abs(cv2.imread(str(frame_set.frames[0].image_path))[20, 30].astype(int) - [50, 100, 200]).max() <= 3
 
 
@@ -167,6 +186,28 @@ def test_a_cut_bag_gives_what_it_holds(tmp_path, caplog):
     file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
     frame_set = from_bag(tmp_path / "bag", tmp_path / "out", FramesConfig(), BY_5_CM)
     assert 4 <= len(frame_set.frames) <= 8 and "cut off or damaged" in caplog.text
+    assert frame_set.rejected["bag_0.mcap"].startswith(f"damaged: {file} is cut off or damaged after ")
+
+
+def test_malformed_messages_are_named(tmp_path):
+    (tmp_path / "bag").mkdir()
+    writer, channels = McapWriter(tmp_path / "bag" / "bag_0.mcap"), {}
+    for topic, stamp, content in drive():
+        if topic not in channels:
+            channels[topic] = writer.add_channel(topic, content.__msgtype__, "", "")
+        data = bytes(STORE.serialize_cdr(content, content.__msgtype__))
+        writer.write(channels[topic], stamp, b"\0\1\0\0" if topic == "/odom" else data)
+    writer.close()
+    frame_set = from_bag(tmp_path / "bag", tmp_path / "out")
+    assert len(frame_set.frames) == 16 and list(frame_set.rejected) == ["/odom"]
+    assert frame_set.rejected["/odom"].startswith("damaged: a message of /odom at 1700000000000000000 ns is no nav_msgs/msg/Odometry")
+    assert read_frame_set(tmp_path / "out").rejected == frame_set.rejected
+
+
+def test_the_session_is_a_label_like_the_name_of_the_bag(tmp_path):
+    write_mcap(tmp_path / "drive\u202f3", drive(1)).rename(tmp_path / "drive\u202f3" / "a.mcap")
+    frame, *_ = from_bag(tmp_path / "drive\u202f3", tmp_path / "out").frames
+    assert frame.session == "drive 3" and frame.source.startswith("drive\u202f3 /camera/image_raw at ")
 
 
 def test_a_missing_bag_and_one_without_images_are_refused(tmp_path):

@@ -5,7 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from sld_core import cli
 from sld_core.bench import paper_plan, paper_report, paper_scenes, paper_steps
 from sld_core.bench.paper_presets import PRESETS, SCENES, Preset, scaled_down
 from sld_core.bench.paper_report import first_reached, speedup
@@ -14,7 +16,7 @@ from sld_core.bench.paper_steps import Step
 from sld_core.config import override
 from sld_core.mapping import stages
 from sld_core.mapping.stages import Done
-from sld_core.types import Camera, Detections, Frame, Localization, PoseEstimate, SldError
+from sld_core.types import Camera, Detections, Frame, Localization, PoseEstimate, SldError, Visibility
 
 NOTHING = Detections(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0))
 
@@ -247,3 +249,27 @@ def test_the_command_refuses_bad_input_in_one_line(tmp_path, capsys):
         assert main(base + more) == 2
         error = capsys.readouterr().err
         assert text in error and len(error.splitlines()) == 1
+
+
+def test_heads_of_backbone_training_are_decoded_as_they_are_validated():
+    """A bump half a cell aside its peak: the squared centroid over five cells finds it, the plain one over three does not."""
+    from sld_core import heatmap
+    from sld_core.bench.paper_training import TrainedHead
+    from sld_core.training.targets import render
+    from sld_core.training_config import BackboneTrainingConfig
+    target, _ = render(torch.tensor([[[60.0, 52.0]]]), torch.ones(1, 1, dtype=torch.uint8) * Visibility.VISIBLE, (12, 12), 8.0)
+    config = override(BackboneTrainingConfig(), ["loss=squares"])
+    found = heatmap.decode(TrainedHead(lambda _: target, config)(torch.zeros(4, 12, 12)), config.scene.decode)
+    np.testing.assert_allclose(found.xy_px_K2, [[60, 52]], atol=0.2)
+
+
+def test_a_method_that_lacks_memory_does_not_stop_the_others(tmp_path):
+    steps = [Step("a", 1, Count(error=RuntimeError("CUDA out of memory\nand more"))), Step("b", 1, Count())]
+    done, missing = paper_steps.run(steps, tmp_path, 100)
+    assert list(done) == ["b"] and missing == {"a": "failed: CUDA out of memory"}
+
+
+def test_the_gpu_preset_runs_on_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["bench", "paper", "--preset", "gpu", "--output", str(tmp_path)]) == 2
+    assert "device cuda: torch finds no CUDA device" in capsys.readouterr().err

@@ -34,8 +34,17 @@ def test_the_yaml_of_camera_calibration(tmp_path):
 def test_a_matrix_holds_for_images_around_its_principal_point(tmp_path):
     calibration = read_calibration(write(tmp_path, "500 0 319.5\n0 500 239.5\n0 0 1\n"))
     assert (calibration.width, calibration.undistortion(640, 480).camera.cx) == (0, 320)
-    with pytest.raises(SldError, match="principal point 320, 240 .*outside of an image of 320x200"):
+    with pytest.raises(SldError, match="image is 320x200 but .*a.yaml is for images of about 640x480"):
         calibration.undistortion(320, 200)
+
+
+def test_a_matrix_of_another_image_size_is_refused_and_the_size_named(tmp_path):
+    calibration = read_calibration(write(tmp_path, "500 0 319.5\n0 500 239.5\n0 0 1\n"))
+    for size in ((1280, 960), (320, 240), (480, 640), (640, 360)):
+        with pytest.raises(SldError, match=f"image is {size[0]}x{size[1]} but .*a.yaml is for images of about 640x480.*scale fx, fy, cx"):
+            calibration.undistortion(*size)
+    # those of real cameras are off the middle: here by a tenth of the width
+    assert read_calibration(write(tmp_path, "500 0 383.5\n0 500 219.5\n0 0 1\n")).undistortion(640, 480).camera.cx == 384
 
 
 def test_a_camera_nobody_calibrated_is_a_guess():

@@ -36,6 +36,22 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path):
     assert checkpoint.load(path) == {"step": 1} and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def full(state, file):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SldError, match="a.pt: cannot be written .No space left on device.; free some space"):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path) == {"step": 1} and len(list(tmp_path.iterdir())) == 1
+
+
 class Malice:
     def __reduce__(self):
         return print, ("never run",)

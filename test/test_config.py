@@ -1,6 +1,7 @@
 import pytest
 
 from sld_core.config import SceneConfig, from_dict, override, to_dict
+from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import SldError
 
 
@@ -20,3 +21,9 @@ def test_unknown_or_unreadable_settings_raise(setting):
 def test_unknown_keys_and_wrong_types_raise(values):
     with pytest.raises(SldError):
         from_dict(values)
+
+
+@pytest.mark.parametrize("settings", ["width=18", "patch_px=72", "warm_up=1"])
+def test_what_a_training_cannot_do_is_said_before_it_begins(settings):
+    with pytest.raises(SldError, match="multiple of|0.99"):
+        override(BackboneTrainingConfig(), [settings])

@@ -3,16 +3,17 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from sld_core import cli
 from sld_core.map_config import DepthConfig, GaussianProcessConfig
-from sld_core.mapping.depth import gaussian_process, paper
+from sld_core.mapping.depth import gaussian_process, paper, trials
 from sld_core.mapping.depth.completion import DEFAULT, METHODS, method_of, scale_and_shift
 from sld_core.mapping.depth.evaluation import depth_errors, evaluate
 from sld_core.mapping.depth.hiding import KINDS, blocks, hide, regions
-from sld_core.types import SldError
+from sld_core.types import Camera, Frame, SldError
 
 SHARED = Path(os.environ.get("SLD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 NETWORK = SHARED / "models/tcmonodepth_small_192x320.onnx"
@@ -187,6 +188,39 @@ def test_hidden_depths_teach_nothing(corner, hidden, name):
     _, other, _ = evaluate(METHODS[name], poisoned, mono, image, hidden, np.random.default_rng(0))
     np.testing.assert_array_equal(clean, other)
     assert clean[hidden].max() < 10
+
+
+# the benchmark ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def frames(corner, tmp_path, monkeypatch):
+    """Three frames of the corner; a network that knows its inverse depth stands in for the real one."""
+    depth, mono, image = corner
+    monkeypatch.setattr(trials, "MonocularDepth", lambda model, preprocessing: lambda image_HW3: mono)
+    paths = [tmp_path / f"{i}.depth.png" for i in range(3)]
+    cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
+    for path in paths:
+        cv2.imwrite(str(path), np.round(1000 * depth).astype(np.uint16))
+    return [Frame(path.name[0], tmp_path / "image.png", Camera(64, 48, 50.0, 50.0, 32.0, 24.0), np.eye(4), path) for path in paths]
+
+
+def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(frames, caplog):
+    cv2.imwrite(str(frames[0].depth_path), np.zeros((48, 64), np.uint16))
+    frames[1].depth_path.write_bytes(b"no image")
+    found = trials.run_trials(frames, "net.onnx", "blocks", 12)
+    assert [trial.name for trial in found] == ["2"] and trials.summary(found)["images"] == 1
+    assert "0.depth.png: too few known depths" in caplog.messages[0] and "1.depth.png: " in caplog.messages[1]
+    caplog.clear()
+    with pytest.raises(SldError, match="none of 2 frames can be used; the first, 0: .*0.depth.png: too few known depths"):
+        trials.run_trials(frames[:2], "net.onnx", "blocks", 12)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_where_results_cannot_be_written_is_told_before_the_work(tmp_path, capsys, option):
+    given = ["--frames", str(tmp_path / "nowhere"), "--model", "net.onnx", option, str(tmp_path)]
+    assert cli.main(["bench", "depth", *given]) == 2
+    assert f"{option} {tmp_path} is a folder; expected the name of a file" in capsys.readouterr().err
 
 
 # real rooms ---------------------------------------------------------------------------------------------------------

@@ -61,9 +61,9 @@ def blind(room):
     return replace(room, frames=tuple(replace(f, depth_path=None) for f in room.frames))
 
 
-def run(reconstruction, folder, model=None, **settings):
+def run(reconstruction, folder, model=None, metric=True, **settings):
     seen = []
-    report = complete(reconstruction, folder, DepthConfig(**settings), model, seen.append)
+    report = complete(reconstruction, folder, DepthConfig(**settings), model, seen.append, metric)
     assert report.source == "none" or seen[-1].fraction == 1
     return report
 
@@ -134,6 +134,17 @@ def test_sources_that_are_not_possible(blind, tmp_path):
         with pytest.raises(SldError, match=text):
             run(blind, tmp_path / "depth", source=source)
     assert not (tmp_path / "depth").exists()
+
+
+def test_sensor_depth_is_of_no_use_in_a_world_without_metres(room, blind, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "MonocularDepth", FakeNetwork)
+    report = run(room, tmp_path / "none", metric=False)
+    assert report.source == "none" and report.notes == (stage.UNUSED,) and "2 of 2 frames have measured depth" in report.reason
+    report = run(room, tmp_path / "points", "net.onnx", metric=False)
+    assert report.source == "completion" and report.notes == (stage.UNUSED,)
+    with pytest.raises(SldError, match="measured depth is in metres and this scene is not; expected a scale .--distance"):
+        run(room, tmp_path / "sensor", metric=False, source="sensor")
+    assert run(blind, tmp_path / "blind", metric=False).notes == run(room, tmp_path / "asked", metric=False, source="none").notes == ()
 
 
 def test_a_scale_that_does_not_fit_is_noted(room, tmp_path):

@@ -33,6 +33,13 @@ def test_alone_nothing_is_joined(monkeypatch):
         assert not torch.distributed.is_initialized()
 
 
+def test_a_gpu_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SldError, match="--device cuda:0 with torchrun: expected cuda"):
+        with joined("cuda:0"):
+            pass
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")

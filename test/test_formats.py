@@ -21,6 +21,7 @@ from sld_core.mapping.formats.colmap_model import read_model, write_model
 from sld_core.mapping.formats.indoor6 import read_scene_data, write_scene_data
 from sld_core.mapping.formats.seven_scenes import read_seven_scenes, write_seven_scenes
 from sld_core.mapping.formats.splits import split
+from sld_core.mapping.formats.whole_folder import whole_folder
 from sld_core.mapping.frames import read_frames
 from sld_core.types import Camera, Frame, Landmarks, Reconstruction, SceneData, SldError
 
@@ -205,6 +206,38 @@ def test_an_interrupted_writing_is_recognised_and_can_be_repeated(tmp_path, data
         read_scene_data(out)
     write_scene_data(out, data)
     assert_same(read_scene_data(out), data)
+
+
+HALF = '{"format": "sld scene data", "version": 1, "complete": false, "files": []}'
+
+
+@pytest.mark.parametrize("text", [None, '{"format": "sld sc', "", HALF])
+def test_a_map_whose_scene_json_is_lost_or_damaged_is_written_again(tmp_path, data, text):
+    out = tmp_path / "out"
+    write_scene_data(out, data)
+    (out / "report.html").write_text("mine")
+    (out / "scene.json").unlink() if text is None else (out / "scene.json").write_text(text)
+    with pytest.raises(SldError, match="did not write|not readable"):
+        write_scene_data(out, data)  # no map: the files may be of others
+    (out / "sld-map.json").write_text("{}")
+    finish = f"without its scene.json, or with a damaged one; finish it with `sld map all --output {out}`"
+    with pytest.raises(SldError, match=f"{finish}|half-written"):
+        read_scene_data(out)
+    fewer = replace(data, frames=data.frames[:3], split_F=data.split_F[:3], visibility_FL=data.visibility_FL[:3])
+    write_scene_data(out, fewer)
+    assert_same(read_scene_data(out), fewer)
+    assert (out / "report.html").exists() and not list(out.glob("image-000003.*"))
+
+
+@pytest.mark.parametrize("old, new, message", [('"version": 1', '"version": 2', "version 2"), ("sld scene data", "x", "not of a data set")])
+def test_a_scene_json_of_others_is_kept_in_a_map_too(tmp_path, data, old, new, message):
+    write_scene_data(tmp_path / "out", data)
+    (tmp_path / "out" / "sld-map.json").write_text("{}")
+    edited(tmp_path / "out" / "scene.json", old, new)
+    before = (tmp_path / "out" / "scene.json").read_bytes()
+    with pytest.raises(SldError, match=message):
+        write_scene_data(tmp_path / "out", data)
+    assert (tmp_path / "out" / "scene.json").read_bytes() == before
 
 
 def test_a_failure_before_the_move_leaves_what_was_there(tmp_path, data):
@@ -779,3 +812,66 @@ def test_names_of_images_hold_no_folders():
     for name in ("../x.color.jpg", "/x.color.jpg", "a/x.color.jpg", "..", "x.jpg", "", ".color.jpg", "x\0.color.jpg", 7, None):
         with pytest.raises(SldError):
             plain_files.checked_name(name, Path("x.pkl"))
+
+
+# ---- folders that appear as a whole
+
+
+def replaced(folder, text="new"):
+    with whole_folder(folder, ["a"]) as staged:
+        (staged / "a").write_text(text)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    replaced(tmp_path / "model", "old")
+    return tmp_path / "model"
+
+
+def fail_at(monkeypatch, number, error):
+    """The rename of this number, from 1, raises once."""
+    calls, real = itertools.count(1), Path.rename
+
+    def rename(self, target):
+        if next(calls) == number:
+            raise error
+        return real(self, target)
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("error, raised", [(OSError(28, "No space left on device"), SldError), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_a_folder_that_cannot_be_replaced_stays(whole, monkeypatch, number, error, raised):
+    fail_at(monkeypatch, number, error)
+    with pytest.raises(raised):
+        replaced(whole)
+    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (whole / "a").read_text() == "old"
+    replaced(whole)
+    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (whole / "a").read_text() == "new"
+
+
+def test_a_folder_that_a_kill_left_aside_is_put_back(whole, tmp_path):
+    old = tmp_path / ".model.sld-old"
+    whole.rename(old)  # between the two renames
+    (tmp_path / ".model.sld-new").mkdir()
+    with pytest.raises(ZeroDivisionError), whole_folder(whole, ["a"]):
+        1 / 0
+    assert [p.name for p in tmp_path.iterdir()] == ["model"] and (whole / "a").read_text() == "old"
+    old.mkdir()  # a kill after both: it is not needed any more
+    replaced(whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"] and (whole / "a").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_put_back_is_kept_aside(whole, monkeypatch):
+    def rename(self, target):
+        if target != whole:
+            return real(self, target)
+        raise OSError(5, "Input/output error")
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(SldError, match="cannot be written"):
+        replaced(whole)
+    monkeypatch.undo()
+    assert (whole.parent / ".model.sld-old" / "a").read_text() == "old"
+    with whole_folder(whole, ["a"]):
+        assert (whole / "a").read_text() == "old"

@@ -306,6 +306,7 @@ def test_settings_of_older_scenes_take_the_defaults_and_limits_hold():
     (["--samples", "-1"], "--samples -1"),
     (["--set", "landmarks.first_spacing=2"], "expected a number from 0.0 to 1.0"),
     (["--device", "gpu"], "expected cpu, cuda or cuda:N"),
+    (["--json", "/dev/null/x.json"], "--json /dev/null/x.json: cannot write there"),  # before the minutes of work
     ([], "no such folder of frames"),
 ])
 def test_a_clumsy_benchmark_gets_one_line(arguments, expected, tmp_path, capsys):

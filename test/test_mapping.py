@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from sld_core import geometry
-from sld_core.config import LabelConfig, LandmarkConfig
+from sld_core.config import LabelConfig, LandmarkConfig, TrackConfig
 from sld_core.mapping import frames as folders
-from sld_core.mapping import labels, landmarks
+from sld_core.mapping import labels, landmarks, tracks
 from sld_core.mapping.subset import without
 from sld_core.training.lesson import hold_out
 from sld_core.types import Camera, Frame, Reconstruction, SldError, Visibility
@@ -194,3 +194,69 @@ def test_a_robot_that_does_not_roll_pays_nothing():
     assert roll_attempts(0.0, 0.0) == [0.0]
     attempts = np.degrees(roll_attempts(np.radians(-60), np.radians(30))).round().astype(int).tolist()
     assert attempts[0] == 0 and sorted(attempts) == [-70, -35, 0, 35]
+
+
+# tracks with known poses: in whose folder they work, and what becomes of their stored result ------------------------
+
+@pytest.fixture
+def frames(tmp_path):
+    """Three frames, of which only the paths and poses count here."""
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        path.write_bytes(b"image")
+    return [Frame(path.stem, path, CAMERA, np.eye(4)) for path in paths]
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """How often tracks were computed: in place of the real thing, one point that all frames see."""
+    made = []
+
+    def reconstruct(frames, work, config, seed, progress):
+        (work / "features.db").write_text("ours")
+        made.append(work)
+        return Reconstruction(tuple(frames), np.array([[1.0, 2, 3]]), np.zeros(1), np.zeros(3, int), np.arange(3), np.ones((3, 2)))
+
+    monkeypatch.setattr(tracks, "reconstruct", reconstruct)
+    return made
+
+
+def once(frames, work):
+    return tracks.reconstruct_once(frames, work, TrackConfig(), 0, lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["stage.json", "features.db", "model", "pairs.txt"])
+def test_a_folder_of_somebody_else_is_left_alone(frames, times, tmp_path, name):
+    """Such as that of a stage of a map, whose features would be gone."""
+    work = tmp_path / "lobby" / "work" / "sfm"
+    (work / "model").mkdir(parents=True) if name == "model" else work.mkdir(parents=True)
+    if name != "model":
+        (work / name).write_text("somebody else's")
+    with pytest.raises(SldError, match="sfm.*; choose a new or empty folder"):
+        once(frames, work)
+    assert not times and [path.name for path in work.iterdir()] == [name]
+
+
+def test_a_folder_of_ours_is_used_again(frames, times, tmp_path):
+    first = once(frames, tmp_path / "new")
+    assert np.array_equal(once(frames, tmp_path / "new").points_N3, first.points_N3) and len(times) == 1
+    (tmp_path / "new" / "tracks.npz").unlink()  # as a killed run leaves it
+    once(frames, tmp_path / "new")
+    assert len(times) == 2
+    (tmp_path / "new" / tracks.MARK).unlink()  # as older versions left it
+    once(frames, tmp_path / "new")
+    assert len(times) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")  # which is not in the way
+    once(frames, tmp_path / "mine")
+    assert len(times) == 3 and (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"text", lambda data: data[:-30]])
+def test_a_damaged_result_is_computed_anew(frames, times, tmp_path, caplog, damage):
+    first, path = once(frames, tmp_path), tmp_path / "tracks.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(once(frames, tmp_path).points_N3, first.points_N3) and len(times) == 2
+    assert len(caplog.messages) == 1 and "tracks.npz: cannot be read" in caplog.text and "tracks are computed again" in caplog.text
+    once(frames, tmp_path)
+    assert len(times) == 2

@@ -32,7 +32,7 @@ def texture(height, width, seed=0):
 @pytest.mark.parametrize("name", INSTALLED)
 def test_moving_the_image_by_a_cell_moves_the_features_by_a_cell(name, monkeypatch):
     """Networks with a stride-16 or 32 stage repeat exactly every 32 px; away from the border nothing else may change."""
-    monkeypatch.setattr(backbone_module, "conv_dtype", lambda: torch.float32)
+    monkeypatch.setattr(backbone_module, "conv_dtype", lambda device: torch.float32)
     backbone = Backbone(name)
     big = texture(512, 640)
     here, there = backbone.features(big[:448, :576]), backbone.features(big[32 : 32 + 448, 32 : 32 + 576])
@@ -67,7 +67,7 @@ def test_sizes_that_are_no_multiple_of_the_stride():
 def test_bfloat16_hardly_changes_a_feature(monkeypatch):
     image, features = texture(224, 224), {}
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(backbone_module, "conv_dtype", lambda: dtype)
+        monkeypatch.setattr(backbone_module, "conv_dtype", lambda device: dtype)
         features[dtype] = Backbone("lite0+xfeat").features(image).flatten(1)
         assert features[dtype].dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(*features.values(), dim=0).min() > 0.98
@@ -212,3 +212,12 @@ def test_augmentation_moves_landmarks_with_the_image():
         weight = moved[..., 0].astype(float) * near
         found = [(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()]
         np.testing.assert_allclose(found, xy_moved[0], atol=0.1 if trial < 15 else 0.5)  # a tilted spot is lopsided
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    from sld_core.localizer import check_device
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_device("cuda"), check_device("cuda:0")
+    with pytest.raises(SldError, match="device cuda:7: torch finds 1 CUDA devices"):
+        check_device("cuda:7")

@@ -1,4 +1,5 @@
 """Photographs: which files become frames, in which order, with what lies beside them, and what is left out."""
+import json
 import os
 import struct
 import zlib
@@ -11,8 +12,11 @@ from PIL import Image
 
 from sld_core.calibration import Calibration
 from sld_core.geometry import make_transform
+from sld_core.images import read_depth
 from sld_core.mapping.frame_set import read_frame_set
 from sld_core.mapping.frames import read_frames
+from sld_core.mapping.formats.scene_json import checked_label
+from sld_core.mapping.names import session_labels
 from sld_core.mapping.sources import Source, fingerprint, from_photos
 from sld_core.types import SldError
 
@@ -217,3 +221,114 @@ def test_a_photograph_that_was_cut_short_is_told_from_what_is_none(tmp_path, pho
     assert rejected["cut.jpg"].endswith(f"cut.jpg: a damaged JPEG, perhaps cut short: its {len(data) - 100} bytes do not hold the 64x48 "
                                         "pixels of its header")
     assert "neither JPEG nor PNG" in rejected["text.jpg"]
+
+
+@pytest.mark.timeout(20)
+def test_pipes_beside_photographs_are_not_waited_for(tmp_path, photos):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        photo(photos / name)
+    for name in ("a.depth.png", "b.pose.txt", "d.jpg"):
+        pipe(photos / name)
+    (photos / "c.depth.png").mkdir()
+    (tmp_path / "list.txt").write_text("a\nb\nd\n")
+    assert len(fingerprint(Source(photos, with_poses=True))) == 3
+    frame_set = from_photos(photos, tmp_path / "out", with_poses=True)
+    assert [f.source for f in frame_set.frames] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert sorted(frame_set.rejected) == ["a.depth.png", "b.pose.txt", "c.depth.png", "d.jpg"]
+    assert frame_set.rejected["a.depth.png"].endswith("a.depth.png: no file but a folder, device or pipe")
+    assert from_photos(photos, tmp_path / "listed", list_path=tmp_path / "list.txt").rejected["d"] == "missing: no such image"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("source", [Source, lambda path: Source(videos=(path,)), lambda path: Source(bag=path),
+                                    lambda path: Source(path.parent, calibration=path)])
+def test_a_source_that_is_a_pipe_is_refused(tmp_path, source):
+    pipe(tmp_path / "pipe")
+    with pytest.raises(SldError, match="pipe: a device or pipe; expected a file or folder"):
+        fingerprint(source(tmp_path / "pipe"))
+
+
+def test_only_what_is_read_counts_as_a_change(photos):
+    for name in ("a.jpg", "b.jpg", "hall/c.png"):
+        photo(photos / name)
+    depth(photos / "a.depth.png")
+    before = fingerprint(Source(photos)), fingerprint(Source(photos, with_poses=True))
+    assert [Path(path).name for path, *_ in before[0]] == ["a.depth.png", "a.jpg", "b.jpg", "c.png"]
+    for name in (".DS_Store", "note.txt", "out.json", ".git/index", ".hidden/d.jpg", ".e.jpg", "lonely.depth.png",
+                 "hall/camera-intrinsics.txt"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_text("mine")
+    assert (fingerprint(Source(photos)), fingerprint(Source(photos, with_poses=True))) == before
+    (photos / "b.pose.txt").write_text("0")
+    assert fingerprint(Source(photos)) == before[0]
+    assert [Path(path).name for path, *_ in set(fingerprint(Source(photos, with_poses=True))) - set(before[1])] == ["b.pose.txt"]
+    for name in ("hall/c.depth.png", "camera-intrinsics.txt", "hall/d.jpg"):
+        known = fingerprint(Source(photos))
+        (photos / name).write_text("0")
+        assert len(fingerprint(Source(photos))) == len(known) + 1
+
+
+def test_of_a_list_only_its_images_count_as_a_change(tmp_path, photos):
+    for name in ("a.jpg", "b.jpg"):
+        photo(photos / name)
+    (tmp_path / "list.txt").write_text("a\n")
+    found = [Path(path).name for path, *_ in fingerprint(Source(photos, list_path=tmp_path / "list.txt"))]
+    assert found == ["a.jpg", "list.txt"]
+
+
+def test_names_of_sessions_become_labels_of_their_own(tmp_path, photos):
+    mother, raw = "\U0001f469\u200d\U0001f467", os.fsdecode(b"k\xfcche")
+    folders = ["3\u202fPM", "3 PM", "3\xa0PM", mother, raw, "line\nbreak", "/".join(["x" * 200] * 2), "\u200b"]
+    for folder in folders:
+        photo(photos / folder / "a.jpg")
+    frame_set = from_photos(photos, tmp_path / "out")
+    label = {str(Path(f.source).parent): f.session for f in frame_set.frames}
+    assert label["3 PM"] == "3 PM" and {label["3\u202fPM"], label["3\xa0PM"]} == {"3 PM (2)", "3 PM (3)"}
+    assert (label[mother], label[raw]) == (mother.replace("\u200d", ""), "k\ufffdche")
+    assert (label["line\nbreak"], label["\u200b"]) == ("line break", "unnamed")
+    assert 250 < len(label[folders[6]]) <= 300 and len(set(label.values())) == len(folders) == len(frame_set.frames)
+    assert all(checked_label(session, "session") == session for session in label.values())
+    assert read_frame_set(tmp_path / "out").frames[0].session == frame_set.frames[0].session
+
+
+def test_labels_that_are_free_are_found():
+    names = ["a\xa0b", "a b (2)", "a\u202fb", "a b", "", "y" * 301, "y" * 302, "y" * 300]
+    labels = session_labels(names)
+    assert labels["a b"] == "a b" and labels["a b (2)"] == "a b (2)" and labels[""] == "" and labels["y" * 300] == "y" * 300
+    assert (labels["a\xa0b"], labels["a\u202fb"]) == ("a b (3)", "a b (4)")
+    assert len(set(labels.values())) == len(names) and all(checked_label(label, "session") == label for label in labels.values())
+    assert session_labels(names[:1] * 3) == {"a\xa0b": "a b"}
+
+
+@pytest.mark.parametrize("scene, kept", [
+    ({"metric": False}, False), ({"metric": True}, True), ({"complete": False}, False), ({"format": "of others", "metric": False}, True)])
+def test_depth_of_an_old_map_without_scale_is_no_depth(tmp_path, photos, scene, kept, caplog):
+    for name in ("old/a.jpg", "old/b.jpg", "new/a.jpg"):
+        photo(photos / name)
+        depth((photos / name).with_suffix(".depth.png"))
+    (photos / "old" / "scene.json").write_text(json.dumps({"format": "sld scene data", "version": 1} | scene))
+    frame_set = from_photos(photos, tmp_path / "out")
+    assert {f.source: f.depth_path is not None for f in frame_set.frames} == {"new/a.jpg": True, "old/a.jpg": kept, "old/b.jpg": kept}
+    assert frame_set.rejected == {}
+    assert caplog.text.count("old: depth images there are left out: scene.json does not say that they are in millimetres") == (not kept)
+
+
+def test_a_map_that_lost_its_scene_json_tells_no_scale(tmp_path, photos):
+    photo(photos / "a.jpg")
+    depth(photos / "a.depth.png")
+    (photos / "sld-map.json").write_text("{}")
+    assert from_photos(photos, tmp_path / "lost").frames[0].depth_path is None
+    (photos / "scene.json").write_text('{"format": "sld sc')
+    assert from_photos(photos, tmp_path / "damaged").frames[0].depth_path is None
+    (photos / "sld-map.json").unlink()
+    assert from_photos(photos, tmp_path / "others").frames[0].depth_path is not None
+
+
+def test_huge_depth_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(20000, 5001, 16, 0) + bytes(100))
+    with pytest.raises(SldError, match="bomb.png: 20000x5001 pixels; expected a 16-bit .* at most 100000000 pixels"):
+        read_depth(path)
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(SldError, match="text.png: neither JPEG nor PNG; expected a 16-bit single-channel PNG"):
+        read_depth(tmp_path / "text.png")

@@ -1,5 +1,6 @@
 """`sld map` through the command line: images in, a dataset out, all at once or by stages; and what cannot be used."""
 import json
+import os
 import re
 import shutil
 import struct
@@ -14,10 +15,16 @@ from bag_messages import SECOND, START, compressed_image, write_mcap
 from small_place import CAMERA, against, shoot, sway, write, write_photos
 
 from sld_core import cli
-from sld_core.geometry import similarity
+from sld_core.commands import map as map_command
+from sld_core.config import override
+from sld_core.geometry import pose_error, similarity
+from sld_core.images import read_image
+from sld_core.localizer import Localizer
+from sld_core.map_config import MapConfig
 from sld_core.mapping import place
 from sld_core.mapping.formats.indoor6 import read_scene_data
 from sld_core.mapping.store import read_reconstruction, write_reconstruction
+from sld_core.types import SldError
 
 POSES = sway(14)
 STAGES = ["frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset"]
@@ -221,6 +228,133 @@ def test_two_videos_of_one_name_are_two_sessions_and_a_distance_makes_them_metri
     assert data.metric and json.loads(told.read_text())["scale_source"] == "distance"
     scale, _, _ = similarity(np.array([f.T_world_camera[:3, 3] for f in data.frames]), np.array([T[:3, 3] for T in POSES]))
     assert abs(scale - 1) < 0.02
+
+
+# from the map to a scene that localizes -------------------------------------------------------------------------------
+
+
+def test_a_map_is_taught_and_localizes_its_own_images(mapped, tmp_path):
+    """Both halves, joined by nothing but the folder between them."""
+    output, scene = mapped[0], tmp_path / "corner.sld"
+    assert cli.main(["teach", "--scene-data", str(output), "--output", str(scene), "--head", "prototype"]) == 0
+    frames, errors = read_scene_data(output).frames, []
+    localizer = Localizer.load(scene)
+    for frame in frames:
+        if (pose := localizer.localize(read_image(frame.image_path), frame.camera).pose) is not None:
+            errors.append(pose_error(pose.T_world_camera, frame.T_world_camera))
+    assert len(errors) >= 12 and (np.median(errors, axis=0) < [0.05, 2]).all(), errors  # metres, degrees
+
+
+# without a scale; and what became of what a stage left ----------------------------------------------------------------
+
+
+def warnings_of(caplog):
+    return [r.message for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_depth_in_metres_is_not_used_in_a_scene_without_them(mapped, tmp_path, capsys):
+    output, told = tmp_path / "map", tmp_path / "out.json"
+    shutil.copytree(mapped[0], output)
+    unscaled = [*FEW, "--set", "metric.source=none"]
+    assert sld("all", "--output", output, "--json", told, *unscaled) == 0
+    found = json.loads(told.read_text())
+    assert not found["metric"] and found["depth"]["source"] == "none" and 0.1 < found["labels"]["visible"]
+    assert found["labels"]["tracked_hidden"] < 0.05 and found["labels"]["hidden"] < 0.5
+    assert [note for note in found["notes"] if note.startswith("the depth images are not used: they are in metres")]
+    assert "note: the depth images are not used" in capsys.readouterr().out
+    assert not list(output.glob("*.depth.png")) and "the depth images are not used" in (output / "report.html").read_text()
+    assert sld("depth", "--output", output, "--set", "depth.source=sensor") == 2
+    assert "measured depth is in metres and this scene is not" in one_line(capsys)
+
+
+def test_another_model_under_the_name_of_the_first_is_another_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_bytes(b"one")
+    key = lambda model: json.dumps(place.Place(tmp_path / "map", model=model)._settings("depth"))
+    one = key("net.onnx")
+    assert one == key(tmp_path / "net.onnx") != key(None)  # by whatever way it is named
+    (tmp_path / "net.onnx").write_bytes(b"another")
+    another = key("net.onnx")
+    (tmp_path / "net.onnx.json").write_text('{"preprocessing": "raw255"}')
+    assert len({one, another, key("net.onnx")}) == 3
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    assert key("folder") != key("some/hub-name") == key("some/hub-name") and str(tmp_path / "folder") in key("folder")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_depth_images_are_made_anew(mapped, tmp_path, capsys, caplog, damage):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    path = output / "work/depth/image-000004.depth.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if damage == "truncated" else path.unlink()
+    assert sld("labels", "--output", output, "--seed", 5) == 2
+    text = one_line(capsys)
+    assert f"`sld map depth --output {output}`" in text
+    words = "image-000004.depth.png: ends too early" if damage == "truncated" else "holds 13 of 14 depth images"
+    assert words in text
+    assert sld("all", "--output", output, *FEW) == 0
+    assert len(told := warnings_of(caplog)) == 1 and "the stage 'depth' is damaged and is done anew" in told[0] and words in told[0]
+    before, after = stamps_of(mapped[0]), stamps_of(output)
+    assert [s for s in STAGES if after[s] != before[s]] == STAGES[3:]
+    assert path.read_bytes() == (mapped[0] / path.relative_to(output)).read_bytes()
+
+
+def test_a_stage_that_names_images_of_before_is_not_called_damaged(mapped, tmp_path, caplog, monkeypatch):
+    """It is done anew because the images are others; until that is done it stays."""
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    assert sld("frames", "--images", write_photos(tmp_path / "fewer", POSES[:5]), "--output", output) == 0
+    assert not (output / "work/frames/images/image-000005.jpg").exists()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, "solve", stop)
+    assert sld("all", "--output", output, *FEW) == 130
+    assert not warnings_of(caplog) and (output / "work/sfm/stage.json").exists()
+
+
+def test_a_report_that_was_deleted_is_written_again(mapped, tmp_path, caplog):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    (output / "report.html").unlink()
+    before = stamps_of(output)
+    assert sld("all", "--output", output, *FEW) == 0
+    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == ["dataset"] and (output / "report.html").exists()
+    assert "report.html: no such file" in warnings_of(caplog)[0]
+
+
+@pytest.mark.parametrize("text", ["", '{"format": "sld sc', '{"format": "sld scene data", "version": 1, "complete": false, "files": []}'])
+def test_a_damaged_scene_json_counts_as_missing(mapped, tmp_path, monkeypatch, text):
+    output, written = tmp_path / "map", []
+    shutil.copytree(mapped[0], output)
+    (output / "scene.json").write_text(text)
+    monkeypatch.setattr(place, "write_scene_data", lambda folder, data: written.append(folder))
+    monkeypatch.setattr(place, "write_map_report", lambda *_: None)
+    assert sld("all", "--output", output, *FEW) == 0 and written == [output]
+
+
+def test_every_stage_says_at_its_start_that_it_works(mapped, tmp_path):
+    output, seen = tmp_path / "map", []
+    shutil.copytree(mapped[0], output)
+    under_way = place.Place(output, override(MapConfig(), ["seed=1"]), progress=seen.append)
+    under_way.run("depth")
+    for stage in ("landmarks", "labels", "dataset"):
+        seen.clear()
+        under_way.run(stage)
+        assert seen and seen[0].fraction == 0, stage
+
+
+@pytest.mark.parametrize("error", [SldError("the disk is full"), OSError(5, "Input/output error")])
+def test_frames_that_fail_leave_no_images(photos, tmp_path, monkeypatch, error):
+    def fail(images, folder, *_):
+        write(folder / "image-000000.jpg", np.zeros((48, 64, 3), np.uint8))
+        raise error
+
+    monkeypatch.setattr(place.sources, "from_photos", fail)
+    assert sld("frames", "--images", photos, "--output", tmp_path / "map") == 2
+    assert names(tmp_path / "map/work/frames.partial") == ["stage.json"]
 
 
 # what cannot be used --------------------------------------------------------------------------------------------------
@@ -474,3 +608,37 @@ def test_settings_that_are_not_given_again_are_named(mapped, tmp_path, caplog):
     assert [r.message for r in caplog.records] == [
         "the stage 'landmarks' is done anew: landmarks.count was 200 and is the default 1000 (settings are not remembered, give them "
         "each time)"]
+
+
+# a scene.json that is gone, and names that are no text ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [None, "", '{"format": "sld sc'])
+def test_a_map_that_lost_its_scene_json_is_finished(mapped, tmp_path, text):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    (output / "scene.json").unlink() if text is None else (output / "scene.json").write_text(text)
+    before = stamps_of(output)
+    assert sld("all", "--output", output, *FEW) == 0
+    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == ["dataset"]
+    assert (output / "scene.json").read_bytes() == (mapped[0] / "scene.json").read_bytes()
+
+
+def test_names_that_are_no_text_are_printed_too(mapped, tmp_path, capsys, monkeypatch):
+    photos = write_photos(tmp_path / "photos", POSES[:1])
+    (photos / os.fsdecode(b"k\xfcche.jpg")).write_text("no image")
+    monkeypatch.setattr(place.Place, "run_all", lambda self: mapped[1] | {"rejected": self.run("frames").found["rejected"]})
+    assert sld("all", "--images", photos, "--output", tmp_path / "map", "--json", tmp_path / "out.json") == 0
+    assert "left out: k\\udcfcche.jpg: damaged: " in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "out.json").read_text())["rejected"]) == ["k\udcfcche.jpg"]
+
+
+def test_json_is_written_before_anything_is_printed(mapped, tmp_path, monkeypatch):
+    """To a reader that has seen enough, for example."""
+    def gone(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(place.Place, "run_all", lambda self: mapped[1])
+    monkeypatch.setattr(map_command, "_tell", gone)
+    assert sld("all", "--output", tmp_path / "map", "--json", tmp_path / "out.json") == 141
+    assert json.loads((tmp_path / "out.json").read_text()) == mapped[1]

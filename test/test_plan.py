@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sld_core.commands import train_plan
-from sld_core.training.plan import AUGMENT_MS, HEAD_S, READ_MS, TRAINING_FORWARDS, Counts, PlanConfig, count, kept_bytes, plan, ring_bytes
+from sld_core.training.plan import (AUGMENT_MS, CHECK_IMAGES, CHECK_MS, FLOAT32_FORWARDS, HEAD_S, READ_MS, TRAINING_FORWARDS, Counts,
+                                     PlanConfig, count, kept_bytes, plan, ring_bytes)
 from sld_core.types import SldError
 
 COUNTS = Counts(patch_macs=3e7, image_macs=1e9, weights=1e6, head_macs=2e7, head_weights=5e5, patch_bytes=1e6)
@@ -16,13 +17,15 @@ SMALL = dict(scenes=10, images=100, gpus=2, epochs=5, batch=5, patches=8, forwar
 
 def test_hours_by_hand():
     made = plan(PlanConfig(**SMALL), COUNTS)
-    backbone, buffers, heads = made.phases[1:]
+    backbone, validation, buffers, heads = made.phases[1:]
     steps = 5 * 10 * 10  # epochs, scenes, batches of 5 images on each of 2 GPUs
     compute_ms = TRAINING_FORWARDS * 5 * 8 * (3e7 + 2e7) * 20 / 1e9
     exchange_ms = 0.5 + 4 * 1.5e6 / 1e9 * 1e3  # with two workers each sends the gradients once
     assert made.numbers["steps"] == steps
     assert made.numbers["step_ms"] == pytest.approx(compute_ms + exchange_ms)
     assert backbone.hours == pytest.approx(steps * (compute_ms + exchange_ms) / 3.6e6)
+    # 5 epochs, 5 scenes on each GPU
+    assert validation.hours == pytest.approx(5 * 5 * CHECK_IMAGES * (READ_MS + CHECK_MS + FLOAT32_FORWARDS * 20) / 3.6e6)
     assert buffers.hours == pytest.approx(5 * 100 * ((READ_MS + 2 * AUGMENT_MS) / 100 + 3 * 20) / 3.6e6)  # 5 scenes on each GPU
     assert heads.hours == pytest.approx(5 * HEAD_S / 3600)
     assert made.notes == ()
@@ -33,6 +36,7 @@ def test_memory_by_hand():
     assert made["each worker: backbone, heads, optimiser"] == pytest.approx(16 * (1e6 + 10 * 5e5) / 1e9)
     assert made["each worker: activations"] == pytest.approx(40 * 1e6 / 1e9)
     assert made["each worker: heatmaps"] == pytest.approx(40 * 500 * 144 * 16 / 1e9)
+    assert made["each machine: labels"] == pytest.approx(2 * 10 * 100 * 500 * 17 / 1e9)
     assert made["each machine: feature buffers"] == pytest.approx(2 * 100 * 3 * 1000 * (256 + 17) / 1e9)
 
 
@@ -85,7 +89,7 @@ def test_the_command_prints_and_writes_it(tmp_path, capsys):
     args.run(args)
     text = capsys.readouterr().out
     assert "100 scenes x 1000 images" in text and "is a guess" in text and "8 GPUs" in text
-    assert len(json.loads(out.read_text())["phases"]) == 4
+    assert len(json.loads(out.read_text())["phases"]) == 5
     with pytest.raises(SldError, match="not measured without a GPU"):
         args = parser.parse_args(["plan", "--gpus", "0", "--backbone", "xfeat"])
         args.run(args)

@@ -256,8 +256,7 @@ def test_an_image_that_hardly_a_point_holds_loses_its_pose(place, tmp_path):
     sfm.solve(place, tmp_path, config)
     model, database = pycolmap.Reconstruction(tmp_path / "model"), tmp_path / "features.db"
     image = next(i for i in model.images.values() if i.name == place.frames[4].image_path.name)
-    for i in [i for i, p in enumerate(image.points2D) if p.has_point3D()][9:]:
-        model.delete_observation(image.image_id, i)
+    thin(model, image.image_id, 9)
     assert image.num_points3D == 9
     dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
     assert dropped == {image.name: "only 9 points hold its pose"} and apart == []
@@ -285,6 +284,39 @@ def test_a_part_that_a_few_points_join_is_a_piece_of_its_own(place, tmp_path):
     dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
     assert apart == [5] and model.num_reg_images() == 9
     assert dropped == {f.image_path.name: "in a piece of 5 images that hardly shares a point with the largest" for f in place.frames[:5]}
+
+
+def test_what_the_last_adjustment_leaves_loose_loses_its_pose_too(place, tmp_path, monkeypatch):
+    """A part is cut off, all is adjusted once more, and of what then fits, one image has too little."""
+    config = SfmConfig(completion_px=0)
+    sfm.solve(place, tmp_path, config)
+    model, database = pycolmap.Reconstruction(tmp_path / "model"), tmp_path / "features.db"
+    first, second, *others = sorted(model.reg_image_ids())
+    monkeypatch.setattr(mapper, "parts", lambda *_: [[second, *others], [first]])
+    monkeypatch.setattr(mapper, "_drop_misfits", lambda model, config: thin(model, second, 9))
+    names = [model.image(i).name for i in (first, second)]
+    dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
+    assert apart == [1] and model.num_reg_images() == 12
+    assert dropped == {names[0]: "in a piece of 1 images that hardly shares a point with the largest",
+                       names[1]: "only 9 points hold its pose"}
+
+
+def thin(model, image_id, count):
+    """Leave an image only so many points."""
+    for i in [i for i, p in enumerate(model.image(image_id).points2D) if p.has_point3D()][count:]:
+        model.delete_observation(image_id, i)
+
+
+def test_a_map_of_which_nothing_holds_is_one_clear_error(place, tmp_path, monkeypatch):
+    real = mapper.polish
+
+    def strict(*args):
+        monkeypatch.setattr(mapper, "MIN_OBSERVATIONS", 10**6)
+        return real(*args)
+
+    monkeypatch.setattr(sfm, "polish", strict)
+    with pytest.raises(SldError, match="no feature could be triangulated"):
+        sfm.solve(place, tmp_path, SfmConfig(completion_px=0))
 
 
 def test_a_damaged_database_of_a_killed_run_is_begun_anew(tmp_path, caplog):

@@ -65,6 +65,18 @@ def test_a_stage_that_fails_leaves_the_old_one_alone(tmp_path, error):
     assert stages.look(folder) == old
 
 
+@pytest.mark.parametrize("error, words", [
+    (OSError(2, "No such file or directory", "there.jpg"), r"there\.jpg: cannot be used \(No such file or directory\)"),
+    (OSError(30, "Read-only file system", "there.txt"), r"there\.txt: cannot be written \(Read-only file system\)"),
+    (OSError("cannot identify image file"), r"sfm: cannot be used \(cannot identify image file\)")])
+def test_what_a_stage_cannot_read_is_not_said_to_be_unwritable(tmp_path, error, words):
+    with pytest.raises(SldError, match=words):
+        stages.run(tmp_path / "sfm", "a", Make(error=error))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SldError, match=r"file.*: cannot be written \(Not a directory\)"):
+        stages.run(tmp_path / "file" / "sfm", "a", Make())
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{}", '{"key": "a"}', '{"key": "a", "found": null, "seconds": 1}',
                                   '{"key": "a", "found": [1], "seconds": 1}', '{"key": "a", "found": {}, "seconds": "x"}', b"\xff\xfe"])
 def test_a_stage_with_a_damaged_record_is_made_again(tmp_path, text):

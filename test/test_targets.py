@@ -111,3 +111,12 @@ def test_loss_is_a_mean_over_patches(kind):
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="there are squares"):
         targets.loss(*torch.zeros(3, 1, 1, 1, 1), "cubes")
+
+
+def test_unknown_landmarks_that_a_patch_cannot_show_are_hidden_in_it():
+    reach = targets.reach_px(8.0, 0.1)
+    xy_BL2 = torch.tensor([[[48.0, 48.0], [96 + reach + 1, 40.0], [96 + reach - 1, 40.0], [30.0, -500.0], [30.0, -500.0]]])
+    visibility_BL = torch.stack([UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, VISIBLE])[None]
+    found = targets.hidden_elsewhere(xy_BL2, visibility_BL, 96, 8.0, 0.1)
+    assert found.dtype == torch.uint8 and found[0].tolist() == [Visibility.UNKNOWN, Visibility.HIDDEN, Visibility.UNKNOWN,
+                                                                Visibility.HIDDEN, Visibility.VISIBLE]

@@ -1,4 +1,6 @@
 """Videos: frames by time stamps, sessions, and files that are none."""
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -55,6 +57,14 @@ def test_names_of_sessions(tmp_path):
         names("run.mp4", "a/../run.mp4")
 
 
+def test_sessions_of_names_that_are_no_labels(tmp_path):
+    """Screen recordings of a Mac have a narrow no-break space before AM and PM."""
+    first, second = write_video(tmp_path / "at 3.04\u202fPM.mp4"), write_video(tmp_path / "at 3.04\xa0PM.mp4")
+    frame_set = from_videos([first, second], tmp_path / "out")
+    assert [f.session for f in frame_set.frames] == ["at 3.04 PM"] * 4 + ["at 3.04 PM (2)"] * 4
+    assert frame_set.frames[0].source == "at 3.04\u202fPM.mp4 at 0.00 s"
+
+
 def test_a_calibration_undistorts_and_another_size_is_named(tmp_path):
     K = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
     calibration = Calibration(64, 48, K, np.array([0.3, 0, 0, 0, 0]), "plumb_bob", "lens.yaml")
@@ -80,12 +90,15 @@ def broken(tmp_path, kind):
         path.write_bytes(whole[:len(whole) // 2])
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
     return path
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind, words", [("text", "no video: a text file"), ("empty", "no video: the file is empty"), ("noise", "no video: cannot"),
                                          ("without images", "no video|no frame"), ("cut", "no video: cannot"), ("missing", "No such file"),
-                                         ("folder", "Is a directory")])
+                                         ("folder", "Is a directory"), ("pipe", "no video: a device or pipe")])
 def test_what_is_no_video_is_named_and_skipped(tmp_path, kind, words):
     bad, good = broken(tmp_path, kind), write_video(tmp_path / "good.mp4")
     frame_set = from_videos([bad, good], tmp_path / "out")

@@ -46,11 +46,14 @@ def add(commands) -> None:
 
 
 def _landmarks(args) -> None:
+    from sld_core.commands.common import check_writable
     from sld_core.localizer import check_device
     from sld_core.mapping.frames import read_frames
     if args.repeat < 1 or args.samples < 0:
         raise SldError(f"--repeat {args.repeat} --samples {args.samples}: expected at least 1 and 0")
     check_device(args.device)
+    if args.json:
+        check_writable(args.json, "--json")
     config = override(SceneConfig(), args.set)
     inside = lambda path: path if path.exists() else args.frames / path
     frames, queries = (read_frames(args.frames, inside(path)) for path in (args.map, args.query))

@@ -45,6 +45,7 @@ def run(steps: Sequence[Step], folder: Path, limit_s: float,
         log.info("%s: about %.0f s", step.name, step.about_s)
         try:
             done[step.name] = stages.run(where, key, lambda partial: step.make(partial, {name: done[name] for name in step.needs}))
-        except SldError as error:  # one method that fails says nothing of the others
-            missing[step.name] = f"failed: {error}"
+        except (SldError, RuntimeError) as error:  # one method that fails, as for lack of memory, says nothing of the others
+            log.debug("%s", step.name, exc_info=True)
+            missing[step.name] = f"failed: {str(error).splitlines()[0]}"
     return done, missing

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from sld_core import config as configuration
@@ -84,6 +85,9 @@ def _map(args) -> None:
         found = place.run_all() if args.stage == "all" else _found(place.run(args.stage), args.stage)
     finally:
         show.done()
+    if args.json:
+        from sld_core.files import write_atomically
+        write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
     if args.stage == "all":
         _tell(found, args.output)
     else:
@@ -93,9 +97,6 @@ def _map(args) -> None:
                 print(f"{kind}: {name}: {reason}", file=sys.stderr)
         if args.stage != "dataset":
             print(f"the dataset follows with: sld map all --output {args.output}", file=sys.stderr)
-    if args.json:
-        from sld_core.files import write_atomically
-        write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def _found(done, stage: str) -> dict:
@@ -124,19 +125,26 @@ def _settings(args) -> list[str]:
 
 
 def _tell(found: dict, output: Path) -> None:
-    print(f"{output}: {found['registered']} of {found['images']} images placed, {found['reprojection_px']:.2f} px, "
-          f"{found['landmarks']} landmarks, {sum(found['seconds'].values()):.0f} s "
-          f"({', '.join(f'{stage} {s:.0f}' for stage, s in found['seconds'].items())})")
+    encoding = sys.stdout.encoding or "utf-8"
+    for line in _lines(found, output):
+        # names of files may hold bytes that are no text, or letters that the terminal does not know
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _lines(found: dict, output: Path) -> Iterator[str]:
+    yield (f"{output}: {found['registered']} of {found['images']} images placed, {found['reprojection_px']:.2f} px, "
+           f"{found['landmarks']} landmarks, {sum(found['seconds'].values()):.0f} s "
+           f"({', '.join(f'{stage} {s:.0f}' for stage, s in found['seconds'].items())})")
     if found["metric"]:
-        print(f"in metres, by {found['scale_source']}" + (f", in the frame {found['world_frame']!r}" if found["world_frame"] else ""))
+        yield f"in metres, by {found['scale_source']}" + (f", in the frame {found['world_frame']!r}" if found["world_frame"] else "")
     else:
-        print("NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from it. "
-              "Give --distance, --tag-size, depth or odometry")
+        yield ("NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from it. "
+               "Give --distance, --tag-size, depth or odometry")
     for kind, names in (("lost", found["lost"]), ("left out", found["rejected"])):
         for name, reason in list(names.items())[:10]:
-            print(f"{kind}: {name}: {reason}")
+            yield f"{kind}: {name}: {reason}"
         if len(names) > 10:
-            print(f"{kind}: … and {len(names) - 10} more; all are in {output / 'report.html'}")
+            yield f"{kind}: … and {len(names) - 10} more; all are in {output / 'report.html'}"
     for note in found["notes"]:
-        print(f"note: {note}")
-    print(f"look at {output / 'report.html'}; teach with: sld teach --scene-data {output} --output {output.name}.sld")
+        yield f"note: {note}"
+    yield f"look at {output / 'report.html'}; teach with: sld teach --scene-data {output} --output {output.name}.sld"

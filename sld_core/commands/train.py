@@ -78,6 +78,8 @@ def _check(args) -> None:
     check_device(args.device)
     check_writable(args.output)
     check_writable(args.work / "log.csv", "--work")
+    from sld_core.training.backbone import check_work
+    check_work(args.work, args.resume)
 
 
 def _lessons(args, config: configuration.SceneConfig, show, world) -> dict:

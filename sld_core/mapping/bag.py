@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ from sld_core.tf_tree import TransformError, TransformReason, TransformTree
 from sld_core.types import Frame, Progress, SldError
 
 log = logging.getLogger(__name__)
+
+WRITTEN = re.compile(r"frame-[0-9]{6,}\.(color\.jpg|pose\.txt)|camera-intrinsics\.txt|bag\.json")
+MOST_GROWTH = 1000.0  # of the thresholds of keyframes: from the usual ones to half a turn, 50 m and half an hour
 
 
 def extract_frames(bag: Path, output: Path, config: BagConfig = BagConfig(),
@@ -57,11 +60,15 @@ def _stamps_of_record(record: Path, fingerprint: str) -> list[int] | None:
 
 def _empty_folder(output: Path, record: Path) -> None:
     """A folder that holds nothing but the record; only what an earlier run left is removed."""
-    if output.exists() and any(output.iterdir()) and not record.exists():
-        raise SldError(f"{output}: holds files that are not from a bag; choose an empty folder")
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    record.write_text("{}")
+    output.mkdir(parents=True, exist_ok=True)
+    found = sorted(output.iterdir())
+    foreign = [path for path in found if not (record.exists() and WRITTEN.fullmatch(path.name))]
+    if foreign:
+        raise SldError(f"{output}: holds files that are not from a bag, the first is {foreign[0].name}; choose an empty folder")
+    record.write_text("{}")  # before anything goes: a kill must leave neither a complete record nor none
+    for path in found:
+        if path != record:
+            path.unlink()
 
 
 def _write_frames(bag: Path, output: Path, config: BagConfig, progress: Callable[[Progress], None]) -> list[int]:
@@ -124,9 +131,11 @@ def wanted_messages(bag: Path, topic: str, stamps: Iterable[int]) -> Iterator[tu
 def select_keyframes(poses: dict[int, np.ndarray], config: BagConfig) -> list[int]:
     """Stamps of the images to keep; `poses` maps stamps (ns, ascending) to T_world_camera."""
     scale = 1.0
-    while len(keep := _far_apart(poses, config, scale)) > config.max_frames:
+    grows = min(config.min_translation_m, config.min_rotation_deg, config.max_interval_s) > 0
+    while len(keep := _far_apart(poses, config, scale)) > config.max_frames and grows and scale < MOST_GROWTH:
         scale *= 1.1
-    return keep
+    evenly = np.linspace(0, len(keep) - 1, min(len(keep), config.max_frames)).round().astype(int)
+    return [keep[i] for i in evenly]
 
 
 def _far_apart(poses: dict[int, np.ndarray], config: BagConfig, scale: float) -> list[int]:

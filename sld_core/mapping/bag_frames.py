@@ -16,6 +16,7 @@ from sld_core.mapping import bag as bags
 from sld_core.mapping.bag import Drive, list_topics, no_pose, select_keyframes, wanted_messages
 from sld_core.mapping.bag_reader import decode_depth, decode_image, encoded_jpeg
 from sld_core.mapping.image_files import same_shape, write_depth
+from sld_core.mapping.names import session_labels
 from sld_core.mapping.selection import Candidate, Rejection
 from sld_core.pixels import DEPTHS
 from sld_core.types import Frame, Progress, SldError
@@ -45,7 +46,9 @@ def candidates(drive: Drive, config: FramesConfig, bag_config: BagConfig,
                progress: Callable[[Progress], None]) -> Iterator[Candidate | Rejection]:
     """Images chosen by motion where most have poses (the others are left out), else by time."""
     name = drive.bag.stem if drive.bag.is_file() else drive.bag.name
+    session = session_labels([name])[name]
     source = lambda stamp: f"{name} {drive.topic} at {stamp / 1e9:.3f} s"
+    yield from (Rejection(what, f"damaged: {text}") for what, text in drive.index.damage.items())
     by_motion = len(drive.poses) >= MOST * len(drive.stamps)
     if by_motion:
         keep = select_keyframes(drive.poses, bag_config)
@@ -60,7 +63,7 @@ def candidates(drive: Drive, config: FramesConfig, bag_config: BagConfig,
         try:
             image = decode_image(message)
             lens = lenses(image.shape[1], image.shape[0])
-            yield Candidate(lens(image), lens.camera, name, source(stamp), stamp, drive.poses.get(stamp),
+            yield Candidate(lens(image), lens.camera, session, source(stamp), stamp, drive.poses.get(stamp),
                             encoded_jpeg(message) if lens.maps is None else None)
         except SldError as error:
             yield Rejection(source(stamp), f"{'other size' if str(error).startswith('image is') else 'damaged'}: {error}")

@@ -14,7 +14,8 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
 from sld_core.geometry import make_transform, rotation_from_quaternion
-from sld_core.mapping.mcap import Message, scan
+from sld_core.mapping.mcap import Message, scan, warn
+from sld_core.mapping.names import natural
 from sld_core.pixels import depth_mm_from_raw, encoded_size, rgb_from_encoded, rgb_from_raw
 from sld_core.tf_tree import TransformTree
 from sld_core.types import Progress, SldError
@@ -44,16 +45,17 @@ class BagIndex:
     infos: dict[str, object] = field(default_factory=dict)
     tree: TransformTree = field(default_factory=TransformTree)
     topics: dict[str, str] = field(default_factory=dict)  # name -> type
+    damage: dict[str, str] = field(default_factory=dict)  # file, topic or transform -> what is wrong with it
 
 
-def messages(bag: Path, types: tuple[str, ...]) -> Iterator[Message]:
-    """Messages of these types in a bag folder or file, in the order of the file; one warning where it ends early."""
-    files = [bag] if bag.suffix == ".mcap" else sorted(bag.glob("*.mcap"))
+def messages(bag: Path, types: tuple[str, ...], tell: Callable[[Path, str], None] = warn) -> Iterator[Message]:
+    """Messages of these types in a bag folder or file, in the order of the file; of one that ends early `tell` hears."""
+    files = _parts(bag, ".mcap")
     if files and not _compressed_by_rosbag2(bag):
         for file in files:
-            yield from (message for message in scan(file) if message.type in types)
+            yield from (message for message in scan(file, tell) if message.type in types)
         return
-    parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else sorted(bag.glob("*.db3"))
+    parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else _parts(bag, ".db3")
     if not parts:
         raise SldError(f"{bag}: no rosbag2 recording (expected a folder with .mcap or .db3 files)")
     read = 0
@@ -67,7 +69,17 @@ def messages(bag: Path, types: tuple[str, ...]) -> Iterator[Message]:
     except Exception as error:  # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3 raise
         if not read:
             raise SldError(f"{bag}: cannot be read ({error})") from error
-        log.warning("%s is cut off or damaged after %d messages (%s): only the part before is used", bag, read, error)
+        tell(bag, f"cut off or damaged after {read} messages ({error}): only the part before is used")
+
+
+def _parts(bag: Path, suffix: str) -> list[Path]:
+    """The files of this kind in the order in which they were recorded: a recorder that splits a bag numbers them."""
+    if bag.is_file():
+        return [bag] if bag.suffix == suffix else []
+    for path in bag.glob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe is to wait for its writer
+            raise SldError(f"{path}: a device or pipe; expected a bag of files")
+    return sorted((path for path in bag.glob(f"*{suffix}") if path.is_file()), key=lambda path: natural(path.name))
 
 
 def _compressed_by_rosbag2(bag: Path) -> bool:
@@ -79,9 +91,10 @@ def _compressed_by_rosbag2(bag: Path) -> bool:
 
 def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
     """One pass over the bag. Odometry messages stand in for a TF that the bag lacks."""
-    index, odometry, seen, warned = BagIndex(), [], 0, set()
+    index, odometry, seen = BagIndex(), [], 0
+    ends_early = lambda path, what: _warn_once(index.damage, path.name, f"{path} is {what}")
     total = sum(file.stat().st_size for file in bag_files(bag))
-    for i, message in enumerate(messages(bag, (*IMAGES, CAMERA_INFO, TF, ODOMETRY))):
+    for i, message in enumerate(messages(bag, (*IMAGES, CAMERA_INFO, TF, ODOMETRY), ends_early)):
         index.topics[message.topic] = message.type
         seen += len(message.data)
         if i % 100 == 0:
@@ -89,7 +102,7 @@ def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
         try:
             content = _content(message) if message.type not in IMAGES else _topic_of_image(index, message)
         except SldError as error:
-            _warn_once(warned, message.topic, f"{error}; ignored, as all such messages of this topic")
+            _warn_once(index.damage, message.topic, f"{error}; ignored, as all such messages of this topic")
             continue
         if message.type in IMAGES:
             content.stamps_ns.append(stamp_of(message))
@@ -98,13 +111,13 @@ def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
         elif message.type == TF:
             for t in content.transforms:
                 static = message.topic.endswith("tf_static")
-                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static, warned)
+                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static, index.damage)
         else:
             odometry.append(content)
     in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
     for o in odometry:
         if o.child_frame_id not in in_tf:
-            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, False, warned)
+            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, False, index.damage)
     return index
 
 
@@ -186,13 +199,13 @@ def _malformed(message: Message, error: Exception) -> SldError:
     return SldError(f"a message of {message.topic} at {message.time_ns} ns is no {message.type} ({type(error).__name__}: {error})")
 
 
-def _warn_once(warned: set[str], what: str, text: str) -> None:
-    if what not in warned:
-        warned.add(what)
+def _warn_once(damage: dict[str, str], what: str, text: str) -> None:
+    if what not in damage:
+        damage[what] = text
         log.warning("%s", text)
 
 
-def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool, warned: set[str]) -> None:
+def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool, damage: dict[str, str]) -> None:
     stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
     try:
         R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
@@ -200,7 +213,7 @@ def _insert(tree: TransformTree, header, child: str, rotation, translation, stat
         if not np.isfinite(t).all():
             raise ValueError(f"translation {t.tolist()}: expected finite numbers")
     except ValueError as error:  # as tf2 does
-        _warn_once(warned, f"{header.frame_id} -> {child}", f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}")
+        _warn_once(damage, f"{header.frame_id} -> {child}", f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}")
         return
     T = make_transform(R, t)
     tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)

@@ -90,7 +90,7 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
            progress: Callable[[Progress], None]) -> tuple[dict[str, str], list[int]]:
     """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows; then what the points
     do not hold loses its pose, which can be metres off: single images, and whole parts of the place that hardly share a point
-    with the largest. Returns these images' names with the reason, and how many images each such part has."""
+    with the largest. Returns these images' names with the reason, and how many images each such part has. All may lose it."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -99,14 +99,14 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
             for _ in range(2):  # before and after what does not fit is dropped
                 _adjust(model, known)
                 _drop_misfits(model, config)
-    loose = {i: model.image(i).num_points3D for i in list(model.reg_image_ids()) if model.image(i).num_points3D < MIN_OBSERVATIONS}
-    dropped = _drop(model, {i: f"only {count} points hold its pose" for i, count in loose.items()})
-    _, *apart = parts(model, config.min_shared)
+    dropped = _drop_loose(model)
+    apart = parts(model, config.min_shared)[1:]
     for part in apart:
         dropped |= _drop(model, dict.fromkeys(part, f"in a piece of {len(part)} images that hardly shares a point with the largest"))
     if apart:
         _adjust(model, known)  # the parts pulled at each other
         _drop_misfits(model, config)
+        dropped |= _drop_loose(model)
     model.update_point_3d_errors()
     return dropped, [len(part) for part in apart]
 
@@ -123,6 +123,14 @@ def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
     count, part_F = connected_components(shows @ shows.T >= min_shared, directed=False)
     found = [[image_ids[i] for i in np.flatnonzero(part_F == part)] for part in range(count)]
     return sorted(found, key=len, reverse=True)
+
+
+def _drop_loose(model: pycolmap.Reconstruction) -> dict[str, str]:
+    """Take the poses of images away that too few points hold, until there is no such image: each takes points from others with it."""
+    dropped: dict[str, str] = {}
+    while loose := {i: n for i in model.reg_image_ids() if (n := model.image(i).num_points3D) < MIN_OBSERVATIONS}:
+        dropped |= _drop(model, {i: f"only {count} points hold its pose" for i, count in loose.items()})
+    return dropped
 
 
 def _drop(model: pycolmap.Reconstruction, reasons: dict[int, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ MAGIC = b"\x89MCAP0\r\n"
 HEADER, FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, MESSAGE_INDEX, CHUNK_INDEX, STATISTICS, DATA_END = 1, 2, 3, 4, 5, 6, 7, 8, 11, 15
 UNWRITTEN, PRIVATE = 0, 0x80
 SPACE_BYTES = 2**24  # unwritten space is added in steps of about this
+MAX_CHUNK_BYTES = 2**30  # unpacked; those of recorders have a few megabytes
+COMPRESSIONS = "lz4", "zstd"
 
 
 class Message(NamedTuple):
@@ -167,14 +169,21 @@ class _Chunk:
         return chunk + indexes, _record(CHUNK_INDEX, index)
 
 
-def scan(path: Path) -> Iterator[Message]:
-    """Messages in the order of the file, without using its index; a file that ends early gives one warning."""
+def warn(path: Path, what: str) -> None:
+    """Log what is wrong with a file."""
+    log.warning("%s is %s", path, what)
+
+
+def scan(path: Path, tell: Callable[[Path, str], None] = warn) -> Iterator[Message]:
+    """Messages in the order of the file, without using its index; of a file that ends early `tell` hears."""
     channels: dict[int, tuple[str, str]] = {}
     schemas: dict[int, str] = {}
+    if not path.is_file():  # to open a pipe is to wait for its writer
+        raise SldError(f"{path}: {'no file' if path.exists() else 'no such file'}; expected an mcap file")
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise SldError(f"{path}: not an mcap file")
-        for kind, body in _data_records(file, path):
+        for kind, body in _data_records(file, path, tell):
             try:
                 if kind == SCHEMA:
                     schemas[_uint16(body, 0)] = _text(body, 2)[0]
@@ -186,7 +195,7 @@ def scan(path: Path) -> Iterator[Message]:
                 raise SldError(f"{path}: malformed mcap record of kind {kind} ({error})") from error
 
 
-def _data_records(file, path: Path) -> Iterator[tuple[int, memoryview]]:
+def _data_records(file, path: Path, tell: Callable[[Path, str], None]) -> Iterator[tuple[int, memoryview]]:
     """Records of the data section, those inside chunks included."""
     size = os.fstat(file.fileno()).st_size
     while (record := _read_record(file, size)) is not None:
@@ -203,7 +212,7 @@ def _data_records(file, path: Path) -> Iterator[tuple[int, memoryview]]:
             length = 9 + struct.unpack_from("<Q", records, 1)[0]
             yield records[0], records[9:length]
             records = records[length:]
-    log.warning("%s is cut off or damaged after %.1f MB of %.1f MB: only the part before is used", path, file.tell() / 1e6, size / 1e6)
+    tell(path, f"cut off or damaged after {file.tell() / 1e6:.1f} MB of {size / 1e6:.1f} MB: only the part before is used")
 
 
 def _read_record(file, size: int) -> tuple[int, memoryview] | None:
@@ -215,21 +224,33 @@ def _read_record(file, size: int) -> tuple[int, memoryview] | None:
 def _unpack_chunk(body: memoryview) -> memoryview | None:
     """The records in a chunk, or None when it is damaged."""
     try:
-        _, _, _, crc = struct.unpack_from("<QQQI", body)
+        _, _, size, crc = struct.unpack_from("<QQQI", body)
         compression, at = _text(body, 28)
     except (struct.error, UnicodeDecodeError):
         return None
     records = body[at + 8:]
     if compression:
-        from rosbags.rosbag2.storage_mcap import DECOMPRESSORS  # with the libraries that rosbags brings
-        if compression not in DECOMPRESSORS:
-            raise SldError(f"mcap chunk compression {compression!r}: expected {', '.join(filter(None, DECOMPRESSORS))} or none")
+        if compression not in COMPRESSIONS:
+            raise SldError(f"mcap chunk compression {compression!r}: expected {', '.join(COMPRESSIONS)} or none")
         try:
-            records = memoryview(DECOMPRESSORS[compression](bytes(records), 0))
+            records = memoryview(_decompressed(bytes(records), compression, size))
         except Exception as error:  # each compression library has errors of its own
             log.warning("a chunk cannot be decompressed: %s", error)
             return None
-    return records if crc in (0, zlib.crc32(records)) else None
+    return records if len(records) == size and crc in (0, zlib.crc32(records)) else None
+
+
+def _decompressed(data: bytes, compression: str, size: int) -> bytes:
+    """At most one byte more than the chunk says it holds: kilobytes may unpack to more than the memory."""
+    if size > MAX_CHUNK_BYTES:
+        raise SldError(f"it says it holds {size} bytes; expected at most {MAX_CHUNK_BYTES}")
+    from lz4.frame import LZ4FrameDecompressor  # the libraries that rosbags brings
+    from rosbags.rosbag2.storage_mcap import zstd
+    decompressor = LZ4FrameDecompressor() if compression == "lz4" else zstd.ZstdDecompressor()
+    out = decompressor.decompress(data, max_length=size + 1)
+    if len(out) != size or not decompressor.eof:
+        raise SldError(f"it says it holds {size} bytes and holds {'more' if len(out) > size else len(out)}")
+    return out
 
 
 def _footer(summary_start: int) -> bytes:

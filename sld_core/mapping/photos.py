@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,9 @@ from PIL import Image
 from sld_core.calibration import Calibration, Lenses, read_calibration
 from sld_core.images import read_image
 from sld_core.mapping.frames import MAX_LIST_BYTES, image_size, read_pose
+from sld_core.mapping.formats import scene_json
 from sld_core.mapping.image_files import read_depth_mm
+from sld_core.mapping.names import natural, session_labels
 from sld_core.mapping.selection import Candidate, Rejection
 from sld_core.mapping.stages import IN_MAP, MARK
 from sld_core.files import read_text
@@ -36,12 +37,24 @@ def candidates(folder: Path, calibration: Calibration | None, progress: Callable
     paths = [item for item in found if isinstance(item, Path)]
     yield from (item for item in found if isinstance(item, Rejection))
     lenses, focals = Lenses(calibration), {} if calibration else _focals(folder, paths)
+    sessions = session_labels(_session(folder, path) for path in paths)
+    beside = _beside(paths, with_poses)
     for i, path in enumerate(paths):
         try:
-            yield from _photo(folder, path, lenses, focals, with_poses)
+            yield from _photo(folder, path, sessions, lenses, focals, beside[path])
         except SldError as error:
             yield Rejection(_relative(folder, path), _kind(error))
         progress(Progress("reading images", (i + 1) / len(paths)))
+
+
+def files_read(folder: Path, list_path: Path | None = None, with_poses: bool = False) -> list[Path]:
+    """The files in `folder` that `candidates` and `calibration_beside` read: whatever else lies there changes no map."""
+    found = _listed(folder, list_path) if list_path else _all(folder)
+    images = [item for item in found if isinstance(item, Path)]
+    endings = (DEPTH, POSE) if with_poses else (DEPTH,)
+    beside = [_with_ending(path, ending) for path in images for ending in endings]
+    notes = [place / scene_json.NAME for place in {path.parent for path in images}]
+    return sorted({path for path in (folder / INTRINSICS, *images, *beside, *notes) if path.is_file()})
 
 
 def calibration_beside(folder: Path) -> Calibration | None:
@@ -53,7 +66,16 @@ def calibration_beside(folder: Path) -> Calibration | None:
     return read_calibration(path)
 
 
-def _photo(folder: Path, path: Path, lenses: Lenses, focals: dict, with_poses: bool) -> Iterator[Candidate | Rejection]:
+def _beside(paths: list[Path], with_poses: bool) -> dict[Path, tuple[str, ...]]:
+    """Photograph -> endings of what is looked for beside it: not of depth in the folder of a map that is in no metres."""
+    known = {place: scene_json.depth_is_metric(place) for place in {path.parent for path in paths}}
+    for place in sorted(place for place, is_known in known.items() if not is_known and any(place.glob("*" + DEPTH))):
+        log.warning("%s: depth images there are left out: %s does not say that they are in millimetres", place, scene_json.NAME)
+    return {path: (POSE,) * with_poses + (DEPTH,) * known[path.parent] for path in paths}
+
+
+def _photo(folder: Path, path: Path, sessions: dict[str, str], lenses: Lenses, focals: dict,
+           beside: tuple[str, ...]) -> Iterator[Candidate | Rejection]:
     width, height = image_size(path)
     _check_kind(path)
     session = _session(folder, path)
@@ -61,14 +83,13 @@ def _photo(folder: Path, path: Path, lenses: Lenses, focals: dict, with_poses: b
     image = read_image(path)
     if lens.maps is not None:
         image = lens(image)
-    stem = path.with_name(_stem(path.name))
     T, depth = None, None
-    if with_poses and (pose_path := stem.with_name(stem.name + POSE)).exists():
+    if POSE in beside and (pose_path := _with_ending(path, POSE)).exists():
         T = yield from _or_rejection(folder, pose_path, read_pose)
-    if (depth_path := stem.with_name(stem.name + DEPTH)).exists():
+    if DEPTH in beside and (depth_path := _with_ending(path, DEPTH)).exists():
         depth = yield from _or_rejection(folder, depth_path, lambda path: lens.nearest(read_depth_mm(path, (width, height))))
     jpeg = path.read_bytes() if lens.maps is None and path.suffix.lower() != ".png" else None
-    yield Candidate(image, lens.camera, session, _relative(folder, path), T_world_camera=T, jpeg=jpeg, depth_mm_HW=depth)
+    yield Candidate(image, lens.camera, sessions[session], _relative(folder, path), T_world_camera=T, jpeg=jpeg, depth_mm_HW=depth)
 
 
 def _or_rejection(folder: Path, path: Path, read: Callable):
@@ -76,6 +97,8 @@ def _or_rejection(folder: Path, path: Path, read: Callable):
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise SldError(f"{path}: a link that leads out of {folder}")
+        if not path.is_file():
+            raise SldError(f"{path}: no file but a folder, device or pipe")
         return read(path)
     except SldError as error:
         yield Rejection(_relative(folder, path), _kind(error))
@@ -114,7 +137,7 @@ def _all(folder: Path) -> list[Path | Rejection]:
                 found.append(path)
             else:
                 found.append(Rejection(_relative(folder, path), "damaged: not a file"))
-    return sorted(found, key=lambda item: _natural(_relative(folder, item) if isinstance(item, Path) else item.source))
+    return sorted(found, key=lambda item: natural(_relative(folder, item) if isinstance(item, Path) else item.source))
 
 
 def _listed(folder: Path, list_path: Path) -> list[Path | Rejection]:
@@ -160,15 +183,10 @@ def _session(folder: Path, path: Path) -> str:
     return "" if parent == "." else parent
 
 
-def _stem(name: str) -> str:
-    """IMG_1 of IMG_1.jpg, frame-000001 of frame-000001.color.jpg."""
-    return Path(name).stem.removesuffix(".color")
+def _with_ending(path: Path, ending: str) -> Path:
+    """IMG_1.depth.png of IMG_1.jpg, frame-000001.depth.png of frame-000001.color.jpg."""
+    return path.with_name(path.stem.removesuffix(".color") + ending)
 
 
 def _relative(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
-
-
-def _natural(text: str) -> list:
-    """Sorts 2 before 10."""
-    return [(int(part), "") if part.isdecimal() and len(part) < 4000 else (-1, part) for part in re.split(r"(\d+)", text)]

@@ -19,16 +19,15 @@ from sld_core.config import ImageConfig, TrackConfig
 from sld_core.map_config import MapConfig, SfmConfig
 from sld_core.mapping import depth, landmarks, metric, sources, stages, tracks
 from sld_core.mapping.formats.indoor6 import write_scene_data
-from sld_core.mapping.formats.scene_json import listed_files
 from sld_core.mapping.formats.splits import split
 from sld_core.mapping.labels import label_and_report
 from sld_core.mapping.map_report import write_map_report
 from sld_core.mapping.normals import normals_of
-from sld_core.mapping.remembered import gone_back, settings_of
+from sld_core.mapping.remembered import fingerprint_of, gone_back, settings_of
 from sld_core.mapping.sfm import solve
 from sld_core.mapping.sources import Source, fingerprint
 from sld_core.mapping.stages import IN_MAP, MARK, Done
-from sld_core.mapping.store import READ, write_reconstruction
+from sld_core.mapping.store import READ, REPORT, write_reconstruction
 from sld_core.mapping.subset import without
 from sld_core.files import write_atomically
 from sld_core.types import FrameSet, Progress, Reconstruction, SceneData, SldError
@@ -57,23 +56,22 @@ class Place:
     def run(self, stage: str) -> Done:
         """One stage, unless it is done with these inputs and settings."""
         self._check_output()
-        if stage == "dataset" and not all((self.output / name).exists() for name in listed_files(self.output) or ["scene.json"]):
-            shutil.rmtree(self.work / stage, ignore_errors=True)  # somebody deleted what it had written
-        inputs, make, settings = self._inputs(stage), getattr(self, f"_{stage}"), self._settings(stage)
+        key = f"{stages.key_of(self._inputs(stage))}-{stages.key_of(stage, self._settings(stage))}"
         self._claim()
         with _alone(self.output / MARK):
-            named = self._tell_why(stage)
-            return stages.run(self.work / stage, f"{stages.key_of(inputs)}-{stages.key_of(stage, settings)}", make, named)
+            named = self._tell_why(stage, key)
+            return stages.run(self.work / stage, key, getattr(self, f"_{stage}"), named)
 
     def summary(self) -> dict[str, Any]:
         """What the stages found: images, registered, reprojection_px, metric, seconds per stage, and more."""
         found, seconds = self._found(STAGES)
         return found | {"seconds": {stage: round(s, 2) for stage, s in seconds.items()}, "output": str(self.output)}
 
-    def _tell_why(self, stage: str) -> dict[str, Any]:
+    def _tell_why(self, stage: str, key: str) -> dict[str, Any]:
         """Say what of the stage is damaged, which has it done anew, or went back to its default; returns its settings by name."""
         now, done = settings_of(stage, self.config, self.model), stages.look(self.work / stage)
-        if reason := self._damage(stage):
+        # of other inputs it is done anew in any case, and may name images that are gone with them
+        if (done is None or done.key == key) and (reason := self._damage(stage)):
             log.warning("the stage %r is damaged and is done anew (%s)", stage, reason)
             stages.forget(self.work / stage)
         elif done and (changes := gone_back(stage, done.settings, now)):
@@ -83,19 +81,24 @@ class Place:
     # stages, in order; each writes into `folder` and returns what it found, for the summary ---------------------------
 
     def _frames(self, folder: Path) -> dict[str, Any]:
-        source, config = self.source, self.config
         images = folder / "images"
         shutil.rmtree(images, ignore_errors=True)  # of a run that was killed
-        calibration = read_calibration(source.calibration) if source.calibration else None
-        if source.bag is not None:
-            found = sources.from_bag(source.bag, images, config.frames, config.bag, self.progress)
-        elif source.videos:
-            found = sources.from_videos(source.videos, images, config.frames, calibration, self.progress)
-        else:
-            found = sources.from_photos(source.images, images, config.frames, calibration, self.progress, source.list_path,
-                                        source.with_poses)
+        try:
+            found = self._read_images(images)
+        except (SldError, OSError):
+            shutil.rmtree(images, ignore_errors=True)  # no later run takes them
+            raise
         return {"images": len(found.frames), "sessions": len({f.session for f in found.frames}), "intrinsics_known": found.intrinsics_known,
                 "rejected": found.rejected, "with_pose": sum(f.T_world_camera is not None for f in found.frames)}
+
+    def _read_images(self, folder: Path) -> FrameSet:
+        source, config = self.source, self.config
+        calibration = read_calibration(source.calibration) if source.calibration else None
+        if source.bag is not None:
+            return sources.from_bag(source.bag, folder, config.frames, config.bag, self.progress)
+        if source.videos:
+            return sources.from_videos(source.videos, folder, config.frames, calibration, self.progress)
+        return sources.from_photos(source.images, folder, config.frames, calibration, self.progress, source.list_path, source.with_poses)
 
     def _sfm(self, folder: Path) -> dict[str, Any]:
         frame_set, config = self._left("frames"), self.config.sfm
@@ -123,10 +126,12 @@ class Place:
                 "residual": alignment.residual, "notes": list(alignment.notes), "alignment": alignment.to_dict()}
 
     def _depth(self, folder: Path) -> dict[str, Any]:
-        report = depth.complete(self._left("metric"), folder, self.config.depth, self.model, self.progress)
-        return {"depth": report.to_dict()}
+        in_metres = self._done("metric").found["metric"]
+        found = depth.complete(self._left("metric"), folder, self.config.depth, self.model, self.progress, in_metres).to_dict()
+        return {"notes": list(found.pop("notes")), "depth": found}
 
     def _landmarks(self, folder: Path) -> dict[str, Any]:
+        self.progress(Progress("choosing landmarks", 0.0))
         reconstruction = self._with_depth()
         split_F = split(reconstruction.frames, self.config.split)
         training = _training(reconstruction, split_F)
@@ -144,6 +149,7 @@ class Place:
         return matchability(training, Backbone("lite0+xfeat"), ImageConfig(), "cpu", rng, self.progress, self.config.landmarks)
 
     def _labels(self, folder: Path) -> dict[str, Any]:
+        self.progress(Progress("labelling", 0.0))
         reconstruction, (chosen, split_F) = self._with_depth(), self._left("landmarks")
         training = _training(reconstruction, split_F)
         normals_L3 = normals_of(training, chosen, self.config.labels) if self.config.labels.use_normals else None
@@ -164,7 +170,7 @@ class Place:
         self.progress(Progress("drawing the report", 0.5))
         told = {k: v for k, v in summary.items() if k not in ("alignment", "pieces", "landmarks", "split")}
         told["components"] = len(summary["pieces"])
-        write_map_report(self.output / "report.html", f"Map of {self.output.resolve().name}", told, self._left("frames"), reconstruction,
+        write_map_report(self.output / REPORT, f"Map of {self.output.resolve().name}", told, self._left("frames"), reconstruction,
                          summary["lost"], chosen, visibility_FL, split_F, depth_folder, seconds, summary["notes"])
         return {}
 
@@ -213,9 +219,8 @@ class Place:
 
     def _with_depth(self) -> Reconstruction:
         """The metric reconstruction, whose frames have the completed depth where there is one."""
-        reconstruction, folder = self._left("metric"), self.work / "depth"
-        path_of = lambda frame: path if (path := folder / f"{frame.name}.depth.png").exists() else None
-        return replace(reconstruction, frames=tuple(replace(f, depth_path=path_of(f)) for f in reconstruction.frames))
+        reconstruction, path_of = self._left("metric"), self._left("depth")
+        return replace(reconstruction, frames=tuple(replace(f, depth_path=path_of.get(f.name)) for f in reconstruction.frames))
 
     def _settings(self, stage: str) -> Any:
         """All that the outcome of a stage depends on besides earlier stages."""
@@ -225,7 +230,7 @@ class Place:
                 raise SldError("no images given: name one of --images DIR, --video FILE…, --bag DIR")
             return [config["frames"], config["bag"], self.source.with_poses, fingerprint(self.source)]
         settings = [config.get("split") if stage == "landmarks" else None, config.get(stage), self.config.seed]
-        return settings + ([str(self.model)] if stage == "depth" else [])
+        return settings + (fingerprint_of(self.model) if stage == "depth" else [])
 
     def _check_output(self) -> None:
         """SldError unless `output` is ours already, new or empty, and no part of what is read."""

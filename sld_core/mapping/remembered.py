@@ -20,6 +20,19 @@ def settings_of(stage: str, config: MapConfig, model: Path | str | None) -> dict
     return found | ({"--model": None if model is None else str(model)} if stage == "depth" else {})
 
 
+def fingerprint_of(model: Path | str | None) -> list[Any]:
+    """What tells one monocular network from another: of files and folders the path, size and time of each file, with the settings
+    that may lie beside an ONNX file; of a name on the hub the name."""
+    path = Path(model or "")
+    try:
+        if model is None or not path.exists():
+            return [str(model)]
+        files = sorted(path.iterdir()) if path.is_dir() else [path, Path(f"{path}.json")]
+        return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()]
+    except OSError:  # whoever loads it says why it cannot be read
+        return [str(model)]
+
+
 def gone_back(stage: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings that the run `before` changed and the one of `now` leaves at their defaults, in words."""
     default = settings_of(stage, MapConfig(), None)

@@ -14,7 +14,6 @@ from sld_core.mapping import bag_frames, photos, video
 from sld_core.mapping.frame_set import write_frame_set
 from sld_core.mapping.image_files import write_bytes, write_depth, write_jpeg
 from sld_core.mapping.selection import Candidate, Look, Rejection, count_reasons, look, select
-from sld_core.mapping.stages import IN_MAP, MARK
 from sld_core.types import Frame, FrameSet, Progress, SldError
 
 log = logging.getLogger(__name__)
@@ -33,19 +32,21 @@ class Source:
 
 
 def fingerprint(source: Source) -> list[tuple[str, int, int]]:
-    """Path, size and time of every file of the source; SldError where something is missing."""
+    """Path, size and time of every file of the source that is read; SldError where something is missing or no file."""
     roots = [p for p in (source.images, source.bag, source.list_path, source.calibration, *source.videos) if p is not None]
     for root in roots:
         if not root.exists():
             raise SldError(f"{root}: no such file or folder")
-    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for root in roots for p in _files(root)]
+        if not (root.is_file() or root.is_dir()):
+            raise SldError(f"{root}: a device or pipe; expected a file or folder")
+    photographs = photos.files_read(source.images, source.list_path, source.with_poses) if source.images else []
+    paths = [*photographs, *(p for root in roots if root != source.images for p in _files(root))]
+    return [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
 
 
 def _files(root: Path) -> list[Path]:
-    """All files of a folder but what maps in it work with; or the file itself."""
-    passed_over = [mark.with_name(IN_MAP) for mark in root.rglob(MARK)] if root.is_dir() else []
-    paths = sorted(root.rglob("*")) if root.is_dir() else [root]
-    return [p for p in paths if p.is_file() and not any(p.is_relative_to(folder) for folder in passed_over)]
+    """All files of a folder, or the file itself."""
+    return sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
 
 
 def from_videos(videos: Sequence[Path], folder: Path, config: FramesConfig = FramesConfig(), calibration: Calibration | None = None,

@@ -1,13 +1,15 @@
 """Stages of a long job, folder by folder: each is done once, is known to be done, and is picked up where a kill left it."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sld_core.types import SldError
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # which only writing meets
 MARK, IN_MAP = "sld-map.json", "work"  # of the folder of a map: the file that says so, and the folder of its stages
 
 
@@ -49,22 +52,32 @@ def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], settings
         log.info("%s is up to date", folder.name)
         return done
     partial = folder.with_name(folder.name + ".partial")
-    try:
+    with _named("written", folder):
         if _key_in(partial) != key:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_atomically(partial / RECORD, json.dumps({"key": key}).encode())
-        start = time.monotonic()
+    start = time.monotonic()
+    with _named("used", folder):  # to read and to write files: which of both it was, nobody says
         found = make(partial)
-        seconds = time.monotonic() - start
-        made = uuid.uuid4().hex
-        record = {"key": key, "made": made, "found": found, "seconds": seconds, "settings": settings or {}}
+    seconds = time.monotonic() - start
+    made = uuid.uuid4().hex
+    record = {"key": key, "made": made, "found": found, "seconds": seconds, "settings": settings or {}}
+    with _named("written", folder):
         write_atomically(partial / RECORD, json.dumps(record, indent=1).encode())
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError as error:
-        raise SldError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
     return Done(folder, key, found, seconds, made, settings or {})
+
+
+@contextmanager
+def _named(verb: str, folder: Path) -> Iterator[None]:
+    """An OSError as an SldError: which file, or else the stage of which folder, cannot be `verb`."""
+    try:
+        yield
+    except OSError as error:
+        verb = "written" if error.errno in NO_ROOM else verb
+        raise SldError(f"{error.filename or folder}: cannot be {verb} ({error.strerror or error})") from None
 
 
 def look(folder: Path) -> Done | None:

@@ -17,30 +17,60 @@ import pycolmap
 from sld_core import geometry
 from sld_core.config import TrackConfig
 from sld_core.mapping.colmap import CHUNK, pose_of, quiet, read_model
+from sld_core.mapping.stages import RECORD
+from sld_core.mapping.store import ARRAYS, read_arrays
+from sld_core.files import write_atomically
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
 
+FILE, MARK = "tracks.npz", "sld-tracks"  # the result, and the file that says that what else is there is ours
+REPLACED = "features.db", "model", "pairs.txt"
+
 
 def reconstruct_once(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: int,
                      progress: Callable[[Progress], None]) -> Reconstruction:
-    """`reconstruct`, or its stored result in `work` when frames, poses and settings are the same."""
-    key, stored = _key(frames, config, seed), work / "tracks.npz"
-    if stored.exists():
-        with np.load(stored, allow_pickle=False) as data:
-            if str(data["key"]) == key:
-                log.info("tracks are up to date in %s", stored)
-                refined = tuple(replace(f, T_world_camera=T) for f, T in zip(frames, data["T_world_camera"]))
-                return Reconstruction(refined, *(data[name] for name in ARRAYS))
+    """`reconstruct`, or its stored result in `work` when frames, poses and settings are the same. SldError where `work` holds
+    files that tracks would replace and did not write: people name this folder, and may name that of a map."""
+    _claim(work)
+    key, path = _key(frames, config, seed), work / FILE
+    if (stored := _stored(path, key, frames)) is not None:
+        log.info("tracks are up to date in %s", path)
+        return stored
     result = reconstruct(frames, work, config, seed, progress)
     arrays = {name: getattr(result, name) for name in ARRAYS}
     temporary = work / "tracks.tmp.npz"
     np.savez(temporary, key=key, T_world_camera=np.stack([f.T_world_camera for f in result.frames]), **arrays)
-    temporary.replace(stored)
+    temporary.replace(path)
     return result
 
 
-ARRAYS = ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2")
+def _claim(work: Path) -> None:
+    """Mark `work` as ours."""
+    if (work / RECORD).exists():
+        raise SldError(f"{work}: is a stage of a map; choose a new or empty folder")
+    if (work / MARK).exists():
+        return
+    foreign = [name for name in REPLACED if (work / name).exists()]
+    if foreign and not (work / FILE).exists():
+        raise SldError(f"{work / foreign[0]}: would be replaced, and is not of `sld teach` or `sld bench landmarks`; choose a new or "
+                       "empty folder")
+    write_atomically(work / MARK, b"features.db, model/, pairs.txt and tracks.npz are intermediate results of sld\n")
+
+
+def _stored(path: Path, key: str, frames: Sequence[Frame]) -> Reconstruction | None:
+    """The result of an earlier run, where there is one of this key that can be read."""
+    if not path.exists():
+        return None
+    try:
+        data = read_arrays(path, "key", "T_world_camera", *ARRAYS)
+    except SldError as error:
+        log.warning("%s: tracks are computed again", str(error).split(";")[0])
+        return None
+    if str(data["key"]) != key:
+        return None
+    refined = tuple(replace(f, T_world_camera=T) for f, T in zip(frames, data["T_world_camera"]))
+    return Reconstruction(refined, *(data[name] for name in ARRAYS))
 
 
 def _key(frames: Sequence[Frame], config: TrackConfig, seed: int) -> str:

@@ -10,6 +10,7 @@ import cv2
 
 from sld_core.calibration import Calibration, Lenses
 from sld_core.map_config import FramesConfig
+from sld_core.mapping.names import session_labels
 from sld_core.mapping.selection import Candidate, Rejection
 from sld_core.pixels import MAX_PIXELS
 from sld_core.types import Progress, SldError
@@ -24,11 +25,12 @@ MAX_SECONDS = 1e6  # beyond, a time stamp is damaged
 def candidates(videos: list[Path], config: FramesConfig, calibration: Calibration | None,
                progress: Callable[[Progress], None]) -> Iterator[Candidate | Rejection]:
     """Images of each video, in order; a video that gives none, or ends early, is also named as a Rejection."""
-    lenses = Lenses(calibration)
-    for i, (video, session) in enumerate(zip(videos, session_names(videos), strict=True)):
+    lenses, names = Lenses(calibration), session_names(videos)
+    sessions = session_labels(names)
+    for i, (video, name) in enumerate(zip(videos, names, strict=True)):
         of_all = lambda part, i=i: progress(Progress("reading videos", (i + part) / len(videos)))
         try:
-            yield from _of_video(video, session, config, lenses, of_all)
+            yield from _of_video(video, name, sessions[name], config, lenses, of_all)
         except SldError as error:
             yield Rejection(str(video), str(error))
 
@@ -49,14 +51,14 @@ def _name(video: Path, folders: int, suffix: bool) -> str:
     return "/".join([*parents[max(0, len(parents) - folders):], path.name if suffix else path.stem])
 
 
-def _of_video(video: Path, session: str, config: FramesConfig, lenses: Lenses,
+def _of_video(video: Path, name: str, session: str, config: FramesConfig, lenses: Lenses,
               progress: Callable[[float], None]) -> Iterator[Candidate | Rejection]:
     capture = _open(video)
     try:
         fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         fps = fps if 0 < fps <= 1000 else USUAL_FPS
         count = count if 0 < count < 1e9 else 0.0  # OpenCV's guess, from the duration in the header
-        label = session.removesuffix(video.suffix) + video.suffix
+        label = name.removesuffix(video.suffix) + video.suffix
         lens, read, slot, time_s = None, 0, -1, 0.0
         while capture.grab():
             time_s = _time(capture, read, time_s, fps)
@@ -100,6 +102,8 @@ def _open(video: Path) -> cv2.VideoCapture:
 def _check_file(video: Path) -> None:
     """FFmpeg takes some text files for playlists and then opens what they name, on other machines too."""
     try:
+        if video.exists() and not (video.is_file() or video.is_dir()):  # to open a pipe is to wait for its writer
+            raise SldError("no video: a device or pipe; expected a file")
         with open(video, "rb") as file:
             head = file.read(512)
     except OSError as error:

@@ -87,9 +87,22 @@ class Backbone(nn.Module):
         self.network = _network(name, weights, seed=0).requires_grad_(False).eval().to(memory_format=torch.channels_last)
         for module in self.network.modules():
             if isinstance(module, ImageNetNetwork):
-                fold_normalisation(module.body).to(conv_dtype())
+                fold_normalisation(module.body)
+        self._to_precision()
+
+    def to(self, *args, **kwargs) -> Backbone:
+        """As of any module; on another device convolutions may be quick in another precision."""
+        super().to(*args, **kwargs)
+        self._to_precision()
+        return self
+
+    def _to_precision(self) -> None:
+        dtype = conv_dtype(torch.device(self.device).type)
+        for module in self.network.modules():
+            if isinstance(module, ImageNetNetwork):
+                module.body.to(dtype)
             elif isinstance(module, FrozenConv):
-                module.to(conv_dtype())
+                module.to(dtype)
 
     @property
     def device(self) -> str:
@@ -136,8 +149,10 @@ def weights_sha256(name: str, weights: str = "") -> str:
 
 
 @lru_cache
-def conv_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively (twice as fast, same accuracy), else float32."""
+def conv_dtype(device: str) -> torch.dtype:
+    """bfloat16 where a device of this type multiplies it natively (twice as fast, same accuracy), else float32."""
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

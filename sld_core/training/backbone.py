@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from sld_core.config import to_dict
-from sld_core.models.backbone import ALIGNMENT_PX
-from sld_core.models.heatmap_head import DILATIONS, TrainingHead
+from sld_core.models.heatmap_head import TrainingHead
 from sld_core.training import checkpoint, distributed, targets
 from sld_core.training.backbone_check import Check, check
 from sld_core.training.distributed import ALONE, World
@@ -70,7 +69,9 @@ def train(lessons: Mapping[str, Lesson], network: nn.Module, config: BackboneTra
         batches.restore(state["batches"])
         checkpoint.restore_random(state["random"])
         step, seconds_before, best = state["step"], state["seconds"], state["best"]
-    else:
+    if len(set(found := distributed.all_of(step, world))) > 1:
+        raise SldError(f"{work / LAST}: processes find other steps in it ({found}); --work must be one folder that all machines see")
+    if not step:
         backbone.fit(_samples(scenes, config, device))
     book = Logbook(work, step) if world.is_main else None
     shared, own = distributed.parallel(backbone, world), [distributed.parallel(head, world) for head in heads]
@@ -91,23 +92,26 @@ def train(lessons: Mapping[str, Lesson], network: nn.Module, config: BackboneTra
 
         if step % config.log_every == 0 or job.ends_epoch:
             values = distributed.mean(torch.stack(losses), world).tolist()
-            _stop_if_diverged(values, step, config)
+            _stop_if_diverged(values, step, config, scaler)
             for batch, value in zip(job.step, values if book else ()):
                 book.write(step, step / batches.steps_per_epoch, seconds, plan["scenes"][batch.scene]["name"], loss=value,
                            learning_rate=schedule.get_last_lr()[1])
             progress(Progress("training the backbone", step / steps, sum(values) / len(values), (steps - step) * seconds / step))
-        if book and job.ends_epoch and (epoch % config.check_every == 0 or epoch == config.epochs):
-            found = _validate(backbone, heads, scenes, config, device)
-            for name, row in _rows(found, plan):
+        if job.ends_epoch and (epoch % config.check_every == 0 or epoch == config.epochs):
+            found = _validate(backbone, heads, scenes, config, device, world)
+            for name, row in _rows(found, plan) if book else ():
                 book.write(step, epoch, seconds, name, **asdict(row))
             if best is None or _score(found) >= best["score"]:
                 best = {"score": _score(found), "epoch": epoch, "scenes": {name: asdict(row) for name, row in _rows(found, plan)}}
-                checkpoint.save(work / BEST, {"backbone": backbone.state_dict(), "heads": heads.state_dict(), "best": best})
+                if book:
+                    checkpoint.save(work / BEST, {"backbone": backbone.state_dict(), "heads": heads.state_dict(), "best": best})
         if book and (job.ends_epoch or step % config.save_every == 0):
             checkpoint.save(work / LAST, {name: part.state_dict() for name, part in learned.items()} | {
                 "plan": plan, "batches": job.after, "random": checkpoint.random_state(), "step": step, "best": best,
                 "seconds": seconds_before + time.monotonic() - start})
 
+    if book:
+        book.close()
     distributed.barrier(world)  # the main rank has written the best one
     state = checkpoint.load(work / BEST)
     backbone.load_state_dict(state["backbone"])
@@ -175,10 +179,11 @@ def _samples(scenes: list[SceneImages], config: BackboneTrainingConfig, device: 
 
 
 def _learning(network: nn.Module) -> nn.Module:
-    """In training mode; batch normalisation keeps its statistics, for those of a batch would be of one scene, and of one rank."""
+    """In training mode; batch normalisation keeps its statistics, for those of a batch would be of one scene, and of one rank; and
+    no block is left out at random, which ranks would have to agree on."""
     network.train()
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module).__name__ == "StochasticDepth":  # torchvision's
             module.eval()
     return network
 
@@ -190,12 +195,13 @@ def _quiet(module: nn.Module, quiet: bool):
 # validation ----------------------------------------------------------------------------------------------------------
 
 def _validate(backbone: nn.Module, heads: nn.ModuleList, scenes: list[SceneImages], config: BackboneTrainingConfig,
-              device: str) -> dict[int, Check]:
-    """What each scene that has a jury says."""
+              device: str, world: World) -> dict[int, Check]:
+    """What each scene that has a jury says; each rank asks every so-manieth of them."""
     backbone.eval(), heads.eval()
-    found = {scene.number: check(backbone, head, scene.lesson, config, device) for scene, head in zip(scenes, heads) if scene.lesson.jury}
+    judged = [(scene, head) for scene, head in zip(scenes, heads) if scene.lesson.jury][world.rank :: world.size]
+    mine = {scene.number: check(backbone, head, scene.lesson, config, device) for scene, head in judged}
     _learning(backbone), heads.train()
-    return found
+    return dict(sorted(item for part in distributed.all_of(mine, world) for item in part.items()))
 
 
 def _rows(found: dict[int, Check], plan: dict[str, Any]) -> list[tuple[str, Check]]:
@@ -216,14 +222,15 @@ def _score(found: dict[int, Check]) -> list[float]:
 
 def _plan(lessons: Mapping[str, Lesson], config: BackboneTrainingConfig, work: Path, resume: bool) -> dict[str, Any]:
     """What a run depends on, as plain JSON; raises where it cannot be."""
-    if config.patch_px % ALIGNMENT_PX:
-        raise SldError(f"patch_px={config.patch_px}: expected a multiple of {ALIGNMENT_PX}")
-    if config.width % len(DILATIONS):
-        raise SldError(f"width={config.width}: expected a multiple of {len(DILATIONS)}")
-    if (work / LAST).exists() and not resume:
-        raise SldError(f"{work} holds a training run already; resume it, or name another work folder")
+    check_work(work, resume)
     scenes = [{"name": name, "frames": len(one.frames), "landmarks": len(one.landmarks)} for name, one in lessons.items()]
     return {"scenes": scenes, "config": to_dict(config)}
+
+
+def check_work(work: Path, resume: bool) -> None:
+    """SldError where a run would be written over."""
+    if (work / LAST).exists() and not resume:
+        raise SldError(f"{work} holds a training run already; resume it, or name another work folder")
 
 
 def _resumed(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +243,8 @@ def _resumed(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _stop_if_diverged(losses: list[float], step: int, config: BackboneTrainingConfig) -> None:
-    if config.precision != "float16" and not all(map(math.isfinite, losses)):  # with float16 such a step is left out
+def _stop_if_diverged(losses: list[float], step: int, config: BackboneTrainingConfig, scaler: torch.amp.GradScaler) -> None:
+    # with float16 such a step is left out and the scale of losses halved, which once in a while is no harm
+    if not all(map(math.isfinite, losses)) and not (scaler.is_enabled() and scaler.get_scale() > 1):
         raise SldError(f"the training diverged at step {step}; lower learning_rate from {config.learning_rate} or "
                        f"backbone_learning_rate from {config.backbone_learning_rate}")

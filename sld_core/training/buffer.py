@@ -100,21 +100,24 @@ def _each(cells_of: Callable[[int], FeatureBuffer], rows: Sequence[int], process
         yield from map(cells_of, rows)
         return
     # pickled here: the way in which torch sends tensors takes shared memory, 64 MB in many containers
-    job = pickle.dumps((cells_of, max(1, torch.get_num_threads() // processes)))
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (job,))
+    job, gpu = pickle.dumps(cells_of), torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    threads = max(1, torch.get_num_threads() // processes)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (job, threads, gpu))
     try:
         yield from pool.map(_work, rows)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(job: bytes) -> None:
-    """In each process of the pool: unpack the job, and end when the parent ends, however it does."""
+def _begin(job: bytes, threads: int, gpu: int | None) -> None:
+    """In each process of the pool: unpack the job, on the parent's GPU, and end when the parent ends, however it does."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    _job, threads = pickle.loads(job)
     torch.set_num_threads(threads)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    _job = pickle.loads(job)
 
 
 def _work(row: int) -> FeatureBuffer:

@@ -21,8 +21,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         temporary.replace(path)
-    except OSError as error:
-        raise SldError(f"{path}: cannot be written ({error.strerror}); free some space, or name another folder with --work") from None
+    except (OSError, RuntimeError) as error:  # torch raises one of its own over that of a full disk
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise SldError(f"{path}: cannot be written ({reason.strerror}); free some space, or name another folder with --work") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -45,6 +45,8 @@ def join(device: str = "cpu") -> World:
     if size == 1:
         return ALONE
     cuda = torch.device(device).type == "cuda"
+    if cuda and torch.device(device).index is not None:
+        raise SldError(f"--device {device} with torchrun: expected cuda, each process takes a GPU of its own")
     if cuda:
         torch.cuda.set_device(_own_gpu())
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
@@ -92,12 +94,20 @@ def mean(value: torch.Tensor, world: World) -> torch.Tensor:
     return total / world.size
 
 
+def all_of(value: Result, world: World) -> list[Result]:
+    """The values of all ranks, in order of rank, on every rank; anything that can be pickled."""
+    values = [value]
+    if world.size > 1:
+        values = [None] * world.size
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
     """The tensors of all ranks, joined along the first axis in order of rank, on every rank; their lengths may differ."""
     if world.size == 1:
         return part_N
-    lengths = [None] * world.size
-    dist.all_gather_object(lengths, len(part_N))
+    lengths = all_of(len(part_N), world)
     whole = part_N.new_empty((sum(lengths), *part_N.shape[1:]))
     for rank, slot in enumerate(whole.split(lengths)):  # in place: no second copy of a large buffer
         if rank == world.rank:

@@ -38,7 +38,7 @@ class Logbook:
         self._board = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None, flush_secs=10)
 
     def write(self, step: int, epoch: float, seconds: float, scene: str, **values: float) -> None:
         """One row: `values` are of COLUMNS, those not given stay empty. Written at once."""

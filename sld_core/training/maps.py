@@ -70,6 +70,8 @@ def fill(lesson: Lesson, angle_rad_F: np.ndarray, backbone: Backbone, config: Sc
     Each rank of `world` holds the maps of its share of the frames; ranks together hold what one process alone does."""
     whitening = fit_whitening(lesson.frames, angle_rad_F, backbone, config.buffer, config.image.max_side_px, device, config.seed, world)
     rows, passes = shard(len(lesson.frames), world), 1 + config.buffer.augmented_passes
+    if len(lesson.frames) < world.size:
+        raise SldError(f"{len(lesson.frames)} images cannot be shared among {world.size} processes; start fewer")
     shape_M2 = _shapes([lesson.frames[i].camera for i in rows], angle_rad_F[rows], config.image.max_side_px).repeat_interleave(passes, 0)
     cells_M = shape_M2.prod(1)
     start_M = cells_M.cumsum(0) - cells_M
@@ -139,7 +141,7 @@ def _shapes(cameras: list[Camera], angle_rad_K: np.ndarray, max_side_px: int) ->
             image, _ = fit(np.zeros((camera.height, camera.width, 3), np.uint8), camera, max_side_px)
             known[case] = heatmap.grid_size(*rotate(image, angle_rad)[0].shape[:2])
         out.append(known[case])
-    return torch.tensor(out)
+    return torch.tensor(out).reshape(-1, 2)
 
 
 def _room(cells: int, channels: int, config: HeatmapConfig, device: str, folder: Path) -> Tensor:

@@ -18,11 +18,14 @@ CPU_FORWARD_MS = {"lite0+xfeat": 46.0, "efficientnet-b0": 42.0, "efficientnet-b4
                   "resnext101-layer2": 84.0, "resnext101-layer3": 795.0, "resnext101": 1193.0}
 GPU_MACS_PER_S = 5e12  # a guess, in bfloat16: a hundredth to a tenth of what data sheets of GPUs promise
 TRAINING_FORWARDS = 3.6  # one training step in forward passes: lite0+xfeat, patches of 96 px, CPU (34 ms forward, 121 with backward)
+FLOAT32_FORWARDS = 2.0  # a forward pass in float32, in ones in bfloat16
 READ_MS = 2.0  # decode one JPEG of 640x480, one core
 AUGMENT_MS = 17.0  # warp, recolour and blur it, one core
 MAP_S = 0.35 * 2  # core-seconds per image with known poses: tracks, landmarks, labels (300 images, 2 cores)
 HEAD_S = 40.0  # a scene's default head: 4 million samples, 2 cores; a GPU is not slower
 ALLREDUCE_LATENCY_MS = 0.5  # of one exchange of gradients, beside their volume
+CHECK_IMAGES, CHECK_MS = 20, 15.0  # held-out images of each scene that are looked at after an epoch; decoding and pose of one
+LABEL_BYTES = 17  # of a landmark in an image: its place (two of 8 bytes) and visibility, which every process holds of all scenes
 ADAM_BYTES = 16  # per weight: itself, its gradient and two moments, in float32
 IMAGE_BYTES = 120e3  # of a JPEG of 640x480 on disk
 
@@ -41,8 +44,8 @@ class PlanConfig:
     epochs: int = ranged(20, 1, 10**6)
     batch: int = ranged(4, 1, 10**5)  # images of one step on one GPU
     patches: int = ranged(8, 1, 1000)  # per image
-    patch_px: int = ranged(96, 32, 4096)  # a multiple of 32
-    width: int = ranged(128, 4, 4096)  # of the heads
+    patch_px: int = ranged(96, 32, 4096, multiple=32)
+    width: int = ranged(128, 4, 4096, multiple=4)  # of the heads
     dilated: bool = True  # heads of the paper's final variant
     passes: int = ranged(3, 1, 100)  # of the feature buffer of a new scene, the plain one included
     buffer_channels: int = ranged(128, 1, 4096)
@@ -91,8 +94,6 @@ class Counts:
 
 def plan(config: PlanConfig, counts: Counts | None = None) -> Plan:
     """Hours and memory of the whole: map the scenes, train the backbone on them, then teach each scene a head of its own."""
-    if config.patch_px % 32:
-        raise SldError(f"patches of {config.patch_px} px: expected a multiple of 32")
     counts = counts or count(config)
     workers, cores = max(config.gpus, 1), config.cores * max(config.gpus, 1)
     forward_ms, notes = forward(config, counts)
@@ -111,12 +112,15 @@ def plan(config: PlanConfig, counts: Counts | None = None) -> Plan:
 
     buffer_ms = (READ_MS + (config.passes - 1) * AUGMENT_MS) / config.cores + config.passes * forward_ms
     buffer_s = config.images * buffer_ms / 1e3  # of one scene on one worker
+    check_s = CHECK_IMAGES * (READ_MS + CHECK_MS + FLOAT32_FORWARDS * forward_ms) / 1e3
     images = config.scenes * config.images
     whom = f"{config.gpus} GPUs" if config.gpus else f"{config.cores} cores"
     phases = (
         Phase("map the scenes", f"{cores} cores", images * MAP_S / cores / 3600, f"{images} images with poses, {MAP_S:.2f} core-s each"),
         Phase("train the backbone", whom, steps * step_ms / 3.6e6,
               f"{steps} steps of {step_ms:.0f} ms: {compute_ms:.0f} compute, {load_ms:.0f} read (meanwhile), {exchange_ms:.1f} exchange"),
+        Phase("validate it", whom, config.epochs * math.ceil(config.scenes / workers) * check_s / 3600,
+              f"after every epoch, {CHECK_IMAGES} images of each scene, {check_s:.1f} s a scene"),
         Phase("fill buffers", whom, math.ceil(config.scenes / workers) * buffer_s / 3600,
               f"a scene on each worker: {config.images * config.passes} pictures, {buffer_s:.0f} s"),
         Phase("train heads", whom, math.ceil(config.scenes / workers) * HEAD_S / 3600, f"a scene on each worker: {HEAD_S:.0f} s"))
@@ -158,6 +162,7 @@ def memory(config: PlanConfig, counts: Counts, workers: int) -> dict[str, float]
     on_machine = min(config.gpus_per_machine, workers)
     return {"each worker: backbone, heads, optimiser": state / 1e9, "each worker: gradients to exchange": buckets / 1e9,
             "each worker: activations": patches * counts.patch_bytes / 1e9, "each worker: heatmaps": heatmaps / 1e9,
+            "each machine: labels": on_machine * config.scenes * config.images * config.landmarks * LABEL_BYTES / 1e9,
             "each machine: feature buffers": on_machine * buffer / 1e9, "disk: images": config.scenes * config.images * IMAGE_BYTES / 1e9,
             "disk: one checkpoint": 0.75 * state / 1e9}  # without gradients
 

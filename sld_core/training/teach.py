@@ -25,7 +25,7 @@ from sld_core.training import buffer as buffering
 from sld_core.training import head as recipe
 from sld_core.training import heatmap as heatmap_recipe
 from sld_core.training import maps
-from sld_core.training.distributed import ALONE, World, from_main
+from sld_core.training.distributed import ALONE, World, all_of, from_main
 from sld_core.training.lesson import MIN_JURY, Lesson, from_data, from_frames, moved, upright_angles
 from sld_core.types import Frame, Progress, Scene, SceneData, SceneReport, SldError
 
@@ -100,7 +100,7 @@ def _heatmap_head(lesson: Lesson, angle_rad_F: np.ndarray, config: SceneConfig, 
         buffer, whitening = maps.fill(lesson, angle_rad_F, backbone, config, device, folder, report, world)
     with report.stage(HEAD_STAGE):
         head, curve = heatmap_recipe.train(buffer, whitening, config, device, report, world=world)
-    return head, curve, {"maps": len(buffer)}
+    return head, curve, {"maps": sum(all_of(len(buffer), world))}
 
 
 # the check -----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 UNITS_PER_PIXEL_VALUE = 1000  # a 16-bit PNG holds thousandths of the world unit
 SCALE_TOLERANCE = 0.1  # of measured depth against triangulated points
 ASPECT_TOLERANCE = 0.03  # of a depth image against its image
+UNUSED = "the depth images are not used: they are in metres, and nothing tells the scale of this scene"
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,18 @@ class DepthReport:
 
 
 def complete(reconstruction: Reconstruction, folder: Path, config: DepthConfig, model: Path | str | None,
-             progress: Callable[[Progress], None]) -> DepthReport:
+             progress: Callable[[Progress], None], metric: bool = True) -> DepthReport:
     """Write `folder`/NAME.depth.png for every frame: 16 bit, thousandths of the world unit, 0 where there is none (or beyond
     65.535), `config.max_side_px` on the longer side, pixel (x, y) of the image at (x / width, y / height) of it.
 
-    Sensor depth is taken for metres, so the world must be metric for it. `model` is a monocular network (depth.monocular); without
-    one nothing is completed. Nothing is written where the source is none."""
+    Sensor depth is in metres: it is of use only where the world is, as `metric` says. `model` is a monocular network
+    (depth.monocular); without one nothing is completed. Nothing is written where the source is none."""
     start, folder = time.monotonic(), Path(folder)
-    source, reason = choose_source(reconstruction, config, model)
+    source, reason = choose_source(reconstruction, config, model, metric)
     log.info("depth from %s: %s", source, reason)
+    unused = [UNUSED] if config.source == "auto" and not metric and _measured(reconstruction) else []
     if source == "none":
-        return DepthReport(source, reason, 0, 0.0, 0.0, time.monotonic() - start)
+        return DepthReport(source, reason, 0, 0.0, 0.0, time.monotonic() - start, notes=tuple(unused))
     maps = dense.patch_match(reconstruction, folder / "patchmatch") if source == "patchmatch" else {}
     network = MonocularDepth(model, config.preprocessing) if model is not None else None
     judged = set(_spread(len(reconstruction.frames), config.held_out_frames))
@@ -81,26 +83,33 @@ def complete(reconstruction: Reconstruction, folder: Path, config: DepthConfig, 
         raise SldError(f"no depth image can be used: {unreadable[0]}")
     errors, known_filled = _errors(judgements), np.mean(shares, axis=0)
     return DepthReport(source, reason, len(shares), float(known_filled[0]), float(known_filled[1]), time.monotonic() - start, errors,
-                       _notes(source, errors, unfilled, unreadable))
+                       (*unused, *_notes(source, errors, unfilled, unreadable)))
 
 
-def choose_source(reconstruction: Reconstruction, config: DepthConfig, model: Path | str | None) -> tuple[str, str]:
+def choose_source(reconstruction: Reconstruction, config: DepthConfig, model: Path | str | None, metric: bool = True) -> tuple[str, str]:
     """(source, reason); SldError where the source that was asked for is not possible."""
-    count = sum(f.depth_path is not None for f in reconstruction.frames)
+    count = _measured(reconstruction)
     measured = f"{count} of {len(reconstruction.frames)} frames have measured depth"
     if config.source == "sensor" and not count:
         raise SldError(f"source sensor: no frame has a depth image; expected RGB-D frames, or another source ({dense.ALTERNATIVES})")
+    if config.source == "sensor" and not metric:
+        raise SldError("source sensor: measured depth is in metres and this scene is not; expected a scale (--distance, --tag-size, "
+                       "odometry, or depth that fits the images), or source auto")
     if config.source == "completion" and model is None:
         raise SldError("source completion: no monocular network was given; expected --model FILE.onnx, or the name of a transformers model")
     if config.source == "none":
         return "none", "asked for"
-    if config.source == "sensor" or (config.source == "auto" and count):
+    if config.source == "sensor" or (config.source == "auto" and count and metric):
         return "sensor", measured
     if config.source == "patchmatch" or (config.source == "auto" and dense.has_cuda()):
         return "patchmatch", f"{measured}; PatchMatch runs on CUDA"
     if model is not None:
         return "completion", f"{measured}, pycolmap has {'' if dense.has_cuda() else 'no '}CUDA: from triangulated points and {model}"
     return "none", f"{measured}, pycolmap has no CUDA, no monocular network was given"
+
+
+def _measured(reconstruction: Reconstruction) -> int:
+    return sum(f.depth_path is not None for f in reconstruction.frames)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Trials of depth completion: frames with measured depth, part of it hidden, all methods on the same pixels."""
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from sld_core.mapping.depth.evaluation import DepthErrors, evaluate
 from sld_core.mapping.depth.hiding import hide
 from sld_core.mapping.depth.monocular import MonocularDepth
 from sld_core.types import Frame, Progress, SldError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,23 @@ class Trial:
 
 def run_trials(frames: Sequence[Frame], model: Path | str, kind: str, max_images: int, preprocessing: str = "auto", seed: int = 0,
                progress: Callable[[Progress], None] = lambda _: None) -> list[Trial]:
-    """All METHODS on at most `max_images` frames that have depth, spread over the list, at the resolution of their depth."""
+    """All METHODS on at most `max_images` frames that have depth, spread over the list, at the resolution of their depth. Frames
+    that cannot be used are left out and named; SldError where none is left."""
     frames = [f for f in frames if f.depth_path is not None]
     if not frames:
         raise SldError("none of these frames has a depth image; expected NAME.depth.png beside NAME.color.jpg")
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(max_images, len(frames))).round().astype(int))
-    network, trials = MonocularDepth(model, preprocessing), []
-    for i in chosen:
-        trials.append(_trial(frames[i], network, kind, np.random.default_rng([seed, i])))
-        progress(Progress("completing depth", len(trials) / len(chosen)))
+    network, trials, left_out = MonocularDepth(model, preprocessing), [], []
+    for k, i in enumerate(chosen):
+        try:
+            trials.append(_trial(frames[i], network, kind, np.random.default_rng([seed, i])))
+        except SldError as error:  # one damaged or empty depth image must not cost all others
+            left_out.append(f"{frames[i].name}: {error}")
+        progress(Progress("completing depth", (k + 1) / len(chosen)))
+    if not trials:
+        raise SldError(f"none of {len(chosen)} frames can be used; the first, {left_out[0]}")
+    for reason in left_out:
+        log.warning("left out: %s", reason)
     return trials
 
 

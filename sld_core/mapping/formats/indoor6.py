@@ -52,7 +52,7 @@ def write_scene_data(folder: Path, data: SceneData) -> None:
     stems = _stems(data.frames)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ours, files = scene_json.listed_files(folder), _file_names(stems, data)
+        ours, files = scene_json.own_files(folder), _file_names(stems, data)
         foreign = [name for name in files if os.path.lexists(folder / name) and name not in ours]
         if foreign:
             raise SldError(f"{folder}: holds {len(foreign)} files of the same names that sld did not write, the first is {foreign[0]}; "
@@ -79,10 +79,17 @@ def read_scene_data(folder: Path, landmarks_file: str | None = None, visibility_
     folder = Path(folder)
     if not folder.is_dir():
         raise SldError(f"{folder}: no such folder of a scene dataset")
-    stored = scene_json.read_scene_json(folder)
+    is_map = (folder / MARK).exists()
+    try:
+        stored = scene_json.read_scene_json(folder)
+    except scene_json.Damaged:
+        if not is_map:
+            raise
+        stored = None
     if stored is None:
-        if (folder / MARK).exists():  # read as foreign, a scene without scale would pass for metric
-            raise SldError(f"{folder}: is a map of sld without its scene.json; finish it with `sld map all --output {folder}`")
+        if is_map:  # read as foreign, a scene without scale would pass for metric
+            raise SldError(f"{folder}: is a map of sld without its scene.json, or with a damaged one; finish it with "
+                           f"`sld map all --output {folder}`")
         return read_foreign(folder, landmarks_file, visibility_file, undistorted)
     if landmarks_file or visibility_file:
         raise SldError(f"{folder}: is a data set of sld and has one set of landmarks; expected no choice of a file")

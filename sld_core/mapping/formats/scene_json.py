@@ -14,12 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING, MAX_TEXT_BYTES
+from sld_core.mapping.stages import MARK
 from sld_core.files import read_text
 from sld_core.types import Camera, Frame, SldError
 
 NAME, FORMAT, VERSION = "scene.json", "sld scene data", 1
 OURS = re.compile(r"image-[0-9]{6}\.(color\.jpg|intrinsics\.txt|pose\.txt|depth\.png)|train_test_val\.pkl|"
                   r"(landmarks|visibility|unknown)-[0-9]+\.txt")
+MAX_LABEL = 300  # characters
+
+
+class Damaged(SldError):
+    """What was to be a scene.json of ours has been cut short or the like, and holds nothing of use."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,30 @@ def listed_files(folder: Path) -> set[str]:
     values = _values(folder)
     files = values.get("files") if values else []
     if not isinstance(files, list):
-        raise SldError(f"{folder / NAME}: files: expected a list of names")
+        raise Damaged(f"{folder / NAME}: files: expected a list of names")
     return {name for name in files if isinstance(name, str) and OURS.fullmatch(name)}
+
+
+def own_files(folder: Path) -> set[str]:
+    """The files of `folder` that the next data set may replace: those listed. In the folder of a map whose scene.json is missing,
+    damaged or not complete, all that have a name of ours: nobody else writes there."""
+    is_map = (folder / MARK).exists()
+    try:
+        if not is_map or (_values(folder) or {}).get("complete") is True:
+            return listed_files(folder)
+    except Damaged:
+        if not is_map:
+            raise
+    return {path.name for path in folder.iterdir() if OURS.fullmatch(path.name)}
+
+
+def depth_is_metric(folder: Path) -> bool:
+    """Whether depth images in `folder` can be millimetres: not in a data set of ours without scale, nor in a map that cannot tell."""
+    try:
+        values = _values(folder)
+    except SldError:  # damaged, or of somebody else
+        values = None
+    return values.get("metric") is True if values else not (folder / MARK).exists()
 
 
 def _values(folder: Path) -> dict | None:
@@ -87,10 +115,10 @@ def _values(folder: Path) -> dict | None:
         return None
     try:
         values = json.loads(read_text(path, MAX_TEXT_BYTES), parse_constant=_refuse_constant)
-    except SldError:
-        raise
+    except SldError as error:
+        raise Damaged(str(error)) from None
     except (ValueError, RecursionError) as error:
-        raise SldError(f"{path}: not readable ({str(error).splitlines()[0][:100]}); write the data set again into another folder") from None
+        raise Damaged(f"{path}: not readable ({str(error).splitlines()[0][:100]}); write the data set again into another folder") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SldError(f"{path}: is not of a data set of sld; choose another folder")
     if values.get("version") != VERSION:
@@ -110,8 +138,8 @@ def _typed(values, key: str, kind: type):
 
 def checked_label(value, what: str) -> str:
     """`value` if it is a short text without line breaks and the like."""
-    if not isinstance(value, str) or len(value) > 300 or not all(c.isprintable() for c in value):
-        raise SldError(f"{what} {repr(value)[:60]}: expected up to 300 printable characters")
+    if not isinstance(value, str) or len(value) > MAX_LABEL or not all(c.isprintable() for c in value):
+        raise SldError(f"{what} {repr(value)[:60]}: expected up to {MAX_LABEL} printable characters")
     return value
 
 
