@@ -14,7 +14,6 @@ from sld_core.evaluate import QueryResult
 from sld_core.images import fit, read_image
 from sld_core.types import Camera, Detections, Frame, Localization
 
-
 MIN_INLIERS = 6
 
 

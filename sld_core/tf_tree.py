@@ -9,7 +9,6 @@ import numpy as np
 
 from sld_core.geometry import interpolate, invert
 
-
 # The widest gap in a frame's poses that is interpolated: odometry comes at 10 Hz or more, and within half a second a robot
 # still moves about straight; over more it is a guess that a map or a fix must not be built on.
 MAX_GAP_S = 0.5

@@ -25,9 +25,9 @@ def add(commands) -> None:
 
 
 def _run(args) -> None:
+    from sld_core.files import write_atomically
     from sld_core.localizer import check_device
     from sld_core.models.backbone import BACKBONES
-    from sld_core.files import write_atomically
     width, height = _size(args.size)
     unknown = [name for name in args.only or () if name not in BACKBONES]
     if unknown:

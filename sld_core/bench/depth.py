@@ -34,10 +34,10 @@ def add(commands) -> None:
 
 def _run(args) -> None:
     from sld_core.commands.common import check_writable, list_path
+    from sld_core.files import write_atomically
     from sld_core.mapping.depth.trials import run_trials, summary
     from sld_core.mapping.frames import read_frames
     from sld_core.progress import Bar
-    from sld_core.files import write_atomically
     if args.max_images < 1 or args.seed < 0:
         raise SldError(f"--max-images {args.max_images}, --seed {args.seed}: expected at least 1, and at least 0")
     for option in ("json", "report"):

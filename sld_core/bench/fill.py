@@ -28,9 +28,9 @@ def add(commands) -> None:
 
 
 def _fill(args) -> None:
+    from sld_core.files import write_atomically
     from sld_core.localizer import check_device
     from sld_core.mapping.frames import read_frames
-    from sld_core.files import write_atomically
     config = configuration.override(configuration.SceneConfig(), args.set)
     check_device(args.device)
     frames = read_frames(args.frames, list_path(args.list, args.frames))

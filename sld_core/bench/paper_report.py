@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sld_core import page
-from sld_core.mapping.stages import Done
 from sld_core.files import write_atomically
+from sld_core.mapping.stages import Done
 
 Curve = Sequence[Sequence[float]]  # (seconds, recall at 5 cm / 5 deg), in order of time
 

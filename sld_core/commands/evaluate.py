@@ -28,10 +28,10 @@ def add(commands) -> None:
 
 def _evaluate(args) -> None:
     from sld_core.evaluate import QueryResult, format_table, summarize
+    from sld_core.files import write_atomically
     from sld_core.images import read_image
     from sld_core.localizer import Localizer
     from sld_core.mapping.frames import read_frames
-    from sld_core.files import write_atomically
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
     frames, show, results, answers = read_frames(args.frames, list_path(args.list, args.frames)), Bar(), [], []

@@ -55,8 +55,8 @@ def _teach(args) -> None:
 def _from_frames(args, config: configuration.SceneConfig, work: Path, show, start: float, world):
     from sld_core.mapping.bag import extract_frames
     from sld_core.mapping.frames import read_frames
-    from sld_core.training.teach import teach
     from sld_core.training.distributed import from_main
+    from sld_core.training.teach import teach
     if args.bag is not None:
         frames = from_main(lambda: extract_frames(args.bag, work / "frames", config.bag, show), world)
     else:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core.mapping.frames import image_size
 from sld_core.files import write_atomically
+from sld_core.mapping.frames import image_size
 from sld_core.types import Camera, Frame, FrameSet, SldError
 
 FILE, FORMAT = "frames.json", "sld frames 1"

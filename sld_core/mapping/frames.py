@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core.pixels import encoded_size
 from sld_core.files import read_text
+from sld_core.pixels import encoded_size
 from sld_core.types import Camera, Frame, SldError
 
 MAX_LIST_BYTES = 50 * 10**6

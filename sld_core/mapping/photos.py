@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from sld_core.calibration import Calibration, Lenses, read_calibration
+from sld_core.files import read_text
 from sld_core.images import read_image
-from sld_core.mapping.frames import MAX_LIST_BYTES, image_size, read_pose
 from sld_core.mapping.formats import scene_json
+from sld_core.mapping.frames import MAX_LIST_BYTES, image_size, read_pose
 from sld_core.mapping.image_files import read_depth_mm
 from sld_core.mapping.names import natural, session_labels
 from sld_core.mapping.selection import Candidate, Rejection
 from sld_core.mapping.stages import IN_MAP, MARK
-from sld_core.files import read_text
 from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ import numpy as np
 
 from sld_core.calibration import read_calibration
 from sld_core.config import ImageConfig, TrackConfig
+from sld_core.files import write_atomically
 from sld_core.map_config import MapConfig, SfmConfig
 from sld_core.mapping import depth, landmarks, metric, sources, stages, tracks
 from sld_core.mapping.formats.indoor6 import write_scene_data
@@ -29,7 +30,6 @@ from sld_core.mapping.sources import Source, fingerprint
 from sld_core.mapping.stages import IN_MAP, MARK, Done
 from sld_core.mapping.store import READ, REPORT, write_reconstruction
 from sld_core.mapping.subset import without
-from sld_core.files import write_atomically
 from sld_core.types import FrameSet, Progress, Reconstruction, SceneData, SldError
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ import pycolmap
 
 from sld_core import geometry
 from sld_core.config import TrackConfig
+from sld_core.files import write_atomically
 from sld_core.mapping.colmap import CHUNK, pose_of, quiet, read_model
 from sld_core.mapping.stages import RECORD
 from sld_core.mapping.store import ARRAYS, read_arrays
-from sld_core.files import write_atomically
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core.mapping.formats.colmap_model import write_model
 from sld_core.files import write_atomically
+from sld_core.mapping.formats.colmap_model import write_model
 from sld_core.types import Frame, Reconstruction, SldError
 
 MAX_SIDE_PX, MAX_CHANNELS, HEADER_BYTES = 16384, 16, 32

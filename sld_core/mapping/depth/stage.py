@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from sld_core import geometry
+from sld_core.files import write_atomically
 from sld_core.images import read_depth, read_image
 from sld_core.map_config import DepthConfig
 from sld_core.mapping.depth import dense
 from sld_core.mapping.depth.completion import method_of
 from sld_core.mapping.depth.monocular import MonocularDepth
-from sld_core.files import write_atomically
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from sld_core import geometry
+from sld_core.files import write_atomically
 from sld_core.images import read_image
 from sld_core.mapping.formats import plain_files, restricted_pickle
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING, Lens
 from sld_core.mapping.frames import image_size
-from sld_core.files import write_atomically
 from sld_core.types import Camera, Frame, SceneData, SldError, Visibility
 from sld_core.undistort import undistortion
 

@@ -25,13 +25,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sld_core.files import write_atomically
 from sld_core.images import read_image
 from sld_core.mapping.formats import plain_files, restricted_pickle, scene_json
 from sld_core.mapping.formats.foreign_indoor6 import read_foreign, read_splits
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING
 from sld_core.mapping.frames import image_size
 from sld_core.mapping.stages import MARK
-from sld_core.files import write_atomically
 from sld_core.types import Frame, SceneData, SldError, Visibility
 
 log = logging.getLogger(__name__)

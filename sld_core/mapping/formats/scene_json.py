@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sld_core.files import read_text
 from sld_core.mapping.formats.plain_files import IMAGE_ENDING, MAX_TEXT_BYTES
 from sld_core.mapping.stages import MARK
-from sld_core.files import read_text
 from sld_core.types import Camera, Frame, SldError
 
 NAME, FORMAT, VERSION = "scene.json", "sld scene data", 1

@@ -19,10 +19,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sld_core.files import read_text, write_atomically
 from sld_core.images import read_depth, read_image
 from sld_core.mapping.formats.whole_folder import whole_folder
 from sld_core.mapping.frames import image_size, read_intrinsics, read_pose
-from sld_core.files import read_text, write_atomically
 from sld_core.types import Camera, Frame, SldError
 
 COLOUR_F, DEPTH_F = 525.0, 585.0  # px, at 640x480
