@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 
+import cv2
 import drive_bag
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from sld_core.geometry import make_transform, pose_error, similarity
 from sld_core.mapping.formats.indoor6 import read_scene_data
 from sld_core.mapping.frames import read_pose
 
-pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.timeout(1500),
-              pytest.mark.skipif(not drive_bag.DRIVE.exists(), reason=f"no {drive_bag.DRIVE}; set SLD_SHARED to the folder that holds data/")]
+pytestmark = [
+    pytest.mark.shared, pytest.mark.slow, pytest.mark.timeout(1500),
+    pytest.mark.skipif(not drive_bag.DRIVE.exists(), reason=f"no {drive_bag.DRIVE}; set SLD_SHARED to the folder that holds data/")]
 TAG_M = 0.16
 
 
@@ -47,9 +49,9 @@ def test_with_odometry_it_lies_in_the_frame_of_the_odometry_and_is_more_precise(
     assert told["registered"] >= 0.98 * told["images"]
     mapped, exact = against(data, drive_bag.FRAMES)
     _, metres, radians = errors(mapped, exact)
-    tracker = np.stack([read_pose(p) for p in sorted(drive_bag.DRIVE.glob("*.pose.txt"))[::4]])
-    _, tracker_metres, _ = errors(tracker, np.stack([read_pose(drive_bag.FRAMES / f"frame-{4 * i:06d}.pose.txt") for i in range(len(tracker))]))
-    print(f"{len(mapped)} common frames: {100 * metres:.2f} cm, {np.degrees(radians):.2f} deg; the tracker's own {100 * tracker_metres:.2f} cm")
+    names = [p.name for p in sorted(drive_bag.DRIVE.glob("*.pose.txt"))[::4]]
+    _, tracker_metres, _ = errors(*(np.stack([read_pose(folder / name) for name in names]) for folder in (drive_bag.DRIVE, drive_bag.FRAMES)))
+    print(f"{len(mapped)} frames: {100 * metres:.2f} cm, {np.degrees(radians):.2f} deg; the tracker's own {100 * tracker_metres:.2f} cm")
     assert metres < 0.01 < 0.02 < tracker_metres
     mapped, tracker = against(data, drive_bag.DRIVE)
     off = [pose_error(a, drive_bag.odom_from_tracker() @ b)[0] for a, b in zip(mapped, tracker)]
@@ -94,3 +96,24 @@ def test_depth_images_make_it_metric(tmp_path):
     told, data = sld_map(tmp_path / "map", f"--bag {tmp_path / 'bag'}")
     assert (told["metric"], told["scale_source"]) == (True, "depth")
     assert errors(*against(data, drive_bag.FRAMES))[0] == pytest.approx(1, abs=0.02)
+
+
+def test_two_videos_of_one_name_become_one_scene_of_two_sessions(tmp_path):
+    """The first and the second half of the kitchen's frames, 4 a second, as two people with the same telephone would have filmed them."""
+    names = sorted(drive_bag.FRAMES.glob("*.color.jpg"))[:120:2]
+    for folder, part in (("monday", names[:30]), ("tuesday", names[30:])):
+        (tmp_path / folder).mkdir()
+        writer = cv2.VideoWriter(str(tmp_path / folder / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 4, (640, 480))
+        for path in part:
+            writer.write(cv2.imread(str(path)))
+        writer.release()
+    np.savetxt(tmp_path / "K.txt", [[drive_bag.F_FRAMES, 0, 320], [0, drive_bag.F_FRAMES, 240], [0, 0, 1]])
+    told, data = sld_map(tmp_path / "map", f"--video {tmp_path}/monday/clip.mp4 {tmp_path}/tuesday/clip.mp4 --intrinsics {tmp_path}/K.txt")
+    assert (told["images"], told["registered"], told["sessions"], told["metric"]) == (60, 60, 2, False)
+    sessions = [f.session for f in data.frames]
+    assert [sessions.count(name) for name in ("monday/clip", "tuesday/clip")] == [30, 30]
+    assert len({f.name for f in data.frames}) == 60
+    exact = np.stack([read_pose(path.with_name(path.name.replace(".color.jpg", ".pose.txt"))) for path in names])
+    _, metres, radians = errors(np.stack([f.T_world_camera for f in data.frames]), exact)
+    print(f"two videos: {100 * metres:.2f} cm, {np.degrees(radians):.2f} deg")
+    assert metres < 0.01
