@@ -32,11 +32,17 @@ class Calibration:
         """For images of this size; SldError when the calibration is of another one."""
         if self.width and (width, height) != (self.width, self.height):
             raise SldError(f"image is {width}x{height} but {self.source} is for {self.width}x{self.height}")
-        twice = 2 * self.K[:2, 2] + 1  # the size of the images whose middle is the principal point
-        if not self.width and (np.abs(twice / (width, height) - 1) > 2 * MAX_OFF_CENTRE).any():
-            raise SldError(f"image is {width}x{height} but {self.source} is for images of about {twice[0]:.0f}x{twice[1]:.0f}, as its "
-                           "principal point says; scale fx, fy, cx and cy along with the images, or calibrate at the size that is used")
+        if not self.width:
+            check_size(self.K, width, height, self.source)
         return undistortion(self.K, self.D, self.model, width, height)
+
+
+def check_size(K: np.ndarray, width: int, height: int, source: object) -> None:
+    """SldError where a matrix that does not say its size is plainly one of images of another size."""
+    twice = 2 * K[:2, 2] + 1  # the size of the images whose middle is the principal point
+    if (np.abs(twice / (width, height) - 1) > 2 * MAX_OFF_CENTRE).any():
+        raise SldError(f"image is {width}x{height} but {source} is for images of about {twice[0]:.0f}x{twice[1]:.0f}, as its "
+                       "principal point says; scale fx, fy, cx and cy along with the images, or calibrate at the size that is used")
 
 
 class Lenses:

@@ -24,8 +24,9 @@ class BackboneTrainingConfig:
     sigma_px: float = ranged(8.0, 1.0, 200.0)  # of the Gaussian targets
     floor: float = ranged(0.1, 0.001, 0.99)  # targets below it are zero
     positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
-    learning_rate: float = ranged(1e-3, 1e-8, 1.0)  # of the heads
+    learning_rate: float = ranged(3e-3, 1e-8, 1.0)  # of the heads
     backbone_learning_rate: float = ranged(1e-4, 0.0, 1.0)
+    heads_first: float = ranged(0.3, 0.0, 0.99)  # of all steps, in which the backbone stays: heads that know nothing would spoil it
     weight_decay: float = ranged(0.01, 0.0, 10.0)
     schedule: str = chosen("cosine", "step")
     warm_up: float = ranged(0.05, 0.0, 0.99)  # of all steps

@@ -15,7 +15,7 @@ from torch import nn
 import toy_scenes
 from sld_core.config import override
 from sld_core.models.heatmap_head import TrainingHead
-from sld_core.training.backbone import BEST, LAST, Job, _draw, _learning, rate, train
+from sld_core.training.backbone import BEST, LAST, Job, _draw, _learning, backbone_rate, rate, train
 from sld_core.training.distributed import World
 from sld_core.training.scene_batches import Batch
 from sld_core.training.scene_images import SceneImages, ahead
@@ -262,6 +262,14 @@ def test_learning_rates():
     assert 0 < rate(0, cosine) < 0.02 and rate(0.1, cosine) == pytest.approx(0.5, abs=0.01)
     halved = override(BackboneTrainingConfig(), ["warm_up=0", "schedule=step", "halvings=4"])  # every 40 of 200 epochs, as SLD*
     assert [rate(epoch / 200, halved) for epoch in (0, 39, 40, 119, 120, 160, 199, 200)] == [1, 1, 0.5, 0.25, 0.125, 1 / 16, 1 / 16, 1 / 16]
+
+
+def test_the_backbone_waits_for_the_heads(lessons, tmp_path):
+    config = override(BackboneTrainingConfig(), ["warm_up=0", "heads_first=0.5"])
+    assert [backbone_rate(done, config) for done in (0, 0.49, 0.5, 0.75, 1.0)] == pytest.approx([0, 0, 1, 0.5, 0])
+    network = toy_scenes.Toy()
+    trained = train(lessons, network, toy_scenes.config("epochs=1", "heads_first=0.99"), tmp_path).network
+    assert_equal(trained.state_dict(), toy_scenes.Toy().state_dict())
 
 
 def test_the_best_epoch_is_kept_and_not_the_last(lessons, tmp_path):

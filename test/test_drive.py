@@ -49,8 +49,8 @@ def test_with_odometry_it_lies_in_the_frame_of_the_odometry_and_is_more_precise(
     assert told["registered"] >= 0.98 * told["images"]
     mapped, exact = against(data, drive_bag.FRAMES)
     _, metres, radians = errors(mapped, exact)
-    names = [p.name for p in sorted(drive_bag.DRIVE.glob("*.pose.txt"))[::4]]
-    _, tracker_metres, _ = errors(*(np.stack([read_pose(folder / name) for name in names]) for folder in (drive_bag.DRIVE, drive_bag.FRAMES)))
+    names, folders = [p.name for p in sorted(drive_bag.DRIVE.glob("*.pose.txt"))[::4]], (drive_bag.DRIVE, drive_bag.FRAMES)
+    _, tracker_metres, _ = errors(*(np.stack([read_pose(folder / name) for name in names]) for folder in folders))
     print(f"{len(mapped)} frames: {100 * metres:.2f} cm, {np.degrees(radians):.2f} deg; the tracker's own {100 * tracker_metres:.2f} cm")
     assert metres < 0.01 < 0.02 < tracker_metres
     mapped, tracker = against(data, drive_bag.DRIVE)

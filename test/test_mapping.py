@@ -125,6 +125,7 @@ def test_a_folder_of_frames(folder):
     (lambda d: (d / "map.txt").write_text("frame-000000\nframe-000000\n"), "twice"),
     (lambda d: (d / "camera-intrinsics.txt").unlink(), "camera-intrinsics.txt: cannot be read"),
     (lambda d: (d / "camera-intrinsics.txt").write_text("1 2 3"), "expected 3x3"),
+    (lambda d: (d / "camera-intrinsics.txt").write_text("99 0 63.5 0 99 47.5 0 0 1"), "image is 64x48 but .* is for images of about 128x96"),
     (lambda d: (d / "frame-000000.pose.txt").write_text("nan " * 16), "expected 4x4 finite"),
     (lambda d: (d / "frame-000000.pose.txt").write_text("2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1"), "not a rigid"),
     (lambda d: (d / "frame-000000.pose.txt").write_text("hello"), "expected 4x4 numbers"),

@@ -18,7 +18,7 @@ from sld_core.types import Camera, Frame, Labels, Landmarks, Visibility
 
 CAMERA = Camera(96, 64, 80.0, 80.0, 48.0, 32.0)
 QUICK = ["batch=4", "patches=1", "patch_px=64", "epochs=3", "width=16", "precision=float32", "log_every=1", "save_every=1",
-         "learning_rate=0.01", "backbone_learning_rate=0.003",
+         "learning_rate=0.01", "backbone_learning_rate=0.003", "heads_first=0",
          "scene.buffer.max_rotation_deg=5", "scene.buffer.min_scale=0.9", "scene.buffer.max_scale=1.1",
          "scene.buffer.blur_probability=0", "scene.pnp.min_inliers=6", "scene.decode.min_score=0.15"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sld_core.calibration import check_size
 from sld_core.files import read_text
 from sld_core.pixels import encoded_size
 from sld_core.types import Camera, Frame, SldError
@@ -61,7 +62,9 @@ def _image_path(folder: Path, name: str) -> Path:
 
 def read_intrinsics(path: Path, width: int, height: int) -> Camera:
     """The camera of a 3x3 matrix in a text file (OpenCV convention, pixel centres at integers)."""
-    return Camera.from_opencv(width, height, _read_matrix(Path(path), (3, 3)))
+    K = _read_matrix(Path(path), (3, 3))
+    check_size(K, width, height, path)
+    return Camera.from_opencv(width, height, K)
 
 
 def read_pose(path: Path) -> np.ndarray:

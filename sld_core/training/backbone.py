@@ -57,7 +57,8 @@ def train(lessons: Mapping[str, Lesson], network: nn.Module, config: BackboneTra
                                    {"params": list(heads.parameters()), "lr": config.learning_rate}], weight_decay=config.weight_decay)
     batches = SceneBatches([len(s.lesson.frames) for s in scenes], config.batch, config.scene.seed, config.order)
     steps = config.epochs * batches.steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step / steps, config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: backbone_rate(step / steps, config),
+                                                             lambda step: rate(step / steps, config)])
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "float16")
     learned = {"backbone": backbone, "heads": heads, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
 
@@ -137,6 +138,11 @@ def rate(done: float, config: BackboneTrainingConfig) -> float:
     if config.schedule == "step":
         return 0.5 ** min(int(done * (config.halvings + 1)), config.halvings)
     return 0.5 * (1 + math.cos(math.pi * (done - config.warm_up) / (1 - config.warm_up)))
+
+
+def backbone_rate(done: float, config: BackboneTrainingConfig) -> float:
+    """The same of the backbone: it waits for the heads, then goes through the whole schedule in what is left of the run."""
+    return 0.0 if done < config.heads_first else rate((done - config.heads_first) / (1 - config.heads_first), config)
 
 
 # what a step is made of ----------------------------------------------------------------------------------------------
