@@ -63,6 +63,7 @@ class MetricConfig:
     min_depth_samples: int = ranged(100, 1, 10**9)
     depth_jump: float = ranged(0.05, 1e-4, 1.0)  # relative spread in 3x3 depth pixels, above which there is an edge
     max_depth_spread: float = ranged(0.15, 0.001, 1.0)  # median deviation of the ratios from their median
+    max_depth_frame_spread: float = ranged(0.08, 0.001, 1.0)  # of one frame in ten; above, a note says so (kitchen .013, office .045)
     # tags
     tag_size_m: float = ranged(0.0, 0.0, 100.0)  # side of the black square; 0: there are no tags
     tag_family: str = chosen("apriltag_36h11", "apriltag_25h9", "apriltag_16h5", "aruco_4x4_50")

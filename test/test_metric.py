@@ -224,6 +224,17 @@ def test_depth_images_of_half_the_size(room, depth_paths):
     assert size[2] == pytest.approx(2.6, rel=0.02)  # floor to ceiling stands upright
 
 
+def test_parts_of_different_size_are_told(room, tmp_path):
+    """Of ten frames two see everything a fifth nearer than the map says, as in a part that drifted in scale."""
+    paths = []
+    for i, T in enumerate(circle()[:10]):
+        paths.append(tmp_path / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), (depth_of_room(T, CAMERA, 160, 120) * (0.8 if i < 2 else 1.0)).astype(np.uint16))
+    result = align(room, frame_set_of(room, depth_path=paths + [None] * 20), MetricConfig())
+    assert result.scale == pytest.approx(SCALE, rel=0.01)
+    assert [note for note in result.notes if "disagrees with the map's scale by 22 % or more, by its depth" in note]
+
+
 def test_depth_samples_are_those_under_the_pixel():
     """A 4x3 depth image of an 8x6 camera: pixel (3.2, 2.9) lies in column 1, row 1."""
     depth = np.full((3, 4), 2.0)

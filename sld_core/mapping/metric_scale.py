@@ -50,7 +50,11 @@ def depth_scale(reconstruction: Reconstruction, config: MetricConfig,
         return Scale("depth", None, f"depth images and points do not fit together: half of the ratios are more than {mad:.0f} % off "
                                     f"their median (expected at most {100 * config.max_depth_spread:.0f} %); are the depth images "
                                     "aligned with the images, and in millimetres?", residual)
-    return Scale("depth", scale, residual=residual)
+    notes = []
+    if (uneven := residual.get("depth_frame_spread_percent", 0.0)) > 100 * config.max_depth_frame_spread:
+        notes.append(f"one image in ten disagrees with the map's scale by {uneven:.0f} % or more, by its depth: parts of the map that overlap "
+                     "little are of different size; add images on the way between them")
+    return Scale("depth", scale, residual=residual, notes=notes)
 
 
 def _log_ratios(reconstruction: Reconstruction, frame: int, config: MetricConfig) -> np.ndarray:
