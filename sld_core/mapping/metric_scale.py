@@ -52,8 +52,8 @@ def depth_scale(reconstruction: Reconstruction, config: MetricConfig,
                                     "aligned with the images, and in millimetres?", residual)
     notes = []
     if (uneven := residual.get("depth_frame_spread_percent", 0.0)) > 100 * config.max_depth_frame_spread:
-        notes.append(f"one image in ten disagrees with the map's scale by {uneven:.0f} % or more, by its depth: parts of the map that overlap "
-                     "little are of different size; add images on the way between them")
+        notes.append(f"one image in ten disagrees with the map's scale by {uneven:.0f} % or more, by its depth: parts of the map that "
+                     "overlap little are of different size; add images on the way between them")
     return Scale("depth", scale, residual=residual, notes=notes)
 
 
