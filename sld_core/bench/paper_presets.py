@@ -44,8 +44,8 @@ PRESETS = {
         SceneConfig(landmarks=LandmarkConfig(count=300), decode=DecodeConfig(roll_margin_deg=0.0), head=HeadConfig(samples=2_000_000)),
         max_frames=120, max_queries=63, sld_star=STAR, sld_star_s=700.0, sld_star_others_s=90.0, paper_s=180.0, paper_others_s=90.0,
         ensemble=1, bearings=BearingConfig(seconds=45.0), coordinates=CoordinateConfig(seconds=45.0),
-        backbone=BackboneTrainingConfig(epochs=3, batch=1, check_every=3), rooms=1, room_frames=60, room_queries=20, curve_points=5, fill_processes=2,
-        limit_s=3400.0),
+        backbone=BackboneTrainingConfig(epochs=3, batch=1, check_every=3), rooms=1, room_frames=60, room_queries=20, curve_points=5,
+        fill_processes=2, limit_s=3400.0),
     "gpu": Preset(  # one large GPU and 16 cores, half an hour; no step longer than ten minutes
         SceneConfig(decode=DecodeConfig(roll_margin_deg=0.0)), sld_star=STAR, sld_star_s=240.0,
         sld_star_others_s=120.0, paper_s=120.0, paper_others_s=60.0, ensemble=4, bearings=BearingConfig(seconds=30.0),
