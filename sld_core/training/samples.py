@@ -24,11 +24,16 @@ def augment(image_HW3: np.ndarray, xy_L2: np.ndarray, config: BufferConfig,
     origin) moved along."""
     height, width = image_HW3.shape[:2]
     H = random_view(width, height, config, rng)
-    to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV warps pixel indices
-    image = cv2.warpPerspective(image_HW3, np.linalg.inv(to_corner) @ H @ to_corner, (width, height), flags=cv2.INTER_LINEAR,
-                                borderMode=cv2.BORDER_REFLECT_101)
+    image = warp(image_HW3, H, width, height)
     moved = np.column_stack([xy_L2, np.ones(len(xy_L2))]) @ H.T
     return recolour(image, config, rng), np.where(moved[:, 2:] > 0, moved[:, :2] / moved[:, 2:], np.nan)
+
+
+def warp(image_HW3: np.ndarray, H_33: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The image (height, width, 3) to whose corner-origin pixels the homography takes those of `image_HW3`; mirrored beyond its border."""
+    to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV warps pixel indices
+    return cv2.warpPerspective(image_HW3, np.linalg.inv(to_corner) @ H_33 @ to_corner, (width, height), flags=cv2.INTER_LINEAR,
+                               borderMode=cv2.BORDER_REFLECT_101)
 
 
 def random_view(width: int, height: int, config: BufferConfig, rng: np.random.Generator) -> np.ndarray:

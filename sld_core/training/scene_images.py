@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
-from sld_core.training import samples
+from sld_core.training import samples, targets
 from sld_core.training.lesson import Lesson, upright_angles
 from sld_core.training_config import BackboneTrainingConfig
 from sld_core.types import Visibility
@@ -58,13 +57,11 @@ def patch(image_HW3: np.ndarray, xy_L2: np.ndarray, visibility_L: np.ndarray, co
     moved_centre = np.array([[1, 0, side / 2], [0, 1, side / 2], [0, 0, 1]])
     moved_centre[:2, 2] -= centre(image_HW3.shape, xy_L2, visibility_L, side, around, rng)
     H = samples.random_view(side, side, config.scene.buffer, rng) @ moved_centre
-    to_corner = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV warps pixel indices
-    image = cv2.warpPerspective(image_HW3, np.linalg.inv(to_corner) @ H @ to_corner, (side, side), flags=cv2.INTER_LINEAR,
-                                borderMode=cv2.BORDER_REFLECT_101)
+    image = samples.warp(image_HW3, H, side, side)
     moved = np.column_stack([xy_L2, np.ones(len(xy_L2))]) @ H.T
     with np.errstate(invalid="ignore", divide="ignore"):
         xy = moved[:, :2] / moved[:, 2:]
-        reach = config.sigma_px * np.sqrt(-2 * np.log(config.floor))  # where the Gaussian of a landmark ends
+        reach = targets.reach_px(config.sigma_px, config.floor)
         inside = (moved[:, 2] > 0) & (xy > -reach).all(1) & (xy < side + reach).all(1)
     return (samples.recolour(image, config.scene.buffer, rng), np.where(inside[:, None], xy, -1e4).astype(np.float32),
             np.where(inside, visibility_L, Visibility.HIDDEN).astype(np.uint8))
