@@ -42,16 +42,26 @@ class FrameAlignment:
 def align_poses(T_scene_N44: np.ndarray, T_reference_N44: np.ndarray) -> FrameAlignment:
     """The robust similarity that lays camera poses over reference poses of the same images.
 
-    Positions and orientations both take part: a camera moved along a straight line will do. SldError for fewer than three
-    images, or where the camera does not move and there is no scale."""
-    common = len(T_scene_N44)
+    Positions and orientations both take part: a camera moved along a straight line will do. The scale is the ratio of the spreads
+    of the positions (Horn, JOSA 1987): unlike that of least squares it does not shrink where errors of the scene are not small against
+    the camera's motion. SldError for fewer than three images, or where the camera does not move and there is no scale."""
+    scene, reference = np.asarray(T_scene_N44), np.asarray(T_reference_N44)
+    common = len(scene)
     if common < MIN_COMMON:
         raise SldError(f"{common} images with poses in both frames: expected at least {MIN_COMMON} to align them")
-    fit = fit_poses(np.asarray(T_scene_N44), np.asarray(T_reference_N44), MetricConfig())
+    fit = fit_poses(scene, reference, MetricConfig())
     if fit is None:
         raise SldError(f"the {common} images with poses in both frames were taken from one place; expected a camera that moved, "
                        "for the scale")
+    extents = [_extent(side[fit.inlier_N]) for side in (reference, scene)]
+    if min(extents) > 0:
+        fit = fit_poses(scene, reference, MetricConfig(), extents[0] / extents[1])
     return FrameAlignment(fit.scale, fit.R, fit.t, common, float(np.median(fit.position_error_N)), float(np.median(fit.angle_error_N)))
+
+
+def _extent(T_N44: np.ndarray) -> float:
+    """Root mean square distance of camera positions from their mean."""
+    return float(np.sqrt(T_N44[:, :3, 3].var(0).sum())) if len(T_N44) else 0.0
 
 
 def common_images(sources: Sequence[str], references: Sequence[str], places: Sequence[str]) -> list[tuple[int, int]]:

@@ -43,6 +43,17 @@ def test_wrong_poses_among_the_right_ones_do_not_count():
     assert found.scale == pytest.approx(SCALE, rel=1e-2) and np.abs(found.R - R).max() < 0.01 and found.median_m < 0.05
 
 
+def test_errors_as_large_as_the_motion_do_not_shrink_the_scale():
+    """A camera that turns on the spot: both its positions and the reference's are off by as much as it moves. Least squares would
+    call the scene half as large as it is."""
+    rng = np.random.default_rng(3)
+    given = poses(rng.normal(0, 0.02, (200, 3)))
+    reference = moved(given)
+    given[:, :3, 3] += rng.normal(0, 0.015, (200, 3))
+    reference[:, :3, 3] += SCALE * rng.normal(0, 0.015, (200, 3))
+    assert align_poses(given, reference).scale == pytest.approx(SCALE, rel=0.1)
+
+
 def test_what_is_left_is_told():
     given = poses(LINE)
     reference = moved(given)
