@@ -167,6 +167,7 @@ class DecodeConfig:
     min_score: float = 0.3
     guided_min_score: float = 0.02
     guided_radius_cell: float = 2.0
+    guided_margin_px: float = ranged(8.0, 0.0, 1000.0)  # from the image's border; landmarks closer to it are not looked for again
 
 
 @dataclass(frozen=True)

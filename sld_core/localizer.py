@@ -63,6 +63,7 @@ class Localizer:
         if isinstance(pose, PoseEstimate):
             # the guided pass: look again for every landmark near its projection, and fit the pose to what is found
             xy_L2, _ = geometry.project(camera, geometry.invert(pose.T_world_camera), xyz_L3)
+            xy_L2[~_inside(xy_L2, camera, config.decode.guided_margin_px)] = np.nan
             detections = _turned_back(heatmap.decode_near(maps, xy_L2 @ A[:, :2].T + A[:, 2], config.decode), A)
             pose = pnp.refine(pose.T_world_camera, detections, xyz_L3, camera, self._pnp)
             clock.lap("guided")
@@ -83,6 +84,13 @@ def roll_attempts(low_rad: float, high_rad: float) -> list[float]:
     """Angles to turn an image by so that one of them brings it near upright: 0 first, then outwards, within the range."""
     steps = range(int(np.floor(low_rad / ROLL_STEP_RAD + 0.5)), int(np.ceil(high_rad / ROLL_STEP_RAD - 0.5)) + 1)
     return sorted({0.0, *(step * ROLL_STEP_RAD for step in steps)}, key=abs)
+
+
+def _inside(xy_L2: np.ndarray, camera: Camera, margin_px: float) -> np.ndarray:
+    """Which pixels (L,) lie in the image, `margin_px` from its border: closer to it, what is seen of a landmark and its surroundings
+    is cut off on one side, which pulls detections inwards and the camera back."""
+    with np.errstate(invalid="ignore"):
+        return ((xy_L2 >= margin_px) & (xy_L2 <= np.array([camera.width, camera.height]) - margin_px)).all(1)
 
 
 def _turned_back(detections: Detections, A_23: np.ndarray) -> Detections:

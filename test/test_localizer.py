@@ -1,0 +1,57 @@
+"""The localizer on heads whose errors are known."""
+import numpy as np
+import torch
+from torch import nn
+
+from sld_core import geometry, heatmap
+from sld_core.config import DecodeConfig, SceneConfig
+from sld_core.localizer import Localizer
+from sld_core.types import Camera, Landmarks, Scene
+
+CAMERA = Camera(320, 240, 300.0, 300.0, 160.0, 120.0)
+IMAGE = np.zeros((240, 320, 3), np.uint8)
+
+
+class Anything(nn.Module):
+    """A backbone that shows nothing."""
+
+    def features(self, image_HW3, device):
+        return torch.zeros(1, *heatmap.grid_size(*image_HW3.shape[:2]))
+
+
+class Blobs(nn.Module):
+    """A head that sees each landmark as a blob about its cell, of which the image shows what lies inside."""
+
+    def __init__(self, xy_L2):
+        super().__init__()
+        self.xy_cell = torch.from_numpy(heatmap.pixel_to_cell(xy_L2)).float()
+
+    def forward(self, features_Chw):
+        h, w = features_Chw.shape[1:]
+        x, y = ((torch.arange(n)[None] - self.xy_cell[:, i : i + 1]) ** 2 for i, n in enumerate((w, h)))
+        score_Lhw = (-0.5 * (x[:, None] + y[:, :, None])).exp()
+        return heatmap.ScoreMaps(score_Lhw, torch.zeros(2, h, w), torch.full((h, w), 0.2))
+
+
+def answer(**decode):
+    """What is found of a camera at the origin, and where the landmarks are that were used."""
+    cells = np.stack(np.meshgrid(np.arange(0, 40, 3), [0, 4, 8, 12, 16, 20, 24, 29]), -1).reshape(-1, 2)  # the outermost, and inner ones
+    xy_px, depth = heatmap.cell_to_pixel(cells), np.random.default_rng(0).uniform(2, 5, len(cells))
+    xyz_L3 = np.column_stack([(xy_px - [160, 120]) / 300 * depth[:, None], depth])
+    scene = Scene("wall", Landmarks(xyz_L3, np.arange(len(cells))), np.zeros(3), Blobs(xy_px), CAMERA, (0.0, 0.0),
+                  SceneConfig(decode=DecodeConfig(roll_margin_deg=0.0, **decode)), None)
+    found = Localizer(scene, backbone=Anything()).localize(IMAGE, CAMERA)
+    return found, xy_px[found.detections.landmark_K]
+
+
+def test_landmarks_cut_off_by_the_border_do_not_push_the_camera_back():
+    everywhere, all_of_them = answer(guided_margin_px=0.0)
+    inner, used = answer()
+    assert len(all_of_them) == 14 * 8 and len(used) == 12 * 6
+    pushed, T = everywhere.pose.T_world_camera, inner.pose.T_world_camera
+    assert pushed[2, 3] < -0.003 and geometry.pose_error(T, np.eye(4))[0] < 1e-4
+
+
+def test_a_margin_that_leaves_nothing_of_the_image_leaves_no_pose():
+    found, used = answer(guided_margin_px=500.0)
+    assert found.pose is None and "landmarks" in found.reason and len(used) == 0
