@@ -39,7 +39,15 @@ class SfmConfig:
     completion_px: float = ranged(8.0, 0.0, 50.0)  # window of the first search for lost observations; 0: tracks as matched
     completion_view_deg: float = ranged(60.0, 1.0, 180.0)  # from a point's mean viewing direction
     completion_min_cosine: float = ranged(0.92, 0.0, 1.0)  # between descriptors
-    # farther off, observations are dropped at the end: 2.5 and 0.92 make a head 0.83 cm precise where 4 and 0.85 make it 1.26 (kitchen)
+    # images each is matched with, by its pose, before points are made anew of matches alone; 0: points of completed tracks, and
+    # depth images take no part either
+    neighbours: int = ranged(20, 0, 1000)
+    # depth images take part in the last adjustment where one image in ten disagrees with the map's scale by this (kitchen .013,
+    # office .045, desk .4), as a second camera this far beside the first would: with a pixel's error; 0: never
+    depth_spread: float = ranged(0.08, 0.0, 10.0)
+    depth_baseline_m: float = ranged(0.1, 0.0, 10.0)
+    # farther off, observations are dropped while poses are adjusted (points made anew allow 4 px): 2.5 and 0.92 make a head 0.83 cm
+    # precise where 4 and 0.85 make it 1.26 (kitchen)
     reprojection_px: float = ranged(2.5, 0.5, 50.0)
 
 

@@ -157,6 +157,35 @@ def test_all_images_are_placed_and_a_killed_run_goes_on(place, tmp_path, monkeyp
     assert again.num_reg_images() == 14 and again.num_points3D() == len(found.reconstruction.points_N3)
 
 
+def unmatched(folder):
+    """Share of the observations of a finished model that no match joins with another of their point."""
+    model, found = pycolmap.Reconstruction(folder / "model"), 0
+    with pycolmap.Database.open(folder / ("settled.db" if (folder / "settled.db").exists() else "features.db")) as database:
+        joined = set()
+        for a in model.images.values():
+            for b in model.images.values():
+                if a.image_id < b.image_id and database.exists_two_view_geometry(a.image_id, b.image_id):
+                    for j, k in database.read_two_view_geometry(a.image_id, b.image_id).inlier_matches:
+                        joined.add((a.image_id, int(j), b.image_id, int(k)))
+    for point in model.points3D.values():
+        track = sorted((e.image_id, e.point2D_idx) for e in point.track.elements)
+        found += sum(not any((*min(e, f), *max(e, f)) in joined for f in track if f != e) for e in track)
+    return found / model.compute_num_observations()
+
+
+def test_points_are_of_matches_alone_poses_of_completed_tracks(place, tmp_path):
+    few = dict(matching="sequential", overlap=2, alike=2, other_passes=2)
+    results = {}
+    for neighbours in (0, 20):
+        folder = tmp_path / str(neighbours)
+        folder.mkdir()
+        results[neighbours] = sfm.solve(place, folder, SfmConfig(**few, neighbours=neighbours))
+    assert unmatched(tmp_path / "20") < 0.005 < 0.01 < unmatched(tmp_path / "0")
+    completed, anew = (r.reconstruction for r in results.values())
+    assert against(anew.frames, POSES).median_m < 0.015
+    assert len(anew.points_N3) > 0.8 * len(completed.points_N3)
+
+
 def test_an_unknown_lens_is_estimated_and_its_images_undistorted(tmp_path):
     k = -0.15
     write_photos(tmp_path / "photos", POSES, with_depth=True, with_intrinsics=False, k=k)
@@ -264,6 +293,19 @@ def test_an_image_that_hardly_a_point_holds_loses_its_pose(place, tmp_path):
     assert sfm._lost(place.frames, model, [], database, dropped) == {place.frames[4].name: "only 9 points hold its pose"}
 
 
+def test_an_image_that_completed_tracks_alone_held_loses_its_pose(place, tmp_path, monkeypatch):
+    name = place.frames[4].image_path.name
+
+    def settled(model, *_):
+        thin(model, next(i for i, image in model.images.items() if image.name == name), 9)
+        return model, ["a note"]
+
+    monkeypatch.setattr(sfm, "settled", settled)
+    found = sfm.solve(place, tmp_path, SfmConfig())
+    assert found.lost == {place.frames[4].name: "only 9 points hold its pose"} and found.notes == ("a note",)
+    assert len(found.reconstruction.frames) == 13
+
+
 def test_a_part_that_a_few_points_join_is_a_piece_of_its_own(place, tmp_path):
     """As two rooms are that matches of some similar chairs hold together: where the one lies against the other is an accident."""
     config = SfmConfig(completion_px=0)
@@ -293,7 +335,7 @@ def test_what_the_last_adjustment_leaves_loose_loses_its_pose_too(place, tmp_pat
     model, database = pycolmap.Reconstruction(tmp_path / "model"), tmp_path / "features.db"
     first, second, *others = sorted(model.reg_image_ids())
     monkeypatch.setattr(mapper, "parts", lambda *_: [[second, *others], [first]])
-    monkeypatch.setattr(mapper, "_drop_misfits", lambda model, config: thin(model, second, 9))
+    monkeypatch.setattr(mapper, "drop_misfits", lambda model, config: thin(model, second, 9))
     names = [model.image(i).name for i in (first, second)]
     dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
     assert apart == [1] and model.num_reg_images() == 12

@@ -97,16 +97,25 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
             progress(Progress("completing tracks", i / len(rounds)))
             complete_tracks(model, db, radius_px, config)
             for _ in range(2):  # before and after what does not fit is dropped
-                _adjust(model, known)
-                _drop_misfits(model, config)
+                adjust(model, known)
+                drop_misfits(model, config)
+    dropped, apart = drop_what_is_loose(model, config)
+    if apart:
+        adjust(model, known)  # the parts pulled at each other
+        drop_misfits(model, config)
+        dropped |= _drop_loose(model)
+    model.update_point_3d_errors()
+    return dropped, apart
+
+
+def drop_what_is_loose(model: pycolmap.Reconstruction, config: SfmConfig) -> tuple[dict[str, str], list[int]]:
+    """Take the poses of images away that too few points hold, and of parts that hardly share a point with the largest. Returns
+    these images' names with the reason, and how many images each such part has."""
     dropped = _drop_loose(model)
     apart = parts(model, config.min_shared)[1:]
     for part in apart:
         dropped |= _drop(model, dict.fromkeys(part, f"in a piece of {len(part)} images that hardly shares a point with the largest"))
-    if apart:
-        _adjust(model, known)  # the parts pulled at each other
-        _drop_misfits(model, config)
-        dropped |= _drop_loose(model)
+    dropped |= _drop_loose(model)
     model.update_point_3d_errors()
     return dropped, [len(part) for part in apart]
 
@@ -141,13 +150,14 @@ def _drop(model: pycolmap.Reconstruction, reasons: dict[int, str]) -> dict[str, 
     return {model.image(image_id).name: reason for image_id, reason in reasons.items()}
 
 
-def _drop_misfits(model: pycolmap.Reconstruction, config: SfmConfig) -> None:
+def drop_misfits(model: pycolmap.Reconstruction, config: SfmConfig, min_angle_deg: float = 1.5) -> None:
+    """Drop observations too far from where their point projects, and points that are seen from too nearly the same direction."""
     observations = pycolmap.ObservationManager(model)
     observations.filter_observations_with_negative_depth()
-    observations.filter_all_points3D(config.reprojection_px, 1.5)
+    observations.filter_all_points3D(config.reprojection_px, min_angle_deg)
 
 
-def _adjust(model: pycolmap.Reconstruction, known: bool) -> None:
+def adjust(model: pycolmap.Reconstruction, known: bool) -> None:
     """Bundle adjustment of all poses and points, and of the lenses unless they are known."""
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = options.refine_extra_params = not known

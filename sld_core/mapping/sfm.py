@@ -1,9 +1,11 @@
 """FrameSet -> camera poses and points by structure from motion (pycolmap: SIFT, our own choice of pairs, COLMAP or GLOMAP).
 
-The result lies in a frame of its own, of unknown scale and tilt; mapping.metric gives it metres and an upward direction."""
+The result lies in a frame of its own, of unknown scale (about metres where depth images took part) and tilt; mapping.metric gives it
+metres and an upward direction."""
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +15,15 @@ import numpy as np
 import pycolmap
 
 from sld_core.calibration import guessed_camera
+from sld_core.config import TrackConfig
 from sld_core.images import read_image
 from sld_core.map_config import SfmConfig
 from sld_core.mapping import pairs
-from sld_core.mapping.colmap import CHUNK, drop_if_damaged, quiet, read_model
+from sld_core.mapping.colmap import CHUNK, drop_if_damaged, pose_of, quiet, read_model
 from sld_core.mapping.image_files import read_depth_mm, write_depth, write_jpeg
-from sld_core.mapping.mapper import polish, solve_poses
+from sld_core.mapping.mapper import drop_what_is_loose, polish, solve_poses
+from sld_core.mapping.settle import settled
+from sld_core.mapping.tracks import covisible_pairs
 from sld_core.types import Camera, Frame, FrameSet, Progress, Reconstruction, SldError
 from sld_core.undistort import Undistortion, undistortion
 
@@ -47,7 +52,7 @@ class SfmResult:
 def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
           progress: Callable[[Progress], None] = lambda _: None) -> SfmResult:
     """Poses of as many frames as hang together. `folder` keeps the features and matches (features.db, from which a run that
-    was killed goes on), the model in COLMAP's format (model/) and, where the lens distorts, undistorted images (images/)."""
+    was killed goes on; settled.db has those for the final points too), the model in COLMAP's format (model/) and, where the lens distorts, undistorted images (images/)."""
     frames = frame_set.frames
     if config.mapper == "posed":
         raise ValueError("mapper='posed' refines poses that frames have (mapping.tracks); expected auto, incremental or global")
@@ -62,12 +67,26 @@ def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
     model, others = models[0], models[1:]
     dropped, apart = polish(model, database, config, frame_set.intrinsics_known, progress)
     (folder / "model").mkdir(exist_ok=True)
+    notes = []
+    if config.neighbours and model.num_reg_images() > 1:
+        more = shutil.copyfile(database, folder / "settled.db")  # a run that is killed must not go on from other matches
+        placed = _placed(model, frames)
+        _match_pairs(more, placed, covisible_pairs(placed, TrackConfig(neighbours=config.neighbours)), folder, progress)
+        model, notes = settled(model, more, frame_set, config, seed, folder, progress)
+        loose, loose_parts = drop_what_is_loose(model, config)
+        dropped, apart = dropped | loose, apart + loose_parts
     model.write(folder / "model")
     return SfmResult(read_model(model, _pinhole_frames(model, frame_set, folder, progress)),
                      tuple(sorted((*(m.num_reg_images() for m in models), *apart), reverse=True)),
                      _lost(frames, model, others, database, dropped),
                      model.compute_mean_reprojection_error(), agreed, tuple(_described(camera) for camera in model.cameras.values()),
-                     () if frame_set.intrinsics_known else tuple(_still_guessed(model, frames)))
+                     (*notes, *(() if frame_set.intrinsics_known else _still_guessed(model, frames))))
+
+
+def _placed(model: pycolmap.Reconstruction, frames: Sequence[Frame]) -> list[Frame]:
+    """The frames that have a pose in the model, with that."""
+    pose_by_name = {image.name: pose_of(image) for image in model.images.values() if image.has_pose}
+    return [replace(f, T_world_camera=pose_by_name[f.image_path.name]) for f in frames if f.image_path.name in pose_by_name]
 
 
 def _extract(database: Path, frame_set: FrameSet, config: SfmConfig, progress: Callable[[Progress], None]) -> None:

@@ -95,11 +95,11 @@ def reconstruct(frames: Sequence[Frame], work: Path, config: TrackConfig, seed: 
     _extract(database, root, names, frames[0], config, progress)
     _match(database, names, covisible_pairs(frames, config), work, config, progress)
     posed = lambda: _posed_model(database, names, frames)
-    triangulate = lambda model, max_error_px: _triangulate(model, database, root, work, max_error_px, config, seed)
-    model = triangulate(posed(), config.reprojection_px)
+    triangulated = lambda model, max_error_px: triangulate(model, database, root, work, max_error_px, config, seed)
+    model = triangulated(posed(), config.reprojection_px)
     if config.refine_poses and model.compute_mean_reprojection_error() > config.good_reprojection_px:
         adjust = lambda model: _adjusted(model, dict(zip(names, frames)), config)
-        refined = adjust(triangulate(adjust(triangulate(posed(), config.loose_reprojection_px)), config.reprojection_px))
+        refined = adjust(triangulated(adjust(triangulated(posed(), config.loose_reprojection_px)), config.reprojection_px))
         if _is_better(refined, model, config):
             model = _in_given_frame(refined, names, frames)
     progress(Progress("triangulating", 1.0))
@@ -199,7 +199,9 @@ def _posed_model(database: Path, names: list[str], frames: Sequence[Frame]) -> p
     return model
 
 
-def _triangulate(model, database: Path, root: Path, work: Path, max_error_px: float, config: TrackConfig, seed: int):
+def triangulate(model: pycolmap.Reconstruction, database: Path, root: Path, work: Path, max_error_px: float, config: TrackConfig,
+                seed: int) -> pycolmap.Reconstruction:
+    """The points of `model` made anew from the matches in `database`, with its poses as they are."""
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = seed
     options.mapper.filter_max_reproj_error = max_error_px
