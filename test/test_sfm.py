@@ -268,6 +268,38 @@ def test_the_better_of_both_mappers_is_taken(place, tmp_path, monkeypatch):
     assert called == ["one by one", "at once"] and result.agreement > 0.9
 
 
+def misplaced(folder, place, which):
+    """A finished model in which these frames share few points with others and look 20 degrees aside."""
+    model = pycolmap.Reconstruction(folder / "model")
+    turn = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, np.radians(20), 0])), np.zeros(3))
+    for i in which:
+        image = next(image for image in model.images.values() if image.name == place.frames[i].image_path.name)
+        thin(model, image.image_id, 40)
+        image.frame.rig_from_world = turn * image.frame.rig_from_world
+    return model
+
+
+def test_weak_images_that_all_at_once_misplaced_are_placed_again(place, tmp_path, monkeypatch):
+    sfm.solve(place, tmp_path, SfmConfig())
+    monkeypatch.setattr(mapper, "_all_at_once", lambda *_: [misplaced(tmp_path, place, (4, 5))])
+    models, agreed = mapper.solve_poses(tmp_path / "features.db", place, SfmConfig(mapper="global"), 0, tmp_path, lambda _: None)
+    assert agreed == 1 and models[0].num_reg_images() == 14
+    frames = sfm.read_model(models[0], {f.image_path.name: f for f in place.frames}).frames
+    fit = against(frames, POSES)
+    assert all(geometry.pose_error(fit.pose(frames[i].T_world_camera), POSES[i])[0] < 0.03 for i in (4, 5))
+
+
+def test_what_is_placed_again_is_taken_only_where_it_is_no_worse(place, tmp_path, monkeypatch):
+    sfm.solve(place, tmp_path, SfmConfig())
+    whole, smaller = (pycolmap.Reconstruction(tmp_path / "model") for _ in range(2))
+    smaller.deregister_frame(smaller.image(min(smaller.reg_image_ids())).frame_id)
+    monkeypatch.setattr(mapper, "_all_at_once", lambda *_: [whole])
+    for again in (smaller, misplaced(tmp_path, place, range(5)), None):
+        monkeypatch.setattr(mapper, "_placed_again", lambda *_: again)
+        models, _ = mapper.solve_poses(tmp_path / "features.db", place, SfmConfig(mapper="global"), 0, tmp_path, lambda _: None)
+        assert models[0] is whole
+
+
 @pytest.mark.parametrize("kind", ["incremental", "global"])
 def test_images_without_texture_are_one_clear_error(tmp_path, kind):
     for i in range(4):

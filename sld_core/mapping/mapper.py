@@ -1,6 +1,7 @@
 """Features and matches in a database -> camera poses and points: COLMAP image by image, GLOMAP all at once, and a last polish."""
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from sld_core.types import FrameSet, Progress, SldError
 log = logging.getLogger(__name__)
 
 MIN_OBSERVATIONS = 15  # of an image
+WEAK = 0.35  # of the median image's points
 
 
 def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
@@ -25,7 +27,7 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
     """The pieces that hang together, largest first, and how well the largest agrees with the pairs matched.
 
     Image by image is precise and fast where images overlap well; where rooms hang together by a few views it breaks or folds
-    them, which the agreement tells: then all poses are solved at once, and the better of both is taken."""
+    them, which the agreement tells: then all poses are solved at once, weak images are placed again, and the better of both is taken."""
     best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
@@ -34,6 +36,10 @@ def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: in
             # poses that hardly a point holds are an accident of images taken from nearly one spot
             models = [m for m in models if m.compute_num_observations() > MIN_OBSERVATIONS * m.num_reg_images()]
             agreed = agreement(models[0], db) if models else 0.0
+            if mapper == "global" and models:
+                again = _placed_again(models[0], database, frame_set, config, seed, folder / "pieces-again", progress)
+                if again and again.num_reg_images() >= models[0].num_reg_images() and (better := agreement(again, db)) >= agreed:
+                    models[0], agreed = again, better
             log.info("%s: %s images, %.1f %% of the pairs agree", mapper, [m.num_reg_images() for m in models], 100 * agreed)
             if models and agreed > best[1]:
                 best = models, agreed
@@ -66,6 +72,27 @@ def _all_at_once(database: Path, frame_set: FrameSet, config: SfmConfig, seed: i
     options.mapper.bundle_adjustment.refine_focal_length = not frame_set.intrinsics_known
     options.mapper.bundle_adjustment.refine_extra_params = not frame_set.intrinsics_known
     return _largest_first(pycolmap.global_mapping(database, _images(frame_set), folder, options))
+
+
+def _placed_again(model: pycolmap.Reconstruction, database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
+                  progress) -> pycolmap.Reconstruction | None:
+    """The model with images that share few points, and those that it lacks, placed image by image: solved all at once, they lie where
+    a few wrong matches or a lack of parallax put them, together and metres off."""
+    model = copy.deepcopy(model)
+    shown = {i: model.image(i).num_points3D for i in model.reg_image_ids()}
+    few = WEAK * np.median(list(shown.values()))
+    for image_id in (i for i, points in shown.items() if points < few):
+        model.deregister_frame(model.image(image_id).frame_id)
+    if model.num_reg_images() < 2:
+        return None
+    start = folder / "start"
+    start.mkdir(parents=True, exist_ok=True)
+    model.write(start)
+    progress(Progress("placing weak images again", 0.0))
+    options = _incremental(frame_set.intrinsics_known, seed)
+    options.max_runtime_seconds = round(30 + 0.3 * config.patience_s * len(frame_set.frames))
+    models = pycolmap.incremental_mapping(database, _images(frame_set), folder, options, start)
+    return _largest_first(models)[0] if models else None
 
 
 def _images(frame_set: FrameSet) -> Path:
