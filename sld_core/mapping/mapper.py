@@ -90,6 +90,7 @@ def _placed_again(model: pycolmap.Reconstruction, database: Path, frame_set: Fra
     model.write(start)
     progress(Progress("placing weak images again", 0.0))
     options = _incremental(frame_set.intrinsics_known, seed)
+    options.mapper.abs_pose_min_num_inliers = MIN_OBSERVATIONS  # few is what they have
     options.max_runtime_seconds = round(30 + 0.3 * config.patience_s * len(frame_set.frames))
     models = pycolmap.incremental_mapping(database, _images(frame_set), folder, options, start)
     return _largest_first(models)[0] if models else None
