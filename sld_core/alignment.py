@@ -44,7 +44,8 @@ def align_poses(T_scene_N44: np.ndarray, T_reference_N44: np.ndarray) -> FrameAl
 
     Positions and orientations both take part: a camera moved along a straight line will do. The scale is the ratio of the spreads
     of the positions (Horn, JOSA 1987): where errors are not small against the camera's motion, that of least squares is too small by
-    those of the scene, while here those of scene and reference cancel as far as they are alike. SldError for fewer than three images, or where the camera does not move and there is no scale."""
+    those of the scene, while here those of scene and reference cancel as far as they are alike. SldError for fewer than three
+    images, or where the camera does not move and there is no scale."""
     scene, reference = np.asarray(T_scene_N44), np.asarray(T_reference_N44)
     common = len(scene)
     if common < MIN_COMMON:

@@ -48,6 +48,21 @@ def pose_of(image: pycolmap.Image) -> np.ndarray:
     return geometry.invert(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
 
 
+def bundle_setup(model: pycolmap.Reconstruction, refine_lenses: bool,
+                 max_iterations: int) -> tuple[pycolmap.BundleAdjustmentOptions, pycolmap.BundleAdjustmentConfig]:
+    """How and what a robust bundle adjustment of all images of `model` adjusts; the gauge is the caller's."""
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = refine_lenses
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.solver_options.max_num_iterations = max_iterations
+    options.ceres.solver_options.function_tolerance = 1e-5
+    which = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        which.add_image(image_id)
+    return options, which
+
+
 def read_model(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> Reconstruction:
     """The registered images that `frame_of` names, in its order, with the model's poses, and all points as the pinhole cameras
     of those frames see them: observations in the pixels of a lens with distortion are moved to where a pinhole has them."""

@@ -16,7 +16,8 @@ import pycolmap
 
 from sld_core.images import read_depth
 from sld_core.map_config import MetricConfig
-from sld_core.mapping.metric_scale import sample_smooth
+from sld_core.mapping.colmap import bundle_setup
+from sld_core.mapping.metric_scale import sample_smooth, spread_over_images
 from sld_core.types import Frame
 
 log = logging.getLogger(__name__)
@@ -56,17 +57,13 @@ def adjust_with_depth(model: pycolmap.Reconstruction, frame_of: Mapping[str, Fra
     return True
 
 
-def scale_spread(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], min_samples: int = 10) -> np.ndarray | None:
-    """By how much, relative, the scale of an image by its depth differs from that of all: (median, what one image in ten exceeds).
-    None where there is too little depth."""
+def scale_spread(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> np.ndarray | None:
+    """metric_scale.spread_over_images of a model; None where there is too little depth."""
     samples = _samples(model, frame_of)
     if len(samples) < MIN_SAMPLES:
         return None
     log_K = _log_ratios(model, samples)
-    log_K = log_K - np.median(log_K)
-    of_images = (log_K[samples.image_K == i] for i in np.unique(samples.image_K))
-    off = [abs(np.median(of_image)) for of_image in of_images if len(of_image) >= min_samples]
-    return np.percentile(off, [50, 90]) if off else None
+    return spread_over_images([log_K[samples.image_K == i] for i in np.unique(samples.image_K)])
 
 
 def _samples(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> DepthSamples:
@@ -139,13 +136,9 @@ def _stereo(model: pycolmap.Reconstruction, samples: DepthSamples, baseline_m: f
 
 
 def _solve(stereo: pycolmap.Reconstruction) -> None:
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = options.refine_extra_params = options.refine_sensor_from_rig = False
-    options.print_summary = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    options.ceres.solver_options.max_num_iterations = 100
-    which = pycolmap.BundleAdjustmentConfig()
-    for image_id in stereo.reg_image_ids():
-        which.add_image(image_id)
+    options, which = bundle_setup(stereo, refine_lenses=False, max_iterations=100)
+    options.refine_sensor_from_rig = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY  # many depths are far off at first, and some for good
+    options.ceres.solver_options.function_tolerance = 0.0  # torn parts come together slowly
     which.set_constant_rig_from_world_pose(min(stereo.reg_frame_ids()))  # the baselines hold the scale
     pycolmap.create_default_bundle_adjuster(options, which, stereo).solve()

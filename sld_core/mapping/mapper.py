@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from sld_core.map_config import SfmConfig
 from sld_core.mapping.agreement import agreement
+from sld_core.mapping.colmap import bundle_setup
 from sld_core.mapping.track_completion import complete_tracks
 from sld_core.types import FrameSet, Progress, SldError
 
@@ -132,7 +133,7 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
         adjust(model, known)  # the parts pulled at each other
         drop_misfits(model, config)
         dropped |= _drop_loose(model)
-    model.update_point_3d_errors()
+        model.update_point_3d_errors()
     return dropped, apart
 
 
@@ -187,14 +188,6 @@ def drop_misfits(model: pycolmap.Reconstruction, config: SfmConfig, min_angle_de
 
 def adjust(model: pycolmap.Reconstruction, known: bool) -> None:
     """Bundle adjustment of all poses and points, and of the lenses unless they are known."""
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = options.refine_extra_params = not known
-    options.print_summary = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.solver_options.max_num_iterations = 50
-    options.ceres.solver_options.function_tolerance = 1e-5
-    which = pycolmap.BundleAdjustmentConfig()
-    for image_id in model.reg_image_ids():
-        which.add_image(image_id)
+    options, which = bundle_setup(model, refine_lenses=not known, max_iterations=50)
     which.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(options, which, model).solve()

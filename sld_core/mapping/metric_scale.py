@@ -42,10 +42,9 @@ def depth_scale(reconstruction: Reconstruction, config: MetricConfig,
         return Scale("depth", None, f"only {len(samples)} points lie on measured depth in {len(chosen)} depth images; "
                                     f"expected at least {config.min_depth_samples} (metric.min_depth_samples)")
     scale, mad = log_median(samples)
-    medians = np.array([np.median(log) for log in logs if len(log) >= 10])
     residual = {"depth_mad_percent": mad, "depth_samples": float(len(samples)), "depth_frames": float(len(chosen))}
-    if len(medians):
-        residual["depth_frame_spread_percent"] = 100 * float(np.percentile(np.abs(medians - np.log(scale)), 90))
+    if (off := spread_over_images(logs)) is not None:
+        residual["depth_frame_spread_percent"] = 100 * float(off[1])
     if mad > 100 * config.max_depth_spread:
         return Scale("depth", None, f"depth images and points do not fit together: half of the ratios are more than {mad:.0f} % off "
                                     f"their median (expected at most {100 * config.max_depth_spread:.0f} %); are the depth images "
@@ -55,6 +54,13 @@ def depth_scale(reconstruction: Reconstruction, config: MetricConfig,
         notes.append(f"one image in ten disagrees with the map's scale by {uneven:.0f} % or more, by its depth: parts of the map that "
                      "overlap little are of different size; add images on the way between them")
     return Scale("depth", scale, residual=residual, notes=notes)
+
+
+def spread_over_images(logs: Sequence[np.ndarray]) -> np.ndarray | None:
+    """By how much, relative, the scale of an image differs from that of all: (median, what one image in ten exceeds). `logs` are
+    log(measured depth / depth of the point) by image; None where no image has ten."""
+    medians = np.array([np.median(log) for log in logs if len(log) >= 10])
+    return np.percentile(np.abs(medians - np.median(np.concatenate(logs))), [50, 90]) if len(medians) else None
 
 
 def _log_ratios(reconstruction: Reconstruction, frame: int, config: MetricConfig) -> np.ndarray:

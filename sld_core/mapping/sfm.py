@@ -52,7 +52,8 @@ class SfmResult:
 def solve(frame_set: FrameSet, folder: Path, config: SfmConfig, seed: int = 0,
           progress: Callable[[Progress], None] = lambda _: None) -> SfmResult:
     """Poses of as many frames as hang together. `folder` keeps the features and matches (features.db, from which a run that
-    was killed goes on; settled.db has those for the final points too), the model in COLMAP's format (model/) and, where the lens distorts, undistorted images (images/)."""
+    was killed goes on; settled.db has those for the final points too), the model in COLMAP's format (model/) and, where the lens
+    distorts, undistorted images (images/)."""
     frames = frame_set.frames
     if config.mapper == "posed":
         raise ValueError("mapper='posed' refines poses that frames have (mapping.tracks); expected auto, incremental or global")

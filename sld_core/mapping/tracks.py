@@ -17,7 +17,7 @@ import pycolmap
 from sld_core import geometry
 from sld_core.config import TrackConfig
 from sld_core.files import write_atomically
-from sld_core.mapping.colmap import CHUNK, pose_of, quiet, read_model
+from sld_core.mapping.colmap import CHUNK, bundle_setup, pose_of, quiet, read_model
 from sld_core.mapping.stages import RECORD
 from sld_core.mapping.store import ARRAYS, read_arrays
 from sld_core.types import Frame, Progress, Reconstruction, SldError
@@ -219,15 +219,9 @@ def triangulate(model: pycolmap.Reconstruction, database: Path, root: Path, work
 def _adjusted(model, frame_of: dict[str, Frame], config: TrackConfig):
     """`model` after bundle adjustment of poses and points, with the given positions as priors: they fix the frame and
     the scale, and keep rooms that hardly see each other from bending. What does not fit afterwards is dropped."""
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = options.refine_extra_params = False
-    options.print_summary = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
-    options.ceres.solver_options.max_num_iterations = 30
-    options.ceres.solver_options.function_tolerance = 1e-5
-    which, priors = pycolmap.BundleAdjustmentConfig(), []
+    options, which = bundle_setup(model, refine_lenses=False, max_iterations=30)
+    priors = []
     for image_id in model.reg_image_ids():
-        which.add_image(image_id)
         image = model.image(image_id)
         position = frame_of[image.name].T_world_camera[:3, 3]
         priors.append(pycolmap.PosePrior(position=position, position_covariance=np.eye(3) * config.prior_sigma_m**2,
