@@ -9,7 +9,9 @@ import sys
 import threading
 
 from sld_core import runtime
-from sld_core.bench import backbones, depth, fill, landmarks, paper, query, sfm
+from sld_core.bench import backbones, buffer_fill, landmarks, query, sfm
+from sld_core.bench.depth_completion import command as depth_completion
+from sld_core.bench.paper import command as paper
 from sld_core.commands import evaluate, info, localize, map, teach, train
 from sld_core.types import SldError
 
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (map, teach, train, evaluate, localize, info):
         command.add(commands)
     benchmarks = commands.add_parser("bench", help="measure speed and accuracy").add_subparsers(required=True, metavar="WHAT")
-    for benchmark in (query, depth, landmarks, sfm, paper, backbones, fill):
+    for benchmark in (query, depth_completion, landmarks, sfm, paper, backbones, buffer_fill):
         benchmark.add(benchmarks)
     return parser
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sld_core.config import DecodeConfig
+from sld_core.config.scene import DecodeConfig
 from sld_core.types import Detections
 
 STRIDE = 8

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sld_core import geometry, heatmap, pnp, scene_file
-from sld_core.images import fit, rotate
+from sld_core.camera.images import fit, rotate
 from sld_core.models.backbone import Backbone
 from sld_core.types import Camera, Detections, Localization, PoseEstimate, Scene, SldError
 

@@ -5,7 +5,7 @@ import numpy as np
 import poselib
 
 from sld_core import geometry
-from sld_core.config import PnpConfig
+from sld_core.config.scene import PnpConfig
 from sld_core.types import Camera, Detections, PoseEstimate
 
 

@@ -19,8 +19,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sld_core import config as configuration
-from sld_core.config import SceneConfig
+from sld_core.config.settings import from_dict, to_dict
+from sld_core.config.scene import SceneConfig
 from sld_core.files import write_atomically
 from sld_core.models import heads
 from sld_core.models.backbone import BACKBONES, IMAGENET, RANDOM, weights_sha256
@@ -43,7 +43,7 @@ def save(scene: Scene, path: Path) -> int:
         "origin": scene.origin_3.tolist(),
         "rolls_rad": list(scene.rolls_rad),
         "metric": bool(scene.metric),
-        "config": configuration.to_dict(scene.config),
+        "config": to_dict(scene.config),
         "report": dataclasses.asdict(scene.report),
     })
     body = safetensors.torch.save(tensors, {"scene": text})
@@ -132,7 +132,7 @@ def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
     name = backbone["name"]
     if name not in BACKBONES:
         raise SldError(f"{path}: needs backbone {name!r}, this sld has {', '.join(BACKBONES)}; install a matching sld or {REMEDY}")
-    config = configuration.from_dict(values)
+    config = from_dict(values, SceneConfig)
     beside = path.parent / Path(config.backbone_weights).name
     if config.backbone_weights not in ("", IMAGENET, RANDOM) and not Path(config.backbone_weights).is_file():
         if not beside.is_file():

@@ -151,12 +151,12 @@ class PoseEstimate:
 
     @property
     def position_sigma_m(self) -> float:
-        """Standard deviation of the position along its least certain direction."""
+        """ChannelNormalization deviation of the position along its least certain direction."""
         return float(np.sqrt(np.linalg.eigvalsh(self.covariance_66[:3, :3])[-1]))
 
     @property
     def rotation_sigma_rad(self) -> float:
-        """Standard deviation of the rotation about its least certain axis."""
+        """ChannelNormalization deviation of the rotation about its least certain axis."""
         return float(np.sqrt(np.linalg.eigvalsh(self.covariance_66[3:, 3:])[-1]))
 
 

@@ -9,9 +9,9 @@ from geometry_msgs.msg import Pose, PoseWithCovarianceStamped, Transform, Transf
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sld_core.geometry import make_transform, quaternion_from_rotation, rotation_from_quaternion
-from sld_core.pixels import rgb_from_encoded, rgb_from_raw
+from sld_core.camera.encodings import rgb_from_encoded, rgb_from_raw
 from sld_core.types import Camera, PoseEstimate, SldError
-from sld_core.undistort import Undistortion, undistortion
+from sld_core.camera.undistortion import Undistortion, undistortion
 
 
 def rgb_from_image(message: Image | CompressedImage) -> np.ndarray:

@@ -18,12 +18,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sld.msg import LocalizerStatus
 from sld.srv import LoadScene
 from sld_core.localizer import Localizer
-from sld_core.tf_tree import TransformError
+from sld_core.data.tf_tree import TransformError
 from sld_core.types import Detections, Localization, SldError
-from sld_core.undistort import Undistortion
+from sld_core.camera.undistortion import Undistortion
 from sld_ros.conversions import ns_from_time, pose_message, rgb_from_image, undistortion_from_camera_info
 from sld_ros.map_odom import MapOdom
-from sld_ros.newest import Newest
+from sld_ros.latest import Latest
 from sld_ros.parameters import declare, parameter
 from sld_ros.run import one_line, run
 
@@ -53,7 +53,7 @@ class LocalizerNode(Node):
 
     def __init__(self, load: Callable[[Path, str], Localizer] = Localizer.load):
         super().__init__("localizer")
-        self._parameters = p = declare(self, Parameters)
+        self._settings = p = declare(self, Parameters)
         self._load = load
         self._localizer: Localizer | None = None
         self._scene_lock = threading.Lock()  # a result is published only while its scene is the current one
@@ -61,7 +61,7 @@ class LocalizerNode(Node):
         if p.scene:
             self._load_scene(p.scene)
         self._calibration: tuple[CameraInfo, Undistortion | SldError] | None = None
-        self._images: Newest[tuple[Image | CompressedImage, int]] = Newest()
+        self._images: Latest[tuple[Image | CompressedImage, int]] = Latest()
         self._counts = {"received": 0, "processed": 0, "accepted": 0}
         self._last = LocalizerStatus(reason="no image yet")
 
@@ -85,7 +85,7 @@ class LocalizerNode(Node):
         if self._calibration is not None and _same_calibration(self._calibration[0], info):
             return
         try:
-            self._calibration = info, undistortion_from_camera_info(info, self._parameters.rectified)
+            self._calibration = info, undistortion_from_camera_info(info, self._settings.rectified)
         except SldError as error:
             self._calibration = info, error
             self.get_logger().error(f"camera_info: {error}")
@@ -109,7 +109,7 @@ class LocalizerNode(Node):
         return response
 
     def _load_scene(self, path: str) -> None:
-        localizer = self._load(Path(path).expanduser(), self._parameters.device)
+        localizer = self._load(Path(path).expanduser(), self._settings.device)
         if not localizer.scene.metric:
             raise SldError(f"{path}: scene {localizer.scene.name!r} is not metric: its poses are not in metres, and a robot would drive by "
                            "them; give its map a scale (sld map metric --distance ... | --tag-size ..., or depth images or odometry beside "
@@ -153,7 +153,7 @@ class LocalizerNode(Node):
 
     def _publish(self, result: Localization, status: LocalizerStatus, received_ns: int) -> None:
         """TF first: who hears of a pose finds it on TF."""
-        p, stamp_ns = self._parameters, ns_from_time(status.header.stamp)
+        p, stamp_ns = self._settings, ns_from_time(status.header.stamp)
         if result.pose is not None:
             if p.publish_tf:
                 try:

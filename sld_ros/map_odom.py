@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from rclpy.node import Node
 
-from sld_core.tf_tree import TransformError
+from sld_core.data.tf_tree import TransformError
 from sld_ros.conversions import transform_message
 from sld_ros.tf import TransformBroadcaster, TransformListener
 

@@ -15,7 +15,7 @@ from rclpy.subscription import Subscription
 from sld.msg import TopicCount
 from sld.srv import StartRecording, StopRecording
 from sld_core.types import SldError
-from sld_ros.bag import BagWriter
+from sld_ros.bag_writer import BagWriter
 from sld_ros.parameters import declare, parameter
 from sld_ros.run import run
 
@@ -38,7 +38,7 @@ class Parameters:
 class RecorderNode(Node):
     def __init__(self):
         super().__init__("recorder")
-        self._parameters = declare(self, Parameters)
+        self._settings = declare(self, Parameters)
         self._bag: BagWriter | None = None
         self._subscriptions_of_bag: list[Subscription] = []
         self._skipped: set[str] = set()  # topics that cannot be recorded
@@ -75,7 +75,7 @@ class RecorderNode(Node):
         name = name or datetime.datetime.now().strftime("drive-%Y-%m-%d-%H-%M-%S")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
             raise SldError(f"name {name!r}: expected letters, digits, '_', '-' and '.'")
-        p = self._parameters
+        p = self._settings
         self._wait_for_publishers()
         for topic in self._topic_names():
             if (type_name := self._type_of(topic)) is not None:
@@ -95,7 +95,7 @@ class RecorderNode(Node):
 
     def _wait_for_publishers(self) -> None:
         """Until all that is needed has a publisher; a graph just joined shows its publishers only after a moment."""
-        deadline = time.monotonic() + self._parameters.discovery_timeout
+        deadline = time.monotonic() + self._settings.discovery_timeout
         while missing := self._missing():
             if time.monotonic() > deadline:
                 topics = ", ".join(self._topic_names())
@@ -107,7 +107,7 @@ class RecorderNode(Node):
         return [what for what, any_of in NEEDED.items() if not types & set(any_of)]
 
     def _topic_names(self) -> list[str]:
-        return [self.resolve_topic_name(topic) for topic in self._parameters.topics]
+        return [self.resolve_topic_name(topic) for topic in self._settings.topics]
 
     def _type_of(self, topic: str) -> str | None:
         """Type of the topic's publishers, None without one."""

@@ -12,7 +12,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
-from sld_core.tf_tree import TransformError, TransformReason, TransformTree
+from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
 from sld_ros.conversions import matrix_from_transform, ns_from_time
 
 try:  # on no package registry: a robot has it from apt

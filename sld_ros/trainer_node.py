@@ -22,7 +22,7 @@ from sld_core import scene_file
 from sld_core.types import SldError
 from sld_ros.parameters import declare, parameter
 from sld_ros.run import one_line, run
-from sld_ros.teaching import COMMAND, TeachProcess, TeachRequest
+from sld_ros.teach_process import COMMAND, TeachProcess, TeachRequest
 
 Result = TrainScene.Result
 POLL_S = 0.1  # how soon a cancel is seen
@@ -39,7 +39,7 @@ class TrainerNode(Node):
 
     def __init__(self, command: tuple[str, ...] = COMMAND, check: Callable[[Path], object] = scene_file.load):
         super().__init__("trainer")
-        self._parameters = declare(self, Parameters)
+        self._settings = declare(self, Parameters)
         self._command = command
         self._check = check
         self._busy = threading.Lock()
@@ -118,7 +118,7 @@ class TrainerNode(Node):
     def _scene_path(self, name: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
             raise SldError(f"scene name {name[:120]!r}: expected letters, digits, '_' and '-' (not in front), 100 at most")
-        folder = Path(self._parameters.output_folder).expanduser().absolute()
+        folder = Path(self._settings.output_folder).expanduser().absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,7 +130,7 @@ class TrainerNode(Node):
         if not request.source or not source.exists():
             raise SldError(f"source {request.source!r}: no such recording or folder of frames")
         return TeachRequest(source, request.frame_list, output, work, request.scene, request.head, request.landmarks, request.seed,
-                            self._parameters.device)
+                            self._settings.device)
 
 
 def _success(event: dict, path: Path) -> Result:

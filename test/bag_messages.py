@@ -4,7 +4,7 @@ from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 
 from sld_core.geometry import make_transform, quaternion_from_rotation
-from sld_core.mapping.mcap import McapWriter
+from sld_core.data.mcap_reader import McapWriter
 
 SECOND = 10**9
 START = 1_700_000_000 * SECOND

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sld_core.config import BufferConfig, HeadConfig
-from sld_core.training import buffer as buffering
-from sld_core.training import head as recipe
-from sld_core.training.buffer import FeatureBuffer
+from sld_core.config.scene import BufferConfig, HeadConfig
+from sld_core.training import feature_buffer as buffering
+from sld_core.training import train_cell_head as recipe
+from sld_core.training.feature_buffer import FeatureBuffer
 from sld_core.training.distributed import ALONE, from_main, gather, joined, mean
 from sld_core.types import Camera, Frame, Labels, SldError
 

@@ -12,7 +12,7 @@ from bag_messages import SECOND, START, T_BASE_CAMERA, camera_info, compressed_i
 from rosbags.rosbag2 import StoragePlugin
 
 from sld_core.geometry import invert, make_transform, mean_up
-from sld_core.mapping.frames import read_pose
+from sld_core.data.frame_folder import read_pose
 
 DRIVE = Path(os.environ.get("SLD_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data/kitchen/drive"
 RATE_HZ = 30

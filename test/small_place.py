@@ -5,10 +5,10 @@ import cv2
 import numpy as np
 import pycolmap
 
-from sld_core.alignment import align_poses
+from sld_core.evaluation.alignment import align_poses
 from sld_core.geometry import make_transform
-from sld_core.room import Room
-from sld_core.room.drive import looking
+from sld_core.synthetic import Room
+from sld_core.synthetic.drive import looking
 from sld_core.types import Camera
 
 CAMERA = Camera(320, 240, 300.0, 300.0, 160.5, 120.5)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sld_core import heatmap
-from sld_core.config import BufferConfig, DecodeConfig
+from sld_core.config.scene import BufferConfig, DecodeConfig
 from sld_core.heatmap import ScoreMaps
-from sld_core.training.buffer import pick_cells
+from sld_core.training.feature_buffer import pick_cells
 from sld_core.types import Visibility
 
 CONFIG = DecodeConfig()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sld_core import geometry, heatmap
-from sld_core.config import DecodeConfig, SceneConfig
+from sld_core.config.scene import DecodeConfig, SceneConfig
 from sld_core.localizer import Localizer
 from sld_core.types import Camera, Landmarks, Scene
 

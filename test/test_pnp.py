@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sld_core import geometry, pnp
-from sld_core.config import PnpConfig
+from sld_core.config.scene import PnpConfig
 from sld_core.types import Camera, Detections
 
 CAMERA = Camera(640, 480, 500.0, 500.0, 320.0, 240.0)

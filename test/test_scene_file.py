@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sld_core import scene_file
-from sld_core.config import HeadConfig, SceneConfig
+from sld_core.config.scene import HeadConfig, SceneConfig
 from sld_core.files import write_atomically
 from sld_core.models.heads import CellHead, PrototypeHead, SceneHead, Whitening
 from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError

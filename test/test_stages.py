@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sld_core.geometry import make_transform
-from sld_core.mapping import stages
-from sld_core.mapping.store import read_reconstruction, write_reconstruction
+from sld_core import stages
+from sld_core.sfm.reconstruction_file import read_reconstruction, write_reconstruction
 from sld_core.types import Camera, Frame, Reconstruction, SldError
 
 
@@ -34,10 +34,10 @@ def test_a_stage_is_done_once_for_each_key(tmp_path):
     folder, make = tmp_path / "work" / "sfm", Make({"n": 3})
     done = stages.run(folder, "a", make)
     assert (done.folder, done.key, done.found) == (folder, "a", {"n": 3}) and done.seconds >= 0
-    assert stages.run(folder, "a", make) == done == stages.look(folder) and make.times == 1
+    assert stages.run(folder, "a", make) == done == stages.read_record(folder) and make.times == 1
     assert names(folder.parent) == ["sfm"] and names(folder) == ["part-1", "stage.json"]
     make.found = {"n": 4}
-    assert stages.run(folder, "b", make).found == {"n": 4} == stages.look(folder).found
+    assert stages.run(folder, "b", make).found == {"n": 4} == stages.read_record(folder).found
     assert make.times == 2 and make.met == [[], []] and names(folder) == ["part-2", "stage.json"]  # nothing of the old one
 
 
@@ -46,7 +46,7 @@ def test_a_killed_stage_goes_on_if_nothing_changed(tmp_path):
     for key in "aab":
         with pytest.raises(KeyboardInterrupt):
             stages.run(folder, key, make)
-        assert stages.look(folder) is None and names(tmp_path) == ["sfm.partial"]
+        assert stages.read_record(folder) is None and names(tmp_path) == ["sfm.partial"]
     make.error = None
     stages.run(folder, "b", make)
     assert make.met == [[], ["part-1"], [], ["part-3"]]  # kept for the same key, emptied for another
@@ -59,10 +59,10 @@ def test_a_stage_that_fails_leaves_the_old_one_alone(tmp_path, error):
     old = stages.run(folder, "a", Make())
     with pytest.raises(type(error)):
         stages.run(folder, "b", Make(error=error))
-    assert stages.look(folder) == old and names(folder) == ["part-1", "stage.json"]
+    assert stages.read_record(folder) == old and names(folder) == ["part-1", "stage.json"]
     with pytest.raises(SldError, match=r"there\.txt: cannot be written \(No space left on device\)"):
         stages.run(folder, "b", Make(error=OSError(28, "No space left on device", "there.txt")))
-    assert stages.look(folder) == old
+    assert stages.read_record(folder) == old
 
 
 @pytest.mark.parametrize("error, words", [
@@ -84,9 +84,9 @@ def test_a_stage_with_a_damaged_record_is_made_again(tmp_path, text):
     for place_of in (folder, tmp_path / "sfm.partial"):
         place_of.mkdir()
         (place_of / stages.RECORD).write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert stages.look(folder) is None
+    assert stages.read_record(folder) is None
     assert stages.run(folder, "a", make).found == {"n": 1} and make.times == 1
-    assert stages.look(folder).key == "a" and names(tmp_path) == ["sfm"]
+    assert stages.read_record(folder).key == "a" and names(tmp_path) == ["sfm"]
 
 
 def test_keys_tell_settings_apart():

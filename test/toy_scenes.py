@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sld_core import geometry
-from sld_core.config import override
-from sld_core.training.lesson import Lesson
-from sld_core.training_config import BackboneTrainingConfig
+from sld_core.config.settings import override
+from sld_core.training.training_set import TrainingSet
+from sld_core.config.training import BackboneTrainingConfig
 from sld_core.types import Camera, Frame, Labels, Landmarks, Visibility
 
 CAMERA = Camera(96, 64, 80.0, 80.0, 48.0, 32.0)
@@ -42,7 +42,7 @@ def config(*settings):
     return override(BackboneTrainingConfig(), [*QUICK, *settings])
 
 
-def lesson(folder, frames, seed, landmarks=8, jury=3):
+def training_set(folder, frames, seed, landmarks=8, validation=3):
     """A scene of its own: discs of other colours at other places, seen by a camera that moves sideways."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -50,12 +50,12 @@ def lesson(folder, frames, seed, landmarks=8, jury=3):
     colours = cv2.cvtColor(hues, cv2.COLOR_HSV2RGB)[0][rng.permutation(landmarks)]
     columns = rng.permutation(np.arange(landmarks) % 4) * 0.55 - 0.85
     xyz_L3 = np.column_stack([columns, np.sort(rng.uniform(-0.55, 0.55, landmarks)), rng.uniform(1.9, 2.6, landmarks)])
-    shot = [shoot(folder, i, xyz_L3, colours, rng) for i in range(frames + jury)]
+    shot = [shoot(folder, i, xyz_L3, colours, rng) for i in range(frames + validation)]
     xy_FL2 = np.stack([xy for _, xy in shot])
     inside = ((xy_FL2 >= 0) & (xy_FL2 < [CAMERA.width, CAMERA.height])).all(2)
     visibility_FL = np.where(inside, Visibility.VISIBLE, Visibility.HIDDEN).astype(np.uint8)
     all_frames = tuple(frame for frame, _ in shot)
-    return Lesson(all_frames[:frames], Landmarks(xyz_L3, np.arange(landmarks)), Labels(visibility_FL[:frames], xy_FL2[:frames]),
+    return TrainingSet(all_frames[:frames], Landmarks(xyz_L3, np.arange(landmarks)), Labels(visibility_FL[:frames], xy_FL2[:frames]),
                   all_frames[frames:], np.zeros(3), True)
 
 
@@ -70,13 +70,13 @@ def shoot(folder, i, xyz_L3, colours, rng):
     return Frame(str(i), path, CAMERA, T), xy_L2
 
 
-def lessons(folder, sizes=(10, 6)):
-    return {f"scene{i}": lesson(Path(folder) / f"scene{i}", size, seed=i) for i, size in enumerate(sizes)}
+def training_sets(folder, sizes=(10, 6)):
+    return {f"scene{i}": training_set(Path(folder) / f"scene{i}", size, seed=i) for i, size in enumerate(sizes)}
 
 
 def main(work, *settings):
     from sld_core.training import distributed
-    from sld_core.training.backbone import train
+    from sld_core.training.train_backbone import train
     torch.set_num_threads(1)
     with distributed.joined() as world:
         (Path(work) / f"images{world.rank}").mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def main(work, *settings):
             if next(steps) == at and world.rank == rank and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        trained = train(lessons(Path(work) / f"images{world.rank}"), Toy(), config(*settings), Path(work), world=world, resume=True,
+        trained = train(training_sets(Path(work) / f"images{world.rank}"), Toy(), config(*settings), Path(work), world=world, resume=True,
                         progress=progress)
         if world.is_main:
             torch.save({"network": trained.network.state_dict(), "head": trained.heads["scene1"].state_dict()}, Path(work) / "final.pt")

@@ -48,7 +48,8 @@ def measure(name: str, height: int, width: int, repeat: int, device: str) -> dic
     """Channels, parameters, multiplications (MACs) and milliseconds of one image, as `Backbone` computes it for a query."""
     import torch
 
-    from sld_core.models.backbone import RANDOM, Backbone
+    from sld_core.models.backbone import Backbone, RANDOM
+    from sld_core.models.macs import count_macs
     backbone = Backbone(name, RANDOM).to(device)
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     seconds = []
@@ -60,17 +61,6 @@ def measure(name: str, height: int, width: int, repeat: int, device: str) -> dic
         seconds.append(time.perf_counter() - start)
     return {"channels": backbone.channels, "parameters": sum(p.numel() for p in backbone.parameters()),
             "macs": count_macs(backbone, torch.zeros(1, 3, height, width)), "p50_ms": 1000 * float(np.median(seconds[1:]))}
-
-
-def count_macs(network, *inputs) -> int:
-    """Multiply-accumulates of convolutions, matrices and attention; nothing is computed, and `network` is left as it was."""
-    import copy
-
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(network).to("meta")(*(x.to("meta") for x in inputs))
-    return counter.get_total_flops() // 2
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -13,7 +13,9 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from sld_core.config import LabelConfig, LandmarkConfig, SceneConfig, override
+from sld_core.camera.images import load_upright
+from sld_core.config.scene import LabelConfig, LandmarkConfig, SceneConfig
+from sld_core.config.settings import override
 from sld_core.types import Frame, Landmarks, Progress, Reconstruction, SldError
 
 RANDOM_WEIGHT = 1e6  # of a random number beside the saliency
@@ -48,7 +50,7 @@ def add(commands) -> None:
 def _landmarks(args) -> None:
     from sld_core.commands.common import check_writable
     from sld_core.localizer import check_device
-    from sld_core.mapping.frames import read_frames
+    from sld_core.data.frame_folder import read_frames
     if args.repeat < 1 or args.samples < 0:
         raise SldError(f"--repeat {args.repeat} --samples {args.samples}: expected at least 1 and 0")
     check_device(args.device)
@@ -88,19 +90,19 @@ def selection_rules(config: LandmarkConfig, weights: Sequence[float]) -> dict[st
 def ablate(frames: Sequence[Frame], queries: Sequence[Frame], work: Path, config: SceneConfig, samples: int, repeat: int,
            weights: Sequence[float], device: str, show: Callable[[dict], None]) -> list[dict]:
     """One row per selection rule and label rule, means over `repeat` seeds, each shown as soon as it is there."""
-    from sld_core.mapping import tracks
-    from sld_core.mapping.subset import without
+    from sld_core.sfm import triangulation
+    from sld_core.sfm.subset import without
     from sld_core.models.backbone import Backbone
-    from sld_core.training.lesson import hold_out, upright_angles
-    whole = tracks.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
+    from sld_core.training.training_set import hold_out, upright_angles
+    whole = triangulation.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
     seen = without(whole, hold_out(len(frames), config.validation_fraction))
     angle_rad_F = upright_angles(seen.frames)
-    memory = _Memory(Backbone(config.backbone, config.backbone_weights).to(device), seen.frames, angle_rad_F, config, device)
+    cached = CachedBackbone(Backbone(config.backbone, config.backbone_weights).to(device), seen.frames, angle_rad_F, config, device)
     rows: dict[tuple[str, str], list[dict]] = {}
     for seed in range(config.seed, config.seed + repeat):
-        choices = _choices(seen, angle_rad_F, memory.backbone, replace(config, seed=seed), weights, device)
+        choices = _choices(seen, angle_rad_F, cached.backbone, replace(config, seed=seed), weights, device)
         labels = {(c.rule, rule): _labels(seen, c, change(config.labels)) for c in choices for rule, change in LABEL_RULES.items()}
-        views = _views(seen.frames, [labels[c.rule, "tracks"][0].xy_FL2 for c in choices], angle_rad_F, memory, config,
+        views = _views(seen.frames, [labels[c.rule, "tracks"][0].xy_FL2 for c in choices], angle_rad_F, cached, config,
                        config.buffer.augmented_passes if samples else 0, seed)
         for k, choice in enumerate(choices):
             same: dict[bytes, dict] = {}  # rules that label alike teach alike
@@ -108,7 +110,7 @@ def ablate(frames: Sequence[Frame], queries: Sequence[Frame], work: Path, config
                 made, report, seconds = labels[choice.rule, rule]
                 if (key := made.visibility_FL.tobytes()) not in same:
                     head = _head(views, k, made.visibility_FL, len(choice.landmarks), replace(config, seed=seed), samples, device)
-                    same[key] = _accuracy(head, choice.landmarks, seen.frames, angle_rad_F, queries, memory, config, device)
+                    same[key] = _accuracy(head, choice.landmarks, seen.frames, angle_rad_F, queries, cached, config, device)
                 row = {**same[key], **asdict(report), "seconds": choice.seconds + seconds, "matchability": choice.matchability}
                 rows.setdefault((choice.rule, rule), []).append(row)
                 if len(rows[choice.rule, rule]) == repeat:
@@ -135,8 +137,8 @@ class _Choice:
 
 def _choices(seen: Reconstruction, angle_rad_F: np.ndarray, backbone, config: SceneConfig, weights: Sequence[float],
              device: str) -> list[_Choice]:
-    from sld_core.mapping import landmarks as landmarking
-    from sld_core.mapping.matchability import matchability
+    from sld_core.landmarks import selection as landmarking
+    from sld_core.landmarks.matchability import matchability
     rng = np.random.default_rng(config.seed)
     start = time.perf_counter()
     match_N = matchability(seen, backbone, config.image, device, rng, _silent, config.landmarks, angle_rad_F)
@@ -153,8 +155,8 @@ def _choices(seen: Reconstruction, angle_rad_F: np.ndarray, backbone, config: Sc
 
 def _labels(seen: Reconstruction, choice: _Choice, config: LabelConfig):
     """Labels, their report, and the seconds they took."""
-    from sld_core.mapping.labels import label_and_report
-    from sld_core.mapping.normals import normals_of
+    from sld_core.landmarks.visibility import label_and_report
+    from sld_core.landmarks.normals import normals_of
     start = time.perf_counter()
     normals_L3 = normals_of(seen, choice.landmarks, config) if config.use_normals else None
     return *label_and_report(seen, choice.landmarks, config, normals_L3), time.perf_counter() - start
@@ -162,17 +164,17 @@ def _labels(seen: Reconstruction, choice: _Choice, config: LabelConfig):
 
 # features, once -----------------------------------------------------------------------------------------------------
 
-class _Memory:
+class CachedBackbone:
     """A backbone that gives whitened features and remembers those of every image it saw."""
 
     def __init__(self, backbone, frames: Sequence[Frame], angle_rad_F: np.ndarray, config: SceneConfig, device: str):
-        from sld_core.training.buffer import fit_whitening
+        from sld_core.training.feature_buffer import fit_whitening
         self.backbone, self.device = backbone, device
         self.whitening = fit_whitening(frames, angle_rad_F, backbone, config.buffer, config.image.max_side_px, device,
                                        config.seed)
         self.known: dict[bytes, object] = {}
 
-    def to(self, device: str) -> _Memory:
+    def to(self, device: str) -> CachedBackbone:
         return self
 
     def features(self, image_HW3: np.ndarray, device: str):
@@ -194,19 +196,19 @@ class _View:
     xy_L2: list[np.ndarray]
 
 
-def _views(frames: Sequence[Frame], xy_FL2: list[np.ndarray], angle_rad_F: np.ndarray, memory: _Memory, config: SceneConfig,
+def _views(frames: Sequence[Frame], xy_FL2: list[np.ndarray], angle_rad_F: np.ndarray, cached: CachedBackbone, config: SceneConfig,
            passes: int, seed: int) -> list[_View]:
     """Plain and augmented images, the same for all choices of landmarks."""
-    from sld_core.training import samples
+    from sld_core.training import augmentation
     ends = np.cumsum([xy.shape[1] for xy in xy_FL2])[:-1]
     out = []
     for p in range(1 + passes):
         for i, frame in enumerate(frames):
-            image, A = samples.load(frame, config.image.max_side_px, angle_rad_F[i])
+            image, A = load_upright(frame, config.image.max_side_px, angle_rad_F[i])
             xy = np.concatenate([xy[i] for xy in xy_FL2]) @ A[:, :2].T + A[:, 2]
             if p:
-                image, xy = samples.augment(image, xy, config.buffer, np.random.default_rng((seed, p, i)))
-            feature_NC = memory.features(image, memory.device).flatten(1).T.half().cpu()
+                image, xy = augmentation.augment(image, xy, config.buffer, np.random.default_rng((seed, p, i)))
+            feature_NC = cached.features(image, cached.device).flatten(1).T.half().cpu()
             out.append(_View(i, feature_NC, image.shape[:2], np.split(xy, ends)))
     return out
 
@@ -218,8 +220,8 @@ def _head(views: list[_View], choice: int, visibility_FL: np.ndarray, landmarks:
     import torch
 
     from sld_core.models.heads import SceneHead, Whitening
-    from sld_core.training import head as recipe
-    from sld_core.training.buffer import FeatureBuffer, pick_cells
+    from sld_core.training import train_cell_head as recipe
+    from sld_core.training.feature_buffer import FeatureBuffer, pick_cells
     rng, chunks = np.random.default_rng(config.seed), []
     for k, view in enumerate(views):
         cell, landmark, offset = pick_cells(view.shape_HW, view.xy_L2[choice], visibility_FL[view.frame], config.buffer, rng)
@@ -237,15 +239,15 @@ def _head(views: list[_View], choice: int, visibility_FL: np.ndarray, landmarks:
 
 
 def _accuracy(head, landmarks: Landmarks, frames: Sequence[Frame], angle_rad_F: np.ndarray, queries: Sequence[Frame],
-              memory: _Memory, config: SceneConfig, device: str) -> dict:
-    from sld_core.evaluate import QueryResult, accuracy
-    from sld_core.images import read_image
+              cached: CachedBackbone, config: SceneConfig, device: str) -> dict:
+    from sld_core.evaluation.metrics import QueryResult, accuracy
+    from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
     from sld_core.types import Scene, SceneReport
     origin_3 = np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
     rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())
     scene = Scene("bench", landmarks, origin_3, head, frames[0].camera, rolls_rad, config, SceneReport({}, {}, [], {}))
-    localizer = Localizer(scene, device, memory)
+    localizer = Localizer(scene, device, cached)
     results = []
     for frame in queries:
         pose = localizer.localize(read_image(frame.image_path), frame.camera).pose

@@ -37,7 +37,7 @@ def _query(args) -> None:
 
 def time_queries(scene: Path, images: list[Path], repeat: int, device: str) -> dict[str, list[float]]:
     """Seconds of each piece of each query, "read" (image file to pixels) and "total" among them; one round warms up."""
-    from sld_core.images import read_image
+    from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
     localizer = Localizer.load(scene, device)
     pieces: dict[str, list[float]] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core import config as configuration
+from sld_core.config.settings import override
 from sld_core.commands.common import add_frames, check_writable, list_path
 from sld_core.progress import Bar
 from sld_core.types import Frame, FrameSet, SldError
@@ -30,9 +30,9 @@ def add(commands) -> None:
 
 
 def _sfm(args) -> None:
-    from sld_core.map_config import SfmConfig
-    from sld_core.mapping.frames import read_frames
-    variants = {text or "default": configuration.override(SfmConfig(), text.split()) for text in args.variant or [""]}
+    from sld_core.config.mapping import SfmConfig
+    from sld_core.data.frame_folder import read_frames
+    variants = {text or "default": override(SfmConfig(), text.split()) for text in args.variant or [""]}
     if posed := [name for name, config in variants.items() if config.mapper == "posed"]:
         raise SldError(f"--variant {posed[0]!r}: mapper=posed refines the poses that this benchmark keeps back to compare with; "
                        "expected mapper=auto, incremental or global")
@@ -55,8 +55,8 @@ def _sfm(args) -> None:
 def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -> dict:
     """Seconds, counts and errors against the reference after a similarity that fits the camera positions (Umeyama)."""
     from sld_core import geometry
-    from sld_core.calibration import guessed_camera
-    from sld_core.mapping.sfm import solve
+    from sld_core.camera.calibration import guessed_camera
+    from sld_core.sfm.solve import solve
     if len({f.image_path.parent for f in reference}) > 1:
         raise SldError("the frames lie in several folders; expected one")
     camera_of = lambda f: f.camera if intrinsics_known else guessed_camera(f.camera.width, f.camera.height)

@@ -27,11 +27,11 @@ def add(commands) -> None:
 
 
 def _evaluate(args) -> None:
-    from sld_core.evaluate import QueryResult, format_table, summarize
+    from sld_core.evaluation.metrics import QueryResult, format_table, summarize
     from sld_core.files import write_atomically
-    from sld_core.images import read_image
+    from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
-    from sld_core.mapping.frames import read_frames
+    from sld_core.data.frame_folder import read_frames
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
     frames, show, results, answers = read_frames(args.frames, list_path(args.list, args.frames)), Bar(), [], []
@@ -56,7 +56,7 @@ def _evaluate(args) -> None:
     if args.json:
         write_atomically(args.json, (json.dumps(metrics, indent=2) + "\n").encode())
     if args.report:
-        from sld_core.report import overlay, write_report
+        from sld_core.evaluation.report import overlay, write_report
         xyz_L3 = scene.landmarks.xyz_L3
         pictures = [(f"Landmarks found in {f.name}", overlay(read_image(f.image_path), f.camera, a, xyz_L3))
                     for f, a in list(zip(frames, answers))[:: max(1, len(frames) // 3)][:3]]
@@ -79,9 +79,9 @@ def _notes(scene, alignment) -> list[str]:
 
 def _alignment(args, scene):
     """The similarity from the frame of the scene to that of --frames."""
-    from sld_core.alignment import MIN_COMMON, align_poses, common_images
-    from sld_core.mapping.formats.indoor6 import read_scene_data
-    from sld_core.mapping.frames import read_frames
+    from sld_core.evaluation.alignment import MIN_COMMON, align_poses, common_images
+    from sld_core.data.formats.indoor6 import read_scene_data
+    from sld_core.data.frame_folder import read_frames
     with work_folder(None) as work:  # for undistorted images that nobody looks at
         data = read_scene_data(args.align_to, undistorted=work)
     _check_origin(scene, data, args)

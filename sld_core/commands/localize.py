@@ -21,9 +21,9 @@ def add(commands) -> None:
 
 
 def _localize(args) -> None:
-    from sld_core.images import read_image
+    from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
-    from sld_core.mapping.frames import read_intrinsics
+    from sld_core.data.frame_folder import read_intrinsics
     localizer = Localizer.load(args.scene, args.device)
     for path in args.images:
         image = read_image(path)

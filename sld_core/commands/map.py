@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sld_core import config as configuration
+from sld_core.config.settings import override
 from sld_core.commands.common import check_writable, list_path
 from sld_core.progress import Bar
 from sld_core.types import SldError
@@ -71,16 +71,16 @@ def _add_scale(parser) -> None:
 
 
 def _map(args) -> None:
-    from sld_core.map_config import MapConfig
-    from sld_core.mapping.place import Place
-    config = configuration.override(MapConfig(), _settings(args))
+    from sld_core.config.mapping import MapConfig
+    from sld_core.mapping.pipeline import MapJob
+    config = override(MapConfig(), _settings(args))
     if args.json:
         check_writable(args.json, "--json")
     source = None
     if args.stage in ("all", "frames"):
         source = _source(args)
     show = Bar()
-    place = Place(args.output, config, source, getattr(args, "model", None), show)
+    place = MapJob(args.output, config, source, getattr(args, "model", None), show)
     try:
         found = place.run_all() if args.stage == "all" else _found(place.run(args.stage), args.stage)
     finally:
@@ -104,7 +104,7 @@ def _found(done, stage: str) -> dict:
 
 
 def _source(args):
-    from sld_core.mapping.place import Source
+    from sld_core.mapping.pipeline import Source
     if args.images is None and (args.list or args.poses):
         raise SldError("--list and --poses belong to --images")
     if args.bag is not None and args.intrinsics is not None:

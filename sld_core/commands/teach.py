@@ -5,7 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from sld_core import config as configuration
+from sld_core.config.scene import SceneConfig
+from sld_core.config.settings import override
 from sld_core.commands.common import add_device, add_frames, check_writable, held_out_text, list_path, work_folder
 from sld_core.progress import Bar, Events, Silent
 from sld_core.types import SldError
@@ -52,9 +53,9 @@ def _teach(args) -> None:
         _report_teaching(scene, args, time.monotonic() - start)
 
 
-def _from_frames(args, config: configuration.SceneConfig, work: Path, show, start: float, world):
-    from sld_core.mapping.bag import extract_frames
-    from sld_core.mapping.frames import read_frames
+def _from_frames(args, config: SceneConfig, work: Path, show, start: float, world):
+    from sld_core.data.bag import extract_frames
+    from sld_core.data.frame_folder import read_frames
     from sld_core.training.distributed import from_main
     from sld_core.training.teach import teach
     if args.bag is not None:
@@ -65,10 +66,10 @@ def _from_frames(args, config: configuration.SceneConfig, work: Path, show, star
     return teach(frames, args.output, args.name or args.output.stem, config, work, args.device, show, seconds, world)
 
 
-def _from_scene_data(args, config: configuration.SceneConfig, work: Path, show, start: float, world):
-    from sld_core.mapping.formats.indoor6 import read_scene_data
+def _from_scene_data(args, config: SceneConfig, work: Path, show, start: float, world):
+    from sld_core.data.formats.indoor6 import read_scene_data
     from sld_core.training.distributed import from_main
-    from sld_core.training.lesson import first_landmarks
+    from sld_core.training.training_set import first_landmarks
     from sld_core.training.teach import teach_scene_data
     data = from_main(lambda: read_scene_data(args.scene_data, undistorted=work / "undistorted"), world)
     if args.landmarks is not None or any(setting.startswith("landmarks.count=") for setting in args.set):
@@ -77,12 +78,12 @@ def _from_scene_data(args, config: configuration.SceneConfig, work: Path, show, 
     return teach_scene_data(data, args.output, args.name or args.output.stem, config, args.device, show, seconds, world)
 
 
-def _config(args) -> configuration.SceneConfig:
+def _config(args) -> SceneConfig:
     settings = list(args.set)
     settings += [f"head.kind={args.head}"] if args.head else []
     settings += [f"landmarks.count={args.landmarks}"] if args.landmarks is not None else []
     settings += [f"seed={args.seed}"] if args.seed is not None else []
-    return configuration.override(configuration.SceneConfig(), settings)
+    return override(SceneConfig(), settings)
 
 
 def _report_teaching(scene, args, seconds: float) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 from math import isnan
 from pathlib import Path
 
-from sld_core import config as configuration
+from sld_core.config.scene import SceneConfig
+from sld_core.config.settings import override
 from sld_core.commands import train_plan
 from sld_core.commands.common import add_device, check_writable, list_path
 from sld_core.progress import Bar, Silent
-from sld_core.training_config import BackboneTrainingConfig
+from sld_core.config.training import BackboneTrainingConfig
 from sld_core.types import SldError
 
 MAX_TOLD = 8  # scenes whose check is printed; all are in log.csv
@@ -44,13 +45,13 @@ def _train(args) -> None:
     config = _config(args)
     _check(args)
     from sld_core.models.backbone import save_weights, trainable, weights_sha256
-    from sld_core.training import backbone, distributed, logbook
+    from sld_core.training import distributed, logbook, train_backbone
     name, weights = config.scene.backbone, config.scene.backbone_weights
     with distributed.joined(args.device) as world:
         show = Bar() if world.is_main else Silent()
-        lessons = _lessons(args, config.scene, show, world)
+        training_sets = _training_sets(args, config.scene, show, world)
         network = distributed.from_main(lambda: trainable(name, weights, config.scene.seed), world)
-        trained = backbone.train(lessons, network, config, args.work, args.device, world, args.resume, show)
+        trained = train_backbone.train(training_sets, network, config, args.work, args.device, world, args.resume, show)
         show.done()
         if world.is_main:
             record = trained.record | {"backbone": name, "started_from": weights_sha256(name, weights)}
@@ -63,7 +64,7 @@ def _config(args) -> BackboneTrainingConfig:
     settings = list(args.set)
     settings += [f"scene.backbone={args.backbone}"] if args.backbone is not None else []
     settings += [f"scene.landmarks.count={args.landmarks}"] if args.landmarks is not None else []
-    return configuration.override(BackboneTrainingConfig(), settings)
+    return override(BackboneTrainingConfig(), settings)
 
 
 def _check(args) -> None:
@@ -78,18 +79,18 @@ def _check(args) -> None:
     check_device(args.device)
     check_writable(args.output)
     check_writable(args.work / "log.csv", "--work")
-    from sld_core.training.backbone import check_work
+    from sld_core.training.train_backbone import check_work
     check_work(args.work, args.resume)
 
 
-def _lessons(args, config: configuration.SceneConfig, show, world) -> dict:
+def _training_sets(args, config: SceneConfig, show, world) -> dict:
     """The scenes by name. Each rank makes its share of them, which leaves their tracks in --work; then all have all."""
     from sld_core.training import distributed
     sources = [(folder, None, True) for folder in args.scene_data]
     sources += [(folder, list_path(listed, folder), False) for folder, listed in zip(args.frames, args.list or [None] * len(args.frames))]
     names = _names([folder for folder, _, _ in sources])
     asked = args.landmarks is not None or any(setting.startswith("scene.landmarks.count=") for setting in args.set)
-    make = lambda i: _lesson(*sources[i], args.work / "scenes" / names[i], config, asked, show)
+    make = lambda i: _training_set(*sources[i], args.work / "scenes" / names[i], config, asked, show)
     if world.size > 1:
         for i in distributed.shard(len(sources), world):
             make(i)
@@ -97,11 +98,11 @@ def _lessons(args, config: configuration.SceneConfig, show, world) -> dict:
     return distributed.from_main(lambda: {name: make(i) for i, name in enumerate(names)}, world)
 
 
-def _lesson(folder: Path, listed: Path | None, labelled: bool, work: Path, config: configuration.SceneConfig, asked: bool, show):
-    from sld_core.mapping.formats.indoor6 import read_scene_data
-    from sld_core.mapping.frames import read_frames
+def _training_set(folder: Path, listed: Path | None, labelled: bool, work: Path, config: SceneConfig, asked: bool, show):
+    from sld_core.data.formats.indoor6 import read_scene_data
+    from sld_core.data.frame_folder import read_frames
     from sld_core.models.backbone import Backbone
-    from sld_core.training.lesson import first_landmarks, from_data, from_frames
+    from sld_core.training.training_set import first_landmarks, from_data, from_frames
     work.mkdir(parents=True, exist_ok=True)
     if labelled:
         data = read_scene_data(folder, undistorted=work / "undistorted")

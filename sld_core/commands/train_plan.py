@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from sld_core import config as configuration
+from sld_core.config.settings import override
 
 
 def add(commands) -> None:
@@ -27,7 +27,7 @@ def add(commands) -> None:
 def _plan(args) -> None:
     from sld_core.training.plan import PlanConfig, lines, plan
     given = {known.name: getattr(args, known.name) for known in dataclasses.fields(PlanConfig)}
-    config = configuration.override(PlanConfig(), [f"{name}={value}" for name, value in given.items() if value is not None])
+    config = override(PlanConfig(), [f"{name}={value}" for name, value in given.items() if value is not None])
     made = plan(config)
     print("\n".join(lines(config, made)))
     if args.json:

@@ -1,0 +1,1 @@
+"""Networks that a robot may run; no recipes."""

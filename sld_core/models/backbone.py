@@ -27,7 +27,7 @@ from sld_core.models.imagenet import ImageNetNetwork
 from sld_core.models.lite0 import Lite0
 from sld_core.models.resnext import resnext
 from sld_core.models.swin import swin
-from sld_core.models.weights import LITE0, XFEAT, WebFile, WeightsFile
+from sld_core.models.weights import LITE0, WebFile, WeightsFile, XFEAT
 from sld_core.models.xfeat import XFeat
 from sld_core.types import SldError
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sld_core.config import HeadConfig, HeatmapConfig
+from sld_core.config.scene import HeadConfig, HeatmapConfig
 from sld_core.heatmap import ScoreMaps
 from sld_core.models.heatmap_head import PaperHead, scores
 from sld_core.types import SldError

@@ -1,0 +1,1 @@
+"""Recipes: buffers, heads, and backbones of many scenes."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sld_core.config import chosen, ranged
+from sld_core.config.settings import chosen, ranged
 from sld_core.types import SldError
 
 IMAGE_PX = 640 * 480  # size of image that the milliseconds below are of
@@ -171,7 +171,7 @@ def count(config: PlanConfig) -> Counts:
     """Of the networks as they are trained, without computing anything."""
     import torch
 
-    from sld_core.bench.backbones import count_macs
+    from sld_core.models.macs import count_macs
     from sld_core.models.backbone import RANDOM, trainable
     from sld_core.models.heatmap_head import TrainingHead
     network = trainable(config.backbone, RANDOM).to("meta")

@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from sld_core.training import samples, targets
-from sld_core.training.lesson import Lesson, upright_angles
-from sld_core.training_config import BackboneTrainingConfig
+from sld_core.camera.images import load_upright
+from sld_core.training import augmentation, targets
+from sld_core.training.training_set import TrainingSet, upright_angles
+from sld_core.config.training import BackboneTrainingConfig
 from sld_core.types import Visibility
 
 Job, Loaded = TypeVar("Job"), TypeVar("Loaded")
@@ -29,11 +30,11 @@ class Patches:
 
 
 class SceneImages:
-    """The images of one lesson, to draw patches from; `number` tells scenes of one run apart."""
+    """The images of one training_set, to draw patches from; `number` tells scenes of one run apart."""
 
-    def __init__(self, lesson: Lesson, number: int, config: BackboneTrainingConfig):
-        self.lesson, self.number, self.config = lesson, number, config
-        self.angle_rad_F = upright_angles(lesson.frames)
+    def __init__(self, training_set: TrainingSet, number: int, config: BackboneTrainingConfig):
+        self.training_set, self.number, self.config = training_set, number, config
+        self.angle_rad_F = upright_angles(training_set.frames)
 
     def draw(self, items: Iterable[int], epoch: int) -> Patches:
         """`config.patches` of each image; what is drawn of an image depends on the seed, the epoch and the image alone, so that
@@ -41,10 +42,10 @@ class SceneImages:
         drawn = []
         for item in items:
             rng = np.random.default_rng((self.config.scene.seed, epoch, self.number, item))
-            image, A = samples.load(self.lesson.frames[item], self.config.scene.image.max_side_px, self.angle_rad_F[item])
-            xy_L2 = self.lesson.labels.xy_FL2[item] @ A[:, :2].T + A[:, 2]
+            image, A = load_upright(self.training_set.frames[item], self.config.scene.image.max_side_px, self.angle_rad_F[item])
+            xy_L2 = self.training_set.labels.xy_FL2[item] @ A[:, :2].T + A[:, 2]
             around = round(self.config.positive_patches * self.config.patches)
-            drawn += [patch(image, xy_L2, self.lesson.labels.visibility_FL[item], self.config, k < around, rng)
+            drawn += [patch(image, xy_L2, self.training_set.labels.visibility_FL[item], self.config, k < around, rng)
                       for k in range(self.config.patches)]
         return Patches(*(np.stack(parts) for parts in zip(*drawn)))
 
@@ -56,14 +57,14 @@ def patch(image_HW3: np.ndarray, xy_L2: np.ndarray, visibility_L: np.ndarray, co
     side = config.patch_px
     moved_centre = np.array([[1, 0, side / 2], [0, 1, side / 2], [0, 0, 1]])
     moved_centre[:2, 2] -= centre(image_HW3.shape, xy_L2, visibility_L, side, around, rng)
-    H = samples.random_view(side, side, config.scene.buffer, rng) @ moved_centre
-    image = samples.warp(image_HW3, H, side, side)
+    H = augmentation.random_view(side, side, config.scene.buffer, rng) @ moved_centre
+    image = augmentation.warp(image_HW3, H, side, side)
     moved = np.column_stack([xy_L2, np.ones(len(xy_L2))]) @ H.T
     with np.errstate(invalid="ignore", divide="ignore"):
         xy = moved[:, :2] / moved[:, 2:]
         reach = targets.reach_px(config.sigma_px, config.floor)
         inside = (moved[:, 2] > 0) & (xy > -reach).all(1) & (xy < side + reach).all(1)
-    return (samples.recolour(image, config.scene.buffer, rng), np.where(inside[:, None], xy, -1e4).astype(np.float32),
+    return (augmentation.recolour(image, config.scene.buffer, rng), np.where(inside[:, None], xy, -1e4).astype(np.float32),
             np.where(inside, visibility_L, Visibility.HIDDEN).astype(np.uint8))
 
 

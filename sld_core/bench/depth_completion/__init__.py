@@ -1,0 +1,1 @@
+"""`sld bench depth`: methods of depth completion side by side."""

@@ -1,0 +1,1 @@
+"""`sld bench paper`: the paper's tables and figures, measured anew."""

@@ -1,0 +1,1 @@
+"""Lenses, and pixels as cameras and files have them."""

@@ -1,0 +1,1 @@
+"""Ways in: folders, photographs, videos and bags become frames; layouts on disk."""

@@ -1,0 +1,225 @@
+"""Reading rosbag2 recordings: their messages, and what a first pass finds in them."""
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_typestore
+
+from sld_core.geometry import make_transform, rotation_from_quaternion
+from sld_core.data.mcap_reader import Message, scan, warn
+from sld_core.data.session_names import natural
+from sld_core.camera.encodings import depth_mm_from_raw, encoded_size, rgb_from_encoded, rgb_from_raw
+from sld_core.data.tf_tree import TransformTree
+from sld_core.types import Progress, SldError
+
+log = logging.getLogger(__name__)
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO, TF, ODOMETRY = "sensor_msgs/msg/CameraInfo", "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
+IMAGES = IMAGE, COMPRESSED
+
+
+@dataclass
+class Images:
+    """A topic of images; encoding and size are those of the first."""
+
+    frame_id: str
+    encoding: str = ""  # of sensor_msgs/Image, or the format of sensor_msgs/CompressedImage
+    size: tuple[int, int] = 0, 0  # width, height
+    stamps_ns: list[int] = field(default_factory=list)
+
+
+@dataclass
+class BagIndex:
+    """All of a bag but its pixels: image stamps, the first CameraInfo of each topic, poses of the frames over time."""
+
+    images: dict[str, Images] = field(default_factory=dict)
+    infos: dict[str, object] = field(default_factory=dict)
+    tree: TransformTree = field(default_factory=TransformTree)
+    topics: dict[str, str] = field(default_factory=dict)  # name -> type
+    damage: dict[str, str] = field(default_factory=dict)  # file, topic or transform -> what is wrong with it
+
+
+def messages(bag: Path, types: tuple[str, ...], tell: Callable[[Path, str], None] = warn) -> Iterator[Message]:
+    """Messages of these types in a bag folder or file, in the order of the file; of one that ends early `tell` hears."""
+    files = _parts(bag, ".mcap")
+    if files and not _compressed_by_rosbag2(bag):
+        for file in files:
+            yield from (message for message in scan(file, tell) if message.type in types)
+        return
+    parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else _parts(bag, ".db3")
+    if not parts:
+        raise SldError(f"{bag}: no rosbag2 recording (expected a folder with .mcap or .db3 files)")
+    read = 0
+    try:
+        for part in parts:
+            with Reader(part) as reader:
+                wanted = [c for c in reader.connections if c.msgtype in types]
+                for connection, time_ns, data in reader.messages(wanted) if wanted else ():
+                    read += 1
+                    yield Message(connection.topic, connection.msgtype, time_ns, bytes(data))
+    except Exception as error:  # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3 raise
+        if not read:
+            raise SldError(f"{bag}: cannot be read ({error})") from error
+        tell(bag, f"cut off or damaged after {read} messages ({error}): only the part before is used")
+
+
+def _parts(bag: Path, suffix: str) -> list[Path]:
+    """The files of this kind in the order in which they were recorded: a recorder that splits a bag numbers them."""
+    if bag.is_file():
+        return [bag] if bag.suffix == suffix else []
+    for path in bag.glob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe is to wait for its writer
+            raise SldError(f"{path}: a device or pipe; expected a bag of files")
+    return sorted((path for path in bag.glob(f"*{suffix}") if path.is_file()), key=lambda path: natural(path.name))
+
+
+def _compressed_by_rosbag2(bag: Path) -> bool:
+    """Whether files or messages are compressed as a whole (chunks inside mcap are no matter)."""
+    metadata = bag / "metadata.yaml"
+    text = metadata.read_text(errors="replace") if metadata.is_file() else ""
+    return re.search(r"compression_mode:\s*['\"]?(file|message)", text, re.I) is not None
+
+
+def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
+    """One pass over the bag. Odometry messages stand in for a TF that the bag lacks."""
+    index, odometry, seen = BagIndex(), [], 0
+    ends_early = lambda path, what: _warn_once(index.damage, path.name, f"{path} is {what}")
+    total = sum(file.stat().st_size for file in bag_files(bag))
+    for i, message in enumerate(messages(bag, (*IMAGES, CAMERA_INFO, TF, ODOMETRY), ends_early)):
+        index.topics[message.topic] = message.type
+        seen += len(message.data)
+        if i % 100 == 0:
+            progress(Progress("reading the bag", min(1.0, seen / total)))
+        try:
+            content = _content(message) if message.type not in IMAGES else _topic_of_image(index, message)
+        except SldError as error:
+            _warn_once(index.damage, message.topic, f"{error}; ignored, as all such messages of this topic")
+            continue
+        if message.type in IMAGES:
+            content.stamps_ns.append(stamp_of(message))
+        elif message.type == CAMERA_INFO:
+            index.infos.setdefault(message.topic, content)
+        elif message.type == TF:
+            for t in content.transforms:
+                static = message.topic.endswith("tf_static")
+                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static, index.damage)
+        else:
+            odometry.append(content)
+    in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
+    for o in odometry:
+        if o.child_frame_id not in in_tf:
+            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, False, index.damage)
+    return index
+
+
+def bag_files(bag: Path) -> list[Path]:
+    """The files of a bag folder, or the one that is a bag."""
+    return sorted(path for path in (bag.iterdir() if bag.is_dir() else [bag]) if path.is_file())
+
+
+def decode_image(message: Message) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of a recorded image."""
+    content = _content(message)
+    if message.type == COMPRESSED:
+        return rgb_from_encoded(content.data)
+    return rgb_from_raw(content.data, content.encoding, content.width, content.height, content.step, bool(content.is_bigendian))
+
+
+def encoded_jpeg(message: Message) -> bytes | None:
+    """The JPEG file in a recorded image, if it is one."""
+    data = bytes(_content(message).data) if message.type == COMPRESSED else b""
+    return data if data[:2] == b"\xff\xd8" else None
+
+
+def decode_depth(message: Message) -> np.ndarray:
+    """(height, width) uint16 millimetres of a recorded depth image, 0 = none."""
+    content = _content(message)
+    return depth_mm_from_raw(content.data, content.encoding, content.width, content.height, content.step, bool(content.is_bigendian))
+
+
+def stamp_of(message: Message) -> int:
+    """The stamp of a message that starts with a std_msgs/Header, without decoding the rest (megabytes, in an image)."""
+    order = "big" if message.data[1:2] == b"\0" else "little"
+    return int.from_bytes(message.data[4:8], order, signed=True) * 10**9 + int.from_bytes(message.data[8:12], order)
+
+
+def frame_name(name: str) -> str:
+    """A frame_id without the leading slash of ROS 1."""
+    return name.removeprefix("/")
+
+
+def _topic_of_image(index: BagIndex, message: Message) -> Images:
+    _check_header(message)
+    if message.topic not in index.images:
+        index.images[message.topic] = _first_image(message)
+    return index.images[message.topic]
+
+
+def _first_image(message: Message) -> Images:
+    content = _content(message)
+    frame = frame_name(content.header.frame_id)
+    if message.type == IMAGE:
+        return Images(frame, content.encoding, (content.width, content.height))
+    try:
+        return Images(frame, content.format, encoded_size(io.BytesIO(bytes(content.data))))
+    except SldError:  # a damaged one, or depth in a format of its own
+        return Images(frame, content.format)
+
+
+def _check_header(message: Message) -> None:
+    """Cheaper than decoding megabytes of pixels."""
+    try:
+        order = "little" if message.data[1] & 1 else "big"
+        length = int.from_bytes(message.data[12:16], order)
+        if len(message.data) < 16 + length:
+            raise ValueError(f"{len(message.data)} bytes")
+        message.data[16:16 + length - 1].decode()
+    except (IndexError, ValueError) as error:
+        raise _malformed(message, error) from error
+
+
+def _content(message: Message):
+    """A message decoded."""
+    try:
+        return _store().deserialize_cdr(message.data, message.type)
+    except Exception as error:  # the decoders that rosbags generates raise whatever the bytes make them meet
+        raise _malformed(message, error) from error
+
+
+def _malformed(message: Message, error: Exception) -> SldError:
+    return SldError(f"a message of {message.topic} at {message.time_ns} ns is no {message.type} ({type(error).__name__}: {error})")
+
+
+def _warn_once(damage: dict[str, str], what: str, text: str) -> None:
+    if what not in damage:
+        damage[what] = text
+        log.warning("%s", text)
+
+
+def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool, damage: dict[str, str]) -> None:
+    stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+    try:
+        R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
+        t = np.array([translation.x, translation.y, translation.z])
+        if not np.isfinite(t).all():
+            raise ValueError(f"translation {t.tolist()}: expected finite numbers")
+    except ValueError as error:  # as tf2 does
+        _warn_once(damage, f"{header.frame_id} -> {child}", f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}")
+        return
+    T = make_transform(R, t)
+    tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)
+
+
+@functools.cache
+def _store():
+    """The standard messages; those used here are the same in every distribution since Humble."""
+    return get_typestore(Stores.ROS2_JAZZY)

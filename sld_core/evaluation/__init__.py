@@ -1,0 +1,1 @@
+"""Pose errors, their summary, and the report that shows them."""

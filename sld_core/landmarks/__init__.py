@@ -1,0 +1,1 @@
+"""Which points become landmarks, and which frame shows which."""

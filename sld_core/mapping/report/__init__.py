@@ -1,0 +1,1 @@
+"""The HTML page about a map, and its pictures."""

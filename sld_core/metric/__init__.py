@@ -1,0 +1,1 @@
+"""Metres, and what is up: the frame of a map."""

@@ -1,5 +1,0 @@
-"""A furnished room of our own, rendered with exact depth and poses: input for the demo and the tests."""
-from sld_core.room.drive import DEMO_CAMERA, drive, write_sequence
-from sld_core.room.room import Room
-
-__all__ = ["DEMO_CAMERA", "Room", "drive", "write_sequence"]
