@@ -24,8 +24,8 @@ setup(
     install_requires=requirements("requirements.txt")
     + [
         "numpy",
-        # Headless: imports on a machine without libGL, and nothing here opens a window. The code runs with any package
-        # that provides cv2; to keep another one, install with --no-deps.
+        # Headless: imports on a machine without libGL, and nothing here opens a window. The code
+        # runs with any package that provides cv2; to keep another one, install with --no-deps.
         "opencv-python-headless",
         "matplotlib",
         "PyYAML",

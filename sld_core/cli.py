@@ -1,4 +1,6 @@
-"""The `sld` command: teach a scene, evaluate it, localize images, look at a scene file. Needs no ROS."""
+"""The `sld` command: teach a scene, evaluate it, localize images, look at a scene file. Needs no
+ROS."""
+
 from __future__ import annotations
 
 import argparse
@@ -17,13 +19,17 @@ from sld_core.types import SldError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 for anything unexpected."""
+    """Run the command line; returns the exit status: 0, 2 for input that cannot be used, 1 for
+    anything unexpected."""
     runtime.prepare()
     for name in ("SIGTERM", "SIGHUP"):  # end as by ctrl-C, with everything cleaned up
         if threading.current_thread() is threading.main_thread() and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
     events = getattr(args, "events", False)
     try:
         args.run(args)
@@ -36,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("canceled", "interrupted", events)
         return 130
-    except Exception as error:  # the last line of defence: one line for the user, the trace for the log
+    except (
+        Exception
+    ) as error:  # the last line of defence: one line for the user, the trace for the log
         logging.getLogger(__name__).exception("unexpected error")
         _fail("failed", f"{type(error).__name__}: {error}", events)
         return 1
@@ -50,12 +58,16 @@ def _fail(kind: str, text: str, events: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sld", description="Tell where a camera is from one image, by scene landmarks.")
+    parser = argparse.ArgumentParser(
+        prog="sld", description="Tell where a camera is from one image, by scene landmarks."
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is done")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (map, teach, train, evaluate, localize, info):
         command.add(commands)
-    benchmarks = commands.add_parser("bench", help="measure speed and accuracy").add_subparsers(required=True, metavar="WHAT")
+    benchmarks = commands.add_parser("bench", help="measure speed and accuracy").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     for benchmark in (query, depth_completion, landmarks, sfm, paper, backbones, buffer_fill):
         benchmark.add(benchmarks)
     return parser

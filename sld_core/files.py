@@ -1,5 +1,6 @@
-"""Files on disk: written whole or not at all; text that a user names is read with limits, so that a hostile or mistaken file does
-not fill the memory."""
+"""Files on disk: written whole or not at all; text that a user names is read with limits, so that a
+hostile or mistaken file does not fill the memory."""
+
 from __future__ import annotations
 
 import os
@@ -11,12 +12,18 @@ from sld_core.types import SldError
 MAX_TEXT_BYTES = 2**20
 
 
-def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES, expected: str = "a small text file") -> str:
-    """The text (UTF-8) of a regular file of at most `max_bytes`; SldError says what was `expected` of any other."""
+def read_text(
+    path: Path, max_bytes: int = MAX_TEXT_BYTES, expected: str = "a small text file"
+) -> str:
+    """The text (UTF-8) of a regular file of at most `max_bytes`; SldError says what was `expected`
+    of any other."""
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise SldError(f"{path}: {'a folder' if path.is_dir() else 'a device or pipe'}; expected {expected}")
+            raise SldError(
+                f"{path}: {'a folder' if path.is_dir() else 'a device or pipe'}; expected "
+                f"{expected}"
+            )
         if size > max_bytes:
             raise SldError(f"{path}: {size} bytes, more than {max_bytes}; expected {expected}")
         with open(path, "rb") as file:
@@ -25,11 +32,15 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES, expected: str = "a sm
             raise SldError(f"{path}: more than {max_bytes} bytes; expected {expected}")
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SldError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'}); expected {expected}") from None
+        raise SldError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'}); "
+            f"expected {expected}"
+        ) from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename. A link stays a link, and a device a device."""
+    """Write to a temporary file beside `path`, then rename. A link stays a link, and a device a
+    device."""
     path = path.resolve()
     if path.exists() and not path.is_file():
         try:

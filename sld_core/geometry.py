@@ -1,4 +1,5 @@
 """Rigid transforms, projection and pose error. `T_dst_src` is 4x4 and maps points of src to dst."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,8 +21,11 @@ def transform(T_dst_src: np.ndarray, xyz_N3: np.ndarray) -> np.ndarray:
     return xyz_N3 @ T_dst_src[:3, :3].T + T_dst_src[:3, 3]
 
 
-def project(camera: Camera, T_camera_world: np.ndarray, xyz_N3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 2), corner origin, and depths (N,) in metres; pixels are NaN where the depth is not positive."""
+def project(
+    camera: Camera, T_camera_world: np.ndarray, xyz_N3: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 2), corner origin, and depths (N,) in metres; pixels are NaN where the depth is
+    not positive."""
     xyz = transform(T_camera_world, xyz_N3)
     z = xyz[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -30,11 +34,14 @@ def project(camera: Camera, T_camera_world: np.ndarray, xyz_N3: np.ndarray) -> t
 
 
 def pose_error(T_a: np.ndarray, T_b: np.ndarray) -> tuple[float, float]:
-    """Distance of the positions (metres) and angle between the rotations (radians) of two poses in one frame."""
+    """Distance of the positions (metres) and angle between the rotations (radians) of two poses in
+    one frame."""
     R = T_a[:3, :3].T @ T_b[:3, :3]
     # atan2 keeps small angles that arccos of the trace loses in rounding
     sine = np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / 2
-    return float(np.linalg.norm(T_a[:3, 3] - T_b[:3, 3])), float(np.arctan2(sine, (np.trace(R) - 1) / 2))
+    return float(np.linalg.norm(T_a[:3, 3] - T_b[:3, 3])), float(
+        np.arctan2(sine, (np.trace(R) - 1) / 2)
+    )
 
 
 def rotation_from_vector(w: np.ndarray) -> np.ndarray:
@@ -53,15 +60,20 @@ def skew(v: np.ndarray) -> np.ndarray:
 
 
 def rotation_from_quaternion(xyzw: np.ndarray) -> np.ndarray:
-    """3x3 rotation of a quaternion (x, y, z, w), normalised first; a zero or non-finite one raises ValueError."""
+    """3x3 rotation of a quaternion (x, y, z, w), normalised first; a zero or non-finite one raises
+    ValueError."""
     q = np.asarray(xyzw, float)
     norm = np.linalg.norm(q)
     if not np.isfinite(norm) or norm < 1e-6:
         raise ValueError(f"quaternion xyzw={q.tolist()}: expected a finite one of length 1")
     x, y, z, w = q / norm
-    return np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-                     [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                     [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def quaternion_from_rotation(R: np.ndarray) -> np.ndarray:
@@ -98,11 +110,16 @@ def interpolate(T_a: np.ndarray, T_b: np.ndarray, fraction: float) -> np.ndarray
     else:
         angle = np.arccos(dot)
         q = (np.sin((1 - fraction) * angle) * q_a + np.sin(fraction * angle) * q_b) / np.sin(angle)
-    return make_transform(rotation_from_quaternion(q), (1 - fraction) * T_a[:3, 3] + fraction * T_b[:3, 3])
+    return make_transform(
+        rotation_from_quaternion(q), (1 - fraction) * T_a[:3, 3] + fraction * T_b[:3, 3]
+    )
 
 
-def similarity(source_N3: np.ndarray, target_N3: np.ndarray, with_scale: bool = True) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale s, rotation R, translation t that minimise |s R source + t - target|^2 (Umeyama, TPAMI 1991)."""
+def similarity(
+    source_N3: np.ndarray, target_N3: np.ndarray, with_scale: bool = True
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Scale s, rotation R, translation t that minimise |s R source + t - target|^2 (Umeyama, TPAMI
+    1991)."""
     mu_s, mu_t = source_N3.mean(0), target_N3.mean(0)
     S, T = source_N3 - mu_s, target_N3 - mu_t
     U, D, Vt = np.linalg.svd(T.T @ S / len(S))
@@ -119,8 +136,9 @@ def mean_up(T_world_camera_F44: np.ndarray) -> np.ndarray:
 
 
 def upright_angle(T_world_camera: np.ndarray, up_3: np.ndarray) -> float:
-    """By how much (radians, x towards y) an image must be turned so that `up_3` points upwards in it; 0 where the camera
-    looks within 20 degrees of straight up or down, and there is no upright."""
+    """By how much (radians, x towards y) an image must be turned so that `up_3` points upwards in
+    it; 0 where the camera looks within 20 degrees of straight up or down, and there is no
+    upright."""
     x, y, _ = T_world_camera[:3, :3].T @ up_3
     if np.hypot(x, y) < np.sin(np.radians(20)):
         return 0.0

@@ -1,4 +1,6 @@
-"""Score maps and pixels: the only owner of the stride. Cell (row i, column j) covers pixels [8j, 8j+8) x [8i, 8i+8)."""
+"""Score maps and pixels: the only owner of the stride. Cell (row i, column j) covers pixels [8j,
+8j+8) x [8i, 8i+8)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -29,11 +31,12 @@ def cell_to_pixel(xy_cell):
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """What any head says of one image: `score_Lhw` in 0..1 for each landmark and cell; `offset_2hw` (x, y) in cells from
-    the cell's centre to the landmark it shows; `sigma_hw` the standard deviation of that offset per axis, in cells.
+    """What any head says of one image: `score_Lhw` in 0..1 for each landmark and cell; `offset_2hw`
+    (x, y) in cells from the cell's centre to the landmark it shows; `sigma_hw` the standard
+    deviation of that offset per axis, in cells.
 
-    Cells up to `reach` from a peak, those of at least `threshold` of its score, say together where the landmark is: their
-    estimates are averaged, each weighted by its score to the `power`."""
+    Cells up to `reach` from a peak, those of at least `threshold` of its score, say together where
+    the landmark is: their estimates are averaged, each weighted by its score to the `power`."""
 
     score_Lhw: torch.Tensor
     offset_2hw: torch.Tensor
@@ -44,7 +47,8 @@ class ScoreMaps:
 
 
 def decode(maps: ScoreMaps, config: DecodeConfig) -> Detections:
-    """One detection per landmark whose best cell scores at least config.min_score; best score first."""
+    """One detection per landmark whose best cell scores at least config.min_score; best score
+    first."""
     score_LN = maps.score_Lhw.flatten(1)
     peak_L = score_LN.amax(1)  # ten times faster than max, which also looks for the place
     keep = torch.nonzero(peak_L >= config.min_score)[:, 0]
@@ -52,8 +56,8 @@ def decode(maps: ScoreMaps, config: DecodeConfig) -> Detections:
 
 
 def decode_near(maps: ScoreMaps, xy_px_L2: np.ndarray, config: DecodeConfig) -> Detections:
-    """As `decode`, but looks for each landmark only within guided_radius_cell of `xy_px_L2` (NaN: nowhere), and takes
-    scores from guided_min_score on."""
+    """As `decode`, but looks for each landmark only within guided_radius_cell of `xy_px_L2` (NaN:
+    nowhere), and takes scores from guided_min_score on."""
     h, w = maps.score_Lhw.shape[1:]
     xy_cell = pixel_to_cell(np.asarray(xy_px_L2, np.float32))
     inside = np.isfinite(xy_cell).all(1) & (xy_cell > -1).all(1) & (xy_cell < [w, h]).all(1)
@@ -76,7 +80,8 @@ def decode_near(maps: ScoreMaps, xy_px_L2: np.ndarray, config: DecodeConfig) -> 
 
 
 def _refine(maps: ScoreMaps, landmark_K, cell_K, peak_K) -> Detections:
-    """Sub-cell positions: the mean over the window of each cell's own estimate, weighted by its score as the head wants it."""
+    """Sub-cell positions: the mean over the window of each cell's own estimate, weighted by its
+    score as the head wants it."""
     h, w = maps.score_Lhw.shape[1:]
     step = torch.arange(-maps.reach, maps.reach + 1, device=cell_K.device)
     dy, dx = (g.flatten() for g in torch.meshgrid(step, step, indexing="ij"))
@@ -88,9 +93,15 @@ def _refine(maps: ScoreMaps, landmark_K, cell_K, peak_K) -> Detections:
         weight = torch.where(weight >= maps.threshold * peak_K[:, None], weight**maps.power, 0.0)
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
     offset_2K9 = maps.offset_2hw.flatten(1)[:, cell]
-    xy = torch.stack([((x + offset_2K9[0]) * weight).sum(1), ((y + offset_2K9[1]) * weight).sum(1)], 1)
+    xy = torch.stack(
+        [((x + offset_2K9[0]) * weight).sum(1), ((y + offset_2K9[1]) * weight).sum(1)], 1
+    )
     sigma = (maps.sigma_hw.flatten()[cell] * weight).sum(1)
     order = torch.argsort(peak_K, descending=True, stable=True)
     as_numpy = lambda t: t[order].cpu().numpy()
-    return Detections(as_numpy(landmark_K), cell_to_pixel(as_numpy(xy).astype(np.float64)),
-                      as_numpy(peak_K).astype(np.float64), as_numpy(sigma).astype(np.float64) * STRIDE)
+    return Detections(
+        as_numpy(landmark_K),
+        cell_to_pixel(as_numpy(xy).astype(np.float64)),
+        as_numpy(peak_K).astype(np.float64),
+        as_numpy(sigma).astype(np.float64) * STRIDE,
+    )

@@ -1,4 +1,6 @@
-"""Self-contained HTML pages: figures with their pictures inside, tables, and the plan from above that reports share."""
+"""Self-contained HTML pages: figures with their pictures inside, tables, and the plan from above
+that reports share."""
+
 from __future__ import annotations
 
 import base64
@@ -19,8 +21,11 @@ QUIET, INK, BLUE = "#b9c0c7", "#222222", "#5b7db1"
 
 
 def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
-    """One HTML file of a title and sections of HTML; whatever of a section came from outside must be escaped already."""
-    page = PAGE.format(title=html.escape(title), body="\n".join([f"<h1>{html.escape(title)}</h1>", *sections]))
+    """One HTML file of a title and sections of HTML; whatever of a section came from outside must
+    be escaped already."""
+    page = PAGE.format(
+        title=html.escape(title), body="\n".join([f"<h1>{html.escape(title)}</h1>", *sections])
+    )
     # file names may hold bytes that are no text
     write_atomically(Path(path), page.encode("utf-8", "replace"))
 
@@ -38,7 +43,8 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def folded(title: str, lines: Sequence[str], most: int = 300) -> str:
-    """Lines under a title, folded away where they are many, and cut where they would fill the page."""
+    """Lines under a title, folded away where they are many, and cut where they would fill the
+    page."""
     shown = [*lines[:most], *([f"and {len(lines) - most:,} more"] if len(lines) > most else [])]
     state = "" if len(lines) > 8 else " open"
     return f"<details{state}><summary>{html.escape(title)}</summary>{bullets(shown)}</details>"
@@ -48,33 +54,46 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Rows of text; the first column is that of the names."""
     titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = ("".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row) for row in rows)
-    return "<table>" + (f"<tr>{titles}</tr>" if head else "") + "".join(f"<tr>{row}</tr>" for row in body) + "</table>"
+    return (
+        "<table>"
+        + (f"<tr>{titles}</tr>" if head else "")
+        + "".join(f"<tr>{row}</tr>" for row in body)
+        + "</table>"
+    )
 
 
 def figure(picture: Figure | np.ndarray, caption: str) -> str:
-    """An HTML figure with the picture in a data: URI; drawings (Figure) as PNG, photographs (H, W, 3) uint8 RGB as JPEG."""
+    """An HTML figure with the picture in a data: URI; drawings (Figure) as PNG, photographs (H, W,
+    3) uint8 RGB as JPEG."""
     if isinstance(picture, Figure):
         stream = io.BytesIO()
         FigureCanvasAgg(picture).print_png(stream)
         kind, data = "png", stream.getvalue()
     else:
-        _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        _, encoded = cv2.imencode(
+            ".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90]
+        )
         kind, data = "jpeg", encoded.tobytes()
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img src="{uri}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img src="{uri}" '
+        f'alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
 
 
 def pixels(picture: Figure) -> np.ndarray:
-    """A drawing as (H, W, 3) uint8 RGB: one that holds photographs is several times smaller as JPEG than as PNG."""
+    """A drawing as (H, W, 3) uint8 RGB: one that holds photographs is several times smaller as JPEG
+    than as PNG."""
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def plain(text: str, most: int = 60) -> str:
-    """Any text, such as a file name, as a label in a drawing: printable, one line, at most so long, without mathematics."""
+    """Any text, such as a file name, as a label in a drawing: printable, one line, at most so long,
+    without mathematics."""
     text = "".join(c if c.isprintable() else " " for c in str(text)).strip()
-    text = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[len(text) - most // 2:]}"
+    text = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[len(text) - most // 2 :]}"
     # matplotlib reads $ as the start of a formula, and a label that starts with _ as one to hide
     return text.replace("$", r"\$").replace("_", "\u2009_", text.startswith("_"))
 
@@ -109,7 +128,8 @@ def stage_times(seconds: Mapping[str, float]) -> Figure:
 
 
 def seen_from_above(up_3: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """World points (N, 3) -> x (N,), y (N,) in the plane level to `up_3`; where z is up these are the world's x and y."""
+    """World points (N, 3) -> x (N,), y (N,) in the plane level to `up_3`; where z is up these are
+    the world's x and y."""
     normal = np.asarray(up_3, float) / np.linalg.norm(up_3)
     axis = np.eye(3)[0 if abs(normal[0]) < 0.9 else 1]  # where z is up, x is to the right
     y = np.cross(normal, axis)
@@ -121,9 +141,11 @@ def seen_from_above(up_3: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem;
+       margin: 2rem auto; padding: 0 1rem }}
 table {{ border-collapse: collapse; margin: 1.5rem 0 }}
-td, th {{ padding: .2rem 1rem; border-bottom: 1px solid #e3e6e9; text-align: right; font-variant-numeric: tabular-nums }}
+td, th {{ padding: .2rem 1rem; border-bottom: 1px solid #e3e6e9; text-align: right;
+         font-variant-numeric: tabular-nums }}
 td:first-child {{ text-align: left }}
 li, td {{ overflow-wrap: anywhere }}
 figure {{ margin: 2rem 0 }}

@@ -1,4 +1,5 @@
 """Showing the progress of a long job: to a person on a terminal, or to a program as JSON lines."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +11,8 @@ from sld_core.types import Progress
 
 
 class Bar:
-    """Progress on the terminal: one line that is rewritten, or, where there is no terminal, a line per tenth."""
+    """Progress on the terminal: one line that is rewritten, or, where there is no terminal, a line
+    per tenth."""
 
     def __init__(self):
         self.last = ("", -1)
@@ -20,9 +22,18 @@ class Bar:
         if step == self.last:
             return
         loss = f"  loss {progress.loss:.2f}" if progress.loss is not None else ""
-        left = f"  about {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+        left = (
+            f"  about {progress.seconds_left:.0f} s left"
+            if progress.seconds_left is not None
+            else ""
+        )
         text = f"{progress.stage}: {progress.fraction:4.0%}{loss}{left}"
-        print(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{text}" if sys.stderr.isatty() else text,
+            end="" if sys.stderr.isatty() else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
         self.last = step
 
     def done(self) -> None:

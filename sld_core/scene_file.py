@@ -1,4 +1,5 @@
-"""The `.sld` scene file: magic, version, SHA-256, then safetensors (tensors and one JSON text). No code, no image.
+"""The `.sld` scene file: magic, version, SHA-256, then safetensors (tensors and one JSON text). No
+code, no image.
 
     bytes 0-3    "SLD" and 0x1A
     bytes 4-7    format version, little endian
@@ -7,6 +8,7 @@
 
 The JSON says whether the scene is metric; files from before it could be otherwise do not, and are.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,8 +21,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sld_core.config.settings import from_dict, to_dict
 from sld_core.config.scene import SceneConfig
+from sld_core.config.settings import from_dict, to_dict
 from sld_core.files import write_atomically
 from sld_core.models import heads
 from sld_core.models.backbone import BACKBONES, IMAGENET, RANDOM, weights_sha256
@@ -32,20 +34,32 @@ REMEDY = "teach the scene again, or copy the file again"
 
 
 def save(scene: Scene, path: Path) -> int:
-    """Write the scene atomically: `path` holds either what it held before or the whole new file. Returns its bytes."""
-    tensors = {"head." + name: t.detach().cpu().half().contiguous() for name, t in scene.head.state_dict().items()}
-    tensors["landmarks.xyz"] = torch.from_numpy((scene.landmarks.xyz_L3 - scene.origin_3).astype(np.float32))
-    text = json.dumps({
-        "name": scene.name,
-        "backbone": {"name": scene.config.backbone,
-                     "weights_sha256": weights_sha256(scene.config.backbone, scene.config.backbone_weights)},
-        "camera": dataclasses.asdict(scene.camera),
-        "origin": scene.origin_3.tolist(),
-        "rolls_rad": list(scene.rolls_rad),
-        "metric": bool(scene.metric),
-        "config": to_dict(scene.config),
-        "report": dataclasses.asdict(scene.report),
-    })
+    """Write the scene atomically: `path` holds either what it held before or the whole new file.
+    Returns its bytes."""
+    tensors = {
+        "head." + name: t.detach().cpu().half().contiguous()
+        for name, t in scene.head.state_dict().items()
+    }
+    tensors["landmarks.xyz"] = torch.from_numpy(
+        (scene.landmarks.xyz_L3 - scene.origin_3).astype(np.float32)
+    )
+    text = json.dumps(
+        {
+            "name": scene.name,
+            "backbone": {
+                "name": scene.config.backbone,
+                "weights_sha256": weights_sha256(
+                    scene.config.backbone, scene.config.backbone_weights
+                ),
+            },
+            "camera": dataclasses.asdict(scene.camera),
+            "origin": scene.origin_3.tolist(),
+            "rolls_rad": list(scene.rolls_rad),
+            "metric": bool(scene.metric),
+            "config": to_dict(scene.config),
+            "report": dataclasses.asdict(scene.report),
+        }
+    )
     body = safetensors.torch.save(tensors, {"scene": text})
     head = MAGIC + VERSION.to_bytes(4, "little") + hashlib.sha256(body).digest()
     write_atomically(Path(path), head + body)
@@ -53,7 +67,8 @@ def save(scene: Scene, path: Path) -> int:
 
 
 def load(path: Path) -> Scene:
-    """The scene of a file; SldError in one line when it is missing, damaged, of another version or another backbone."""
+    """The scene of a file; SldError in one line when it is missing, damaged, of another version or
+    another backbone."""
     return _parse(_verified_body(Path(path)), Path(path))
 
 
@@ -61,15 +76,23 @@ def _verified_body(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if not HEADER_BYTES < size <= MAX_BYTES:
-            raise SldError(f"{path}: {size} bytes; a scene file has {HEADER_BYTES} to {MAX_BYTES}; {REMEDY}")
+            raise SldError(
+                f"{path}: {size} bytes; a scene file has {HEADER_BYTES} to {MAX_BYTES}; {REMEDY}"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise SldError(f"{path}: cannot be read ({error.strerror})") from None
     if data[:4] != MAGIC:
-        raise SldError(f"{path}: not a scene file (it does not begin with the mark of one); expected the output of `sld teach`")
+        raise SldError(
+            f"{path}: not a scene file (it does not begin with the mark of one); expected the "
+            "output of `sld teach`"
+        )
     version = int.from_bytes(data[4:8], "little")
     if version != VERSION:
-        raise SldError(f"{path}: format version {version}, this sld reads version {VERSION}; install a matching sld or {REMEDY}")
+        raise SldError(
+            f"{path}: format version {version}, this sld reads version {VERSION}; install a "
+            f"matching sld or {REMEDY}"
+        )
     if hashlib.sha256(data[HEADER_BYTES:]).digest() != data[8:HEADER_BYTES]:
         raise SldError(f"{path}: damaged (its checksum does not match); {REMEDY}")
     return data[HEADER_BYTES:]
@@ -85,10 +108,15 @@ def _parse(body: bytes, path: Path) -> Scene:
         xyz_L3 = tensors.pop("landmarks.xyz").double().numpy()
         if xyz_L3.ndim != 2 or xyz_L3.shape[1] != 3 or len(xyz_L3) == 0:
             raise SldError(f"landmarks of shape {xyz_L3.shape}, expected (L, 3)")
-        if not all(torch.isfinite(t).all() for t in tensors.values()) or not np.isfinite(xyz_L3).all():
+        if (
+            not all(torch.isfinite(t).all() for t in tensors.values())
+            or not np.isfinite(xyz_L3).all()
+        ):
             raise SldError("weights or landmarks that are not finite")
         state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
-        head = heads.from_state(config.head, state, BACKBONES[config.backbone].channels, len(xyz_L3))
+        head = heads.from_state(
+            config.head, state, BACKBONES[config.backbone].channels, len(xyz_L3)
+        )
         low, high = (float(angle) for angle in text["rolls_rad"])
         if not -np.pi <= low <= high <= np.pi:
             raise SldError(f"rolls_rad {low}, {high}: expected a range within -pi to pi")
@@ -98,12 +126,33 @@ def _parse(body: bytes, path: Path) -> Scene:
         metric = text.get("metric", True)
         if not isinstance(metric, bool):
             raise SldError(f"metric {str(metric)[:40]!r}: expected true or false")
-        return Scene(_name(text["name"]), Landmarks(xyz_L3 + origin_3, np.full(len(xyz_L3), -1)), origin_3, head,
-                     Camera(**text["camera"]), (low, high), config, _report(text["report"]), metric)
+        return Scene(
+            _name(text["name"]),
+            Landmarks(xyz_L3 + origin_3, np.full(len(xyz_L3), -1)),
+            origin_3,
+            head,
+            Camera(**text["camera"]),
+            (low, high),
+            config,
+            _report(text["report"]),
+            metric,
+        )
     except SldError as error:
-        raise SldError(f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)) from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SldError(f"{path}: not a readable scene ({type(error).__name__}: {str(error).splitlines()[0]}); {REMEDY}") from None
+        raise SldError(
+            f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)
+        ) from None
+    except (
+        safetensors.SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise SldError(
+            f"{path}: not a readable scene ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); {REMEDY}"
+        ) from None
 
 
 def _name(value) -> str:
@@ -116,10 +165,12 @@ def _report(values: dict) -> SceneReport:
     """The report with every part of the type that it says it is."""
     number = lambda v: type(v) in (int, float)
     report = SceneReport(**values)
-    fits = (all(map(number, [*report.seconds.values(), *report.counts.values()]))
-            and all(number(v) or v is None for v in report.validation.values())
-            and all(len(point) == 2 and all(map(number, point)) for point in report.loss_curve)
-            and all(isinstance(note, str) for note in report.notes))
+    fits = (
+        all(map(number, [*report.seconds.values(), *report.counts.values()]))
+        and all(number(v) or v is None for v in report.validation.values())
+        and all(len(point) == 2 and all(map(number, point)) for point in report.loss_curve)
+        and all(isinstance(note, str) for note in report.notes)
+    )
     if not fits:
         raise SldError("a report whose parts are not numbers")
     return report
@@ -128,16 +179,29 @@ def _report(values: dict) -> SceneReport:
 def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
     """The scene's configuration, once its backbone is known to be here with the same weights.
 
-    A file of weights may have moved with the scene: it is looked for where it was, and then beside the scene file."""
+    A file of weights may have moved with the scene: it is looked for where it was, and then beside
+    the scene file."""
     name = backbone["name"]
     if name not in BACKBONES:
-        raise SldError(f"{path}: needs backbone {name!r}, this sld has {', '.join(BACKBONES)}; install a matching sld or {REMEDY}")
+        raise SldError(
+            f"{path}: needs backbone {name!r}, this sld has {', '.join(BACKBONES)}; install a "
+            f"matching sld or {REMEDY}"
+        )
     config = from_dict(values, SceneConfig)
     beside = path.parent / Path(config.backbone_weights).name
-    if config.backbone_weights not in ("", IMAGENET, RANDOM) and not Path(config.backbone_weights).is_file():
+    if (
+        config.backbone_weights not in ("", IMAGENET, RANDOM)
+        and not Path(config.backbone_weights).is_file()
+    ):
         if not beside.is_file():
-            raise SldError(f"{path}: needs the backbone weights {config.backbone_weights}, which are not here; copy that file to {beside}")
+            raise SldError(
+                f"{path}: needs the backbone weights {config.backbone_weights}, which are not "
+                f"here; copy that file to {beside}"
+            )
         config = dataclasses.replace(config, backbone_weights=str(beside))
     if backbone["weights_sha256"] != weights_sha256(name, config.backbone_weights):
-        raise SldError(f"{path}: was taught with other weights of backbone {name!r}; install those weights or {REMEDY}")
+        raise SldError(
+            f"{path}: was taught with other weights of backbone {name!r}; install those "
+            f"weights or {REMEDY}"
+        )
     return config

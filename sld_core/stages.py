@@ -1,4 +1,6 @@
-"""Stages of a long job, folder by folder: each is done once, is known to be done, and is picked up where a kill left it."""
+"""Stages of a long job, folder by folder: each is done once, is known to be done, and is picked up
+where a kill left it."""
+
 from __future__ import annotations
 
 import errno
@@ -21,14 +23,18 @@ log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # which only writing meets
-MARK, IN_MAP = "sld-map.json", "work"  # of the folder of a map: the file that says so, and the folder of its stages
+MARK, IN_MAP = (
+    "sld-map.json",
+    "work",
+)  # of the folder of a map: the file that says so, and the folder of its stages
 
 
 @dataclass(frozen=True)
 class Done:
-    """A stage that is complete: its folder, the key of its inputs and settings, what it found (JSON), and how long it took.
-    `made` differs each time it is made anew: later stages depend on it, for not everything comes out the same twice.
-    `settings` (name -> value, JSON) are told to people who ask what changed; what counts is the key."""
+    """A stage that is complete: its folder, the key of its inputs and settings, what it found
+    (JSON), and how long it took. `made` differs each time it is made anew: later stages depend on
+    it, for not everything comes out the same twice. `settings` (name -> value, JSON) are told to
+    people who ask what changed; what counts is the key."""
 
     folder: Path
     key: str
@@ -43,10 +49,17 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], settings: dict[str, Any] | None = None) -> Done:
-    """The stage of `folder`, made by `make(partial folder)` unless it is done already with this key.
+def run(
+    folder: Path,
+    key: str,
+    make: Callable[[Path], dict[str, Any]],
+    settings: dict[str, Any] | None = None,
+) -> Done:
+    """The stage of `folder`, made by `make(partial folder)` unless it is done already with this
+    key.
 
-    A partial folder of the same key, which a killed run left, is handed to `make` again; of another key it is emptied."""
+    A partial folder of the same key, which a killed run left, is handed to `make` again; of another
+    key it is emptied."""
     done = read_record(folder)
     if done is not None and done.key == key:
         log.info("%s is up to date", folder.name)
@@ -62,7 +75,13 @@ def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], settings
         found = make(partial)
     seconds = time.monotonic() - start
     made = uuid.uuid4().hex
-    record = {"key": key, "made": made, "found": found, "seconds": seconds, "settings": settings or {}}
+    record = {
+        "key": key,
+        "made": made,
+        "found": found,
+        "seconds": seconds,
+        "settings": settings or {},
+    }
     with _named("written", folder):
         write_atomically(partial / RECORD, json.dumps(record, indent=1).encode())
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,20 +91,29 @@ def run(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], settings
 
 @contextmanager
 def _named(verb: str, folder: Path) -> Iterator[None]:
-    """An OSError as an SldError: which file, or else the stage of which folder, cannot be `verb`."""
+    """An OSError as an SldError: which file, or else the stage of which folder, cannot be
+    `verb`."""
     try:
         yield
     except OSError as error:
         verb = "written" if error.errno in NO_ROOM else verb
-        raise SldError(f"{error.filename or folder}: cannot be {verb} ({error.strerror or error})") from None
+        raise SldError(
+            f"{error.filename or folder}: cannot be {verb} ({error.strerror or error})"
+        ) from None
 
 
 def read_record(folder: Path) -> Done | None:
     """The stage of `folder` if it is complete."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        return Done(folder, str(record["key"]), {**record["found"]}, float(record["seconds"]), str(record["made"]),
-                    {**record.get("settings", {})})
+        return Done(
+            folder,
+            str(record["key"]),
+            {**record["found"]},
+            float(record["seconds"]),
+            str(record["made"]),
+            {**record.get("settings", {})},
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

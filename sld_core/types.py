@@ -1,4 +1,6 @@
-"""The nouns of sld: frozen dataclasses over numpy, without behaviour beyond what their fields define."""
+"""The nouns of sld: frozen dataclasses over numpy, without behaviour beyond what their fields
+define."""
+
 from __future__ import annotations
 
 import enum
@@ -10,13 +12,15 @@ import numpy as np
 
 
 class SldError(ValueError):
-    """Something the user gave cannot be used; the text says what came, what was expected and what to do."""
+    """Something the user gave cannot be used; the text says what came, what was expected and what
+    to do."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera without distortion. Pixel (0, 0) is the top-left corner of the image, so the centre of the
-    top-left pixel is (0.5, 0.5); ROS and OpenCV principal points gain 0.5 at the door (`Camera.from_opencv`)."""
+    """A pinhole camera without distortion. Pixel (0, 0) is the top-left corner of the image, so the
+    centre of the top-left pixel is (0.5, 0.5); ROS and OpenCV principal points gain 0.5 at the door
+    (`Camera.from_opencv`)."""
 
     width: int
     height: int
@@ -27,11 +31,18 @@ class Camera:
 
     def __post_init__(self):
         values = np.array([self.fx, self.fy, self.cx, self.cy])
-        if not all(isinstance(side, int) and 0 < side <= 16384 for side in (self.width, self.height)):
-            raise SldError(f"camera image size {self.width}x{self.height}: expected 1 to 16384 pixels a side")
+        if not all(
+            isinstance(side, int) and 0 < side <= 16384 for side in (self.width, self.height)
+        ):
+            raise SldError(
+                f"camera image size {self.width}x{self.height}: expected 1 to 16384 pixels a side"
+            )
         if not np.isfinite(values).all() or self.fx <= 0 or self.fy <= 0:
-            raise SldError(f"camera intrinsics fx, fy, cx, cy = {values.tolist()}: expected finite numbers, fx and fy > 0; "
-                           "is the camera calibrated?")
+            raise SldError(
+                f"camera intrinsics fx, fy, cx, cy = {values.tolist()}: expected finite "
+                "numbers, fx and fy > 0; "
+                "is the camera calibrated?"
+            )
 
     @classmethod
     def from_opencv(cls, width: int, height: int, K: np.ndarray) -> Camera:
@@ -52,25 +63,31 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a mapping session, on disk. `T_world_camera` is 4x4 (camera optical frame to world, metres) or None."""
+    """One image of a mapping session, on disk. `T_world_camera` is 4x4 (camera optical frame to
+    world, metres) or None."""
 
     name: str
     image_path: Path
     camera: Camera
     T_world_camera: np.ndarray | None = None
-    depth_path: Path | None = None  # 16-bit PNG, millimetres, aligned with the image, any resolution
+    depth_path: Path | None = (
+        None  # 16-bit PNG, millimetres, aligned with the image, any resolution
+    )
     stamp_ns: int = 0
     session: str = ""
-    source: str = ""  # where it came from, in the user's words: a path, "lobby.mp4 at 12.25 s", a topic
+    source: str = (
+        ""  # where it came from, in the user's words: a path, "lobby.mp4 at 12.25 s", a topic
+    )
 
 
 @dataclass(frozen=True)
 class FrameSet:
     """Images of one or several drives, as mapping starts from them.
 
-    Where `intrinsics_known`, images are free of distortion and every camera is right; otherwise every camera is a guess, and
-    all frames of one session and size share one lens. Poses, where frames have them, are those of odometry, TF or the user
-    in `world_frame` (empty: none), with z up if `world_z_up`. `rejected` says of every source left out why."""
+    Where `intrinsics_known`, images are free of distortion and every camera is right; otherwise
+    every camera is a guess, and all frames of one session and size share one lens. Poses, where
+    frames have them, are those of odometry, TF or the user in `world_frame` (empty: none), with z
+    up if `world_z_up`. `rejected` says of every source left out why."""
 
     frames: tuple[Frame, ...]
     intrinsics_known: bool
@@ -83,8 +100,8 @@ class FrameSet:
 class Reconstruction:
     """Frames with poses and the 3D points triangulated from their feature tracks.
 
-    `points_N3` world metres; `error_px_N` mean reprojection error; observations are flat arrays sorted by point:
-    `obs_point_M`, `obs_frame_M` indices and `obs_xy_M2` pixels (corner origin)."""
+    `points_N3` world metres; `error_px_N` mean reprojection error; observations are flat arrays
+    sorted by point: `obs_point_M`, `obs_frame_M` indices and `obs_xy_M2` pixels (corner origin)."""
 
     frames: tuple[Frame, ...]
     points_N3: np.ndarray
@@ -96,8 +113,8 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The scene's landmarks in order of choice: the first n are the best set of n. `xyz_L3` world metres;
-    `point_L` is the index of the reconstruction point each came from."""
+    """The scene's landmarks in order of choice: the first n are the best set of n. `xyz_L3` world
+    metres; `point_L` is the index of the reconstruction point each came from."""
 
     xyz_L3: np.ndarray
     point_L: np.ndarray
@@ -116,8 +133,8 @@ class Visibility(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Labels:
-    """Per frame and landmark: `visibility_FL` (uint8 of Visibility) and the projection `xy_FL2` (pixels, corner origin;
-    NaN where the landmark is behind the camera)."""
+    """Per frame and landmark: `visibility_FL` (uint8 of Visibility) and the projection `xy_FL2`
+    (pixels, corner origin; NaN where the landmark is behind the camera)."""
 
     visibility_FL: np.ndarray
     xy_FL2: np.ndarray
@@ -125,8 +142,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Detections:
-    """Landmarks found in one image: `landmark_K` indices, `xy_px_K2` (corner origin), `score_K` in 0..1,
-    `sigma_px_K` the standard deviation of each coordinate."""
+    """Landmarks found in one image: `landmark_K` indices, `xy_px_K2` (corner origin), `score_K` in
+    0..1, `sigma_px_K` the standard deviation of each coordinate."""
 
     landmark_K: np.ndarray
     xy_px_K2: np.ndarray
@@ -141,8 +158,9 @@ class Detections:
 class PoseEstimate:
     """A camera pose with its uncertainty.
 
-    `T_world_camera` 4x4, metres. `covariance_66` is that of (x, y, z, rotation about x, y, z) in world axes
-    (metres, radians), as geometry_msgs/PoseWithCovariance means it: R_true = exp(w) R. `inlier_K` marks the detections used."""
+    `T_world_camera` 4x4, metres. `covariance_66` is that of (x, y, z, rotation about x, y, z) in
+    world axes (metres, radians), as geometry_msgs/PoseWithCovariance means it: R_true = exp(w) R.
+    `inlier_K` marks the detections used."""
 
     T_world_camera: np.ndarray
     covariance_66: np.ndarray
@@ -162,7 +180,8 @@ class PoseEstimate:
 
 @dataclass(frozen=True)
 class Localization:
-    """What one image told: a pose, or the reason there is none. `seconds` names the time of each piece."""
+    """What one image told: a pose, or the reason there is none. `seconds` names the time of each
+    piece."""
 
     pose: PoseEstimate | None
     reason: str
@@ -176,8 +195,8 @@ class Localization:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long job is: `stage` in words, `fraction` of that stage in 0..1, the current loss and the seconds left
-    of the whole job where known."""
+    """How far a long job is: `stage` in words, `fraction` of that stage in 0..1, the current loss
+    and the seconds left of the whole job where known."""
 
     stage: str
     fraction: float
@@ -187,7 +206,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What teaching a scene did: seconds per stage, counts, training curve, and what held-out frames say."""
+    """What teaching a scene did: seconds per stage, counts, training curve, and what held-out
+    frames say."""
 
     seconds: dict[str, float]
     counts: dict[str, int]
@@ -202,9 +222,10 @@ class SceneReport:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is needed to localize in one place: landmarks, the head that finds them, the camera it was taught with,
-    the range of angles by which its images were turned upright, the configuration (config.SceneConfig) and the report of
-    the teaching. No image, no descriptor of one. Where not `metric`, the unit of landmarks and poses is not the metre."""
+    """All that is needed to localize in one place: landmarks, the head that finds them, the camera
+    it was taught with, the range of angles by which its images were turned upright, the
+    configuration (config.SceneConfig) and the report of the teaching. No image, no descriptor of
+    one. Where not `metric`, the unit of landmarks and poses is not the metre."""
 
     name: str
     landmarks: Landmarks
@@ -221,8 +242,9 @@ class Scene:
 class SceneData:
     """A labelled scene dataset: what `sld map` makes and a scene is taught from.
 
-    All `frames` have poses in one frame: `world_frame`, metres where `metric` (else units of their own). `split_F` is
-    "train", "val" or "test" per frame. `visibility_FL` is uint8 of Visibility. `landmarks.point_L` are ids."""
+    All `frames` have poses in one frame: `world_frame`, metres where `metric` (else units of their
+    own). `split_F` is "train", "val" or "test" per frame. `visibility_FL` is uint8 of Visibility.
+    `landmarks.point_L` are ids."""
 
     frames: tuple[Frame, ...]
     split_F: tuple[str, ...]

@@ -1,4 +1,5 @@
 """A rosbag2 folder (mcap) that stays readable however its writer ends."""
+
 from __future__ import annotations
 
 import os
@@ -36,8 +37,9 @@ class RecordedTopic:
 class BagWriter:
     """Writes serialized messages on a thread of its own.
 
-    Messages are dropped and counted while the queue holds `queue_bytes`, and after an error; `error` then says why
-    recording ended. Raises SldError when the folder exists or the disk has less than `min_free_bytes`."""
+    Messages are dropped and counted while the queue holds `queue_bytes`, and after an error;
+    `error` then says why recording ended. Raises SldError when the folder exists or the disk has
+    less than `min_free_bytes`."""
 
     def __init__(self, path: Path, queue_bytes: int, min_free_bytes: int):
         self.path = path
@@ -51,10 +53,14 @@ class BagWriter:
             self._write_metadata()
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # made above, and empty
-            raise SldError(f"{path}: cannot be written ({error.strerror}); is the disk full?") from None
+            raise SldError(
+                f"{path}: cannot be written ({error.strerror}); is the disk full?"
+            ) from None
         self._room = queue_bytes
         self._room_lock = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[RecordedTopic, int, bytes] | RecordedTopic | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[RecordedTopic, int, bytes] | RecordedTopic | None] = (
+            queue.SimpleQueue()
+        )
         self._thread = threading.Thread(target=self._work, name="bag")
         self._thread.start()
 
@@ -116,12 +122,15 @@ class BagWriter:
     def _fail(self, error: Exception) -> None:
         """Remember the first error."""
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        self.error = self.error or f"{self.path}: writing failed ({reason}); the recording ended here"
+        self.error = (
+            self.error or f"{self.path}: writing failed ({reason}); the recording ended here"
+        )
 
     def _take(self, item: tuple[RecordedTopic, int, bytes] | RecordedTopic | None) -> bool:
         """Hand one item of the queue to the file; false when it was the last."""
         if isinstance(item, RecordedTopic):
-            # a type that is not standard is recorded without its definition: ROS can play it, other readers cannot decode it
+            # a type that is not standard is recorded without its definition: ROS can play it, other
+            # readers cannot decode it
             known = item.type in self._store.fielddefs
             definition = self._store.generate_msgdef(item.type, ros_version=2)[0] if known else ""
             item.channel = self._mcap.add_channel(item.name, item.type, definition, item.qos)
@@ -144,7 +153,10 @@ class BagWriter:
             self._write_metadata()
             free = shutil.disk_usage(self.path).free
             if free < self._min_free_bytes:
-                self.error = f"the disk of {self.path} has only {free / 1e9:.1f} GB left; the recording ended here"
+                self.error = (
+                    f"the disk of {self.path} has only {free / 1e9:.1f} GB left; the "
+                    "recording ended here"
+                )
         except Exception as error:  # the thread has to live: it answers `close`
             self._fail(error)
 
@@ -159,27 +171,62 @@ class BagWriter:
         """The description that rosbag2 keeps beside the data."""
         start, end = self._mcap.span_ns
         topics = [t for t in list(self.topics.values()) if t.channel]  # another thread adds to them
-        span = {"duration": {"nanoseconds": end - start}, "starting_time": {"nanoseconds_since_epoch": start},
-                "message_count": sum(t.written for t in topics)}
+        span = {
+            "duration": {"nanoseconds": end - start},
+            "starting_time": {"nanoseconds_since_epoch": start},
+            "message_count": sum(t.written for t in topics),
+        }
         file = f"{self.path.name}_0.mcap"
-        return {"version": METADATA_VERSION, "storage_identifier": "mcap", **span,
-                "topics_with_message_count": [{"topic_metadata": self._topic_metadata(t), "message_count": t.written} for t in topics],
-                "compression_format": "", "compression_mode": "", "relative_file_paths": [file],
-                "files": [{"path": file, **span}], "custom_data": None, "ros_distro": "sld"}
+        return {
+            "version": METADATA_VERSION,
+            "storage_identifier": "mcap",
+            **span,
+            "topics_with_message_count": [
+                {"topic_metadata": self._topic_metadata(t), "message_count": t.written}
+                for t in topics
+            ],
+            "compression_format": "",
+            "compression_mode": "",
+            "relative_file_paths": [file],
+            "files": [{"path": file, **span}],
+            "custom_data": None,
+            "ros_distro": "sld",
+        }
 
     def _topic_metadata(self, topic: RecordedTopic) -> dict:
         known = topic.type in self._store.fielddefs
-        return {"name": topic.name, "type": topic.type, "serialization_format": "cdr", "offered_qos_profiles": topic.qos,
-                "type_description_hash": self._store.hash_rihs01(topic.type) if known else ""}
+        return {
+            "name": topic.name,
+            "type": topic.type,
+            "serialization_format": "cdr",
+            "offered_qos_profiles": topic.qos,
+            "type_description_hash": self._store.hash_rihs01(topic.type) if known else "",
+        }
 
 
 def qos_yaml(profiles: list[QoSProfile]) -> str:
     """Offered profiles as rosbag2 stores them; `ros2 bag play` offers the same again."""
     forever = {"sec": 9223372036, "nsec": 854775807}
-    return _yaml([{
-        "history": p.history.value, "depth": p.depth, "reliability": p.reliability.value, "durability": p.durability.value,
-        "deadline": forever, "lifespan": forever, "liveliness": p.liveliness.value, "liveliness_lease_duration": forever,
-        "avoid_ros_namespace_conventions": p.avoid_ros_namespace_conventions} for p in profiles]) if profiles else ""
+    return (
+        _yaml(
+            [
+                {
+                    "history": p.history.value,
+                    "depth": p.depth,
+                    "reliability": p.reliability.value,
+                    "durability": p.durability.value,
+                    "deadline": forever,
+                    "lifespan": forever,
+                    "liveliness": p.liveliness.value,
+                    "liveliness_lease_duration": forever,
+                    "avoid_ros_namespace_conventions": p.avoid_ros_namespace_conventions,
+                }
+                for p in profiles
+            ]
+        )
+        if profiles
+        else ""
+    )
 
 
 class _PlainDumper(yaml.SafeDumper):
@@ -198,7 +245,10 @@ def _make_folder(path: Path, min_free_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < min_free_bytes:
-            raise SldError(f"the disk of {path.parent} has {free / 1e9:.1f} GB left, less than min_free_disk = {min_free_bytes / 1e9:.1f} GB")
+            raise SldError(
+                f"the disk of {path.parent} has {free / 1e9:.1f} GB left, less than "
+                f"min_free_disk = {min_free_bytes / 1e9:.1f} GB"
+            )
         path.mkdir()
     except FileExistsError:
         raise SldError(f"{path} exists already; choose another name") from None

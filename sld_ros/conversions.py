@@ -1,6 +1,9 @@
-"""Every conversion between ROS messages and the types of the core. The half pixel between ROS (pixel centres at integers)
-and the core (corner origin) is added and removed by `Camera.from_opencv` and `camera_info_message` alone."""
-# Our own instead of cv_bridge: it is on no package registry, and five 8-bit encodings are a few lines of numpy.
+"""Every conversion between ROS messages and the types of the core. The half pixel between ROS
+(pixel centres at integers) and the core (corner origin) is added and removed by
+`Camera.from_opencv` and `camera_info_message` alone."""
+
+# Our own instead of cv_bridge: it is on no package registry, and five 8-bit encodings are a few
+# lines of numpy.
 from __future__ import annotations
 
 import numpy as np
@@ -8,27 +11,47 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, PoseWithCovarianceStamped, Transform, TransformStamped
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from sld_core.geometry import make_transform, quaternion_from_rotation, rotation_from_quaternion
 from sld_core.camera.encodings import rgb_from_encoded, rgb_from_raw
-from sld_core.types import Camera, PoseEstimate, SldError
 from sld_core.camera.undistortion import Undistortion, undistortion
+from sld_core.geometry import make_transform, quaternion_from_rotation, rotation_from_quaternion
+from sld_core.types import Camera, PoseEstimate, SldError
 
 
 def rgb_from_image(message: Image | CompressedImage) -> np.ndarray:
     """(height, width, 3) uint8 RGB; SldError names an encoding or size that cannot be read."""
     if isinstance(message, CompressedImage):
         return rgb_from_encoded(message.data)
-    return rgb_from_raw(message.data, message.encoding, message.width, message.height, message.step, bool(message.is_bigendian))
+    return rgb_from_raw(
+        message.data,
+        message.encoding,
+        message.width,
+        message.height,
+        message.step,
+        bool(message.is_bigendian),
+    )
 
 
 def undistortion_from_camera_info(info: CameraInfo, rectified: bool = False) -> Undistortion:
-    """Pinhole camera and undistortion of a calibrated camera; `rectified` images (image_rect) are described by P alone."""
+    """Pinhole camera and undistortion of a calibrated camera; `rectified` images (image_rect) are
+    described by P alone."""
     roi = info.roi
-    if info.binning_x > 1 or info.binning_y > 1 or roi.x_offset or roi.y_offset or (roi.width, roi.height) not in ((0, 0), (info.width, info.height)):
-        raise SldError(f"camera_info with binning {info.binning_x}x{info.binning_y} and region of interest {roi.width}x{roi.height} at "
-                       f"({roi.x_offset}, {roi.y_offset}): expected none; calibrate at the image size that is published")
+    if (
+        info.binning_x > 1
+        or info.binning_y > 1
+        or roi.x_offset
+        or roi.y_offset
+        or (roi.width, roi.height) not in ((0, 0), (info.width, info.height))
+    ):
+        raise SldError(
+            f"camera_info with binning {info.binning_x}x{info.binning_y} and region of "
+            f"interest {roi.width}x{roi.height} at "
+            f"({roi.x_offset}, {roi.y_offset}): expected none; calibrate at the image size "
+            "that is published"
+        )
     if rectified:
-        return undistortion(np.reshape(info.p, (3, 4))[:, :3], np.zeros(0), "", info.width, info.height)
+        return undistortion(
+            np.reshape(info.p, (3, 4))[:, :3], np.zeros(0), "", info.width, info.height
+        )
     return undistortion(info.k, info.d, info.distortion_model, info.width, info.height)
 
 
@@ -50,7 +73,9 @@ def matrix_from_pose(pose: Pose) -> np.ndarray:
     return _matrix(pose.orientation, pose.position)
 
 
-def transform_message(T_parent_child: np.ndarray, stamp_ns: int, parent: str, child: str) -> TransformStamped:
+def transform_message(
+    T_parent_child: np.ndarray, stamp_ns: int, parent: str, child: str
+) -> TransformStamped:
     message = TransformStamped(child_frame_id=child)
     message.header.stamp, message.header.frame_id = time_message(stamp_ns), parent
     _fill(message.transform.rotation, message.transform.translation, T_parent_child)
@@ -58,7 +83,8 @@ def transform_message(T_parent_child: np.ndarray, stamp_ns: int, parent: str, ch
 
 
 def pose_message(estimate: PoseEstimate, stamp_ns: int, frame_id: str) -> PoseWithCovarianceStamped:
-    """The camera's pose in `frame_id`; the covariance has the same order and axes in both worlds."""
+    """The camera's pose in `frame_id`; the covariance has the same order and axes in both
+    worlds."""
     message = PoseWithCovarianceStamped()
     message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
     pose = message.pose.pose
@@ -71,12 +97,16 @@ def image_message(rgb_HW3: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
     height, width, _ = rgb_HW3.shape
     message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
     message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
-    message.data = np.ascontiguousarray(rgb_HW3, np.uint8).tobytes()  # an ndarray would be checked value by value: 99 ms
+    message.data = np.ascontiguousarray(
+        rgb_HW3, np.uint8
+    ).tobytes()  # an ndarray would be checked value by value: 99 ms
     return message
 
 
 def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:
-    message = CameraInfo(width=camera.width, height=camera.height, distortion_model="plumb_bob", d=[0.0] * 5)
+    message = CameraInfo(
+        width=camera.width, height=camera.height, distortion_model="plumb_bob", d=[0.0] * 5
+    )
     message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
     K = camera.K - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
     message.k = K.ravel().tolist()

@@ -1,4 +1,5 @@
 """A mailbox for work that is slower than its input."""
+
 from __future__ import annotations
 
 import threading

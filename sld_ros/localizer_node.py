@@ -1,4 +1,5 @@
 """Node `localizer`: image + camera_info -> ~/pose, ~/status, TF map->odom."""
+
 from __future__ import annotations
 
 import threading
@@ -14,20 +15,27 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-
 from sld.msg import LocalizerStatus
 from sld.srv import LoadScene
-from sld_core.localizer import Localizer
-from sld_core.data.tf_tree import TransformError
-from sld_core.types import Detections, Localization, SldError
+
 from sld_core.camera.undistortion import Undistortion
-from sld_ros.conversions import ns_from_time, pose_message, rgb_from_image, undistortion_from_camera_info
-from sld_ros.map_odom import MapOdom
+from sld_core.data.tf_tree import TransformError
+from sld_core.localizer import Localizer
+from sld_core.types import Detections, Localization, SldError
+from sld_ros.conversions import (
+    ns_from_time,
+    pose_message,
+    rgb_from_image,
+    undistortion_from_camera_info,
+)
 from sld_ros.latest import Latest
+from sld_ros.map_odom import MapOdom
 from sld_ros.parameters import declare, parameter
 from sld_ros.run import one_line, run
 
-NEWEST_ONLY = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # hears reliable publishers too
+NEWEST_ONLY = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+)  # hears reliable publishers too
 
 
 @dataclass(frozen=True)
@@ -35,19 +43,35 @@ class Parameters:
     scene: str = parameter("", "Scene file (.sld) to load at start; empty: wait for ~/load_scene")
     device: str = parameter("cpu", "Torch device: cpu, cuda, cuda:0, ...")
     compressed: bool = parameter(False, "Subscribe to sensor_msgs/CompressedImage instead of Image")
-    rectified: bool = parameter(False, "The images are rectified (image_rect): use P of camera_info and no distortion")
-    map_frame: str = parameter("map", "Frame of the scene's coordinates; parent of odom_frame on TF")
+    rectified: bool = parameter(
+        False, "The images are rectified (image_rect): use P of camera_info and no distortion"
+    )
+    map_frame: str = parameter(
+        "map", "Frame of the scene's coordinates; parent of odom_frame on TF"
+    )
     odom_frame: str = parameter("odom", "Frame that odometry is given in")
     base_frame: str = parameter("base_link", "Frame of the robot that odometry moves")
-    camera_frame: str = parameter("", "Optical frame of the camera; empty: the frame_id of the images")
+    camera_frame: str = parameter(
+        "", "Optical frame of the camera; empty: the frame_id of the images"
+    )
     publish_tf: bool = parameter(True, "Publish map_frame -> odom_frame on TF")
-    tf_rate: float = parameter(20.0, "Rate at which map_frame -> odom_frame is repeated after the first fix, Hz", 1.0, 200.0)
-    transform_tolerance: float = parameter(0.1, "How far the repeated transform is dated into the future, s", 0.0, 5.0)
-    tf_timeout: float = parameter(0.2, "How long to wait for odometry at the stamp of an image, s", 0.0, 5.0)
+    tf_rate: float = parameter(
+        20.0,
+        "Rate at which map_frame -> odom_frame is repeated after the first fix, Hz",
+        1.0,
+        200.0,
+    )
+    transform_tolerance: float = parameter(
+        0.1, "How far the repeated transform is dated into the future, s", 0.0, 5.0
+    )
+    tf_timeout: float = parameter(
+        0.2, "How long to wait for odometry at the stamp of an image, s", 0.0, 5.0
+    )
 
 
 class LocalizerNode(Node):
-    """Images arrive on the executor's thread and are localized on a thread of their own, the newest only.
+    """Images arrive on the executor's thread and are localized on a thread of their own, the newest
+    only.
 
     `load` makes a localizer from a path and a device (tests give a fake one)."""
 
@@ -56,8 +80,12 @@ class LocalizerNode(Node):
         self._settings = p = declare(self, Parameters)
         self._load = load
         self._localizer: Localizer | None = None
-        self._scene_lock = threading.Lock()  # a result is published only while its scene is the current one
-        self._map_odom = MapOdom(self, p.map_frame, p.odom_frame, p.base_frame, p.transform_tolerance)
+        self._scene_lock = (
+            threading.Lock()
+        )  # a result is published only while its scene is the current one
+        self._map_odom = MapOdom(
+            self, p.map_frame, p.odom_frame, p.base_frame, p.transform_tolerance
+        )
         if p.scene:
             self._load_scene(p.scene)
         self._calibration: tuple[CameraInfo, Undistortion | SldError] | None = None
@@ -69,7 +97,9 @@ class LocalizerNode(Node):
         self._status = self.create_publisher(LocalizerStatus, "~/status", 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, NEWEST_ONLY)
-        self.create_subscription(CompressedImage if p.compressed else Image, "image", self._on_image, NEWEST_ONLY)
+        self.create_subscription(
+            CompressedImage if p.compressed else Image, "image", self._on_image, NEWEST_ONLY
+        )
         self.create_service(LoadScene, "~/load_scene", self._on_load_scene)
         self.create_timer(1.0, self._publish_diagnostics)
         self.create_timer(1.0 / p.tf_rate, self._map_odom.repeat)
@@ -94,7 +124,9 @@ class LocalizerNode(Node):
         self._counts["received"] += 1
         self._images.put((message, self.get_clock().now().nanoseconds))
 
-    def _on_load_scene(self, request: LoadScene.Request, response: LoadScene.Response) -> LoadScene.Response:
+    def _on_load_scene(
+        self, request: LoadScene.Request, response: LoadScene.Response
+    ) -> LoadScene.Response:
         try:
             self._load_scene(request.path)
             response.success = True
@@ -105,19 +137,28 @@ class LocalizerNode(Node):
             response.error = f"{request.path} cannot be loaded: {one_line(error)}"
             self.get_logger().error(f"load_scene: {traceback.format_exc()}")
         if self._localizer is not None:
-            response.scene, response.landmarks = self._localizer.scene.name, len(self._localizer.scene.landmarks)
+            response.scene, response.landmarks = (
+                self._localizer.scene.name,
+                len(self._localizer.scene.landmarks),
+            )
         return response
 
     def _load_scene(self, path: str) -> None:
         localizer = self._load(Path(path).expanduser(), self._settings.device)
         if not localizer.scene.metric:
-            raise SldError(f"{path}: scene {localizer.scene.name!r} is not metric: its poses are not in metres, and a robot would drive by "
-                           "them; give its map a scale (sld map metric --distance ... | --tag-size ..., or depth images or odometry beside "
-                           "the images), go on with sld map all, and teach it again")
+            raise SldError(
+                f"{path}: scene {localizer.scene.name!r} is not metric: its poses are not in "
+                "metres, and a robot would drive by "
+                "them; give its map a scale (sld map metric --distance ... | --tag-size ..., "
+                "or depth images or odometry beside "
+                "the images), go on with sld map all, and teach it again"
+            )
         with self._scene_lock:
             self._localizer = localizer
             self._map_odom.reset()
-        self.get_logger().info(f"scene {localizer.scene.name!r}: {len(localizer.scene.landmarks)} landmarks")
+        self.get_logger().info(
+            f"scene {localizer.scene.name!r}: {len(localizer.scene.landmarks)} landmarks"
+        )
 
     def _work(self) -> None:
         while (item := self._images.take()) is not None:
@@ -138,7 +179,9 @@ class LocalizerNode(Node):
             if localizer is self._localizer:
                 self._publish(result, status, received_ns)
 
-    def _localize(self, localizer: Localizer | None, image: Image | CompressedImage) -> Localization:
+    def _localize(
+        self, localizer: Localizer | None, image: Image | CompressedImage
+    ) -> Localization:
         if localizer is None:
             return _refused("no scene is loaded; call ~/load_scene")
         if self._calibration is None:
@@ -158,7 +201,9 @@ class LocalizerNode(Node):
             if p.publish_tf:
                 try:
                     camera = p.camera_frame or status.header.frame_id
-                    self._map_odom.update(result.pose.T_world_camera, camera, stamp_ns, received_ns, p.tf_timeout)
+                    self._map_odom.update(
+                        result.pose.T_world_camera, camera, stamp_ns, received_ns, p.tf_timeout
+                    )
                 except TransformError as error:
                     status.tf_error = str(error)
             self._pose.publish(pose_message(result.pose, stamp_ns, p.map_frame))
@@ -169,14 +214,18 @@ class LocalizerNode(Node):
         self._last = status
 
     def _publish_diagnostics(self) -> None:
-        message = DiagnosticArray(status=[diagnostic(self._last, self._counts, self._images.replaced)])
+        message = DiagnosticArray(
+            status=[diagnostic(self._last, self._counts, self._images.replaced)]
+        )
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
 
 def status_message(result: Localization) -> LocalizerStatus:
     """What a localization found, without header, scene and times."""
-    status = LocalizerStatus(accepted=result.accepted, reason=result.reason, detections=len(result.detections))
+    status = LocalizerStatus(
+        accepted=result.accepted, reason=result.reason, detections=len(result.detections)
+    )
     if result.pose is not None:
         status.inliers = int(np.count_nonzero(result.pose.inlier_K))
         status.reprojection_px = float(result.pose.reprojection_px)
@@ -192,15 +241,28 @@ def diagnostic(last: LocalizerStatus, counts: dict[str, int], replaced: int) -> 
         level, text = DiagnosticStatus.WARN, last.reason
     elif last.tf_error:
         level, text = DiagnosticStatus.WARN, last.tf_error
-    values = {"scene": last.scene, **counts, "replaced by a newer image": replaced, "inliers": last.inliers,
-              "processing time (ms)": round(1000 * last.processing_time), "latency (ms)": round(1000 * last.latency)}
-    return DiagnosticStatus(level=level, name="localizer: images", message=text, hardware_id="sld",
-                            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
+    values = {
+        "scene": last.scene,
+        **counts,
+        "replaced by a newer image": replaced,
+        "inliers": last.inliers,
+        "processing time (ms)": round(1000 * last.processing_time),
+        "latency (ms)": round(1000 * last.latency),
+    }
+    return DiagnosticStatus(
+        level=level,
+        name="localizer: images",
+        message=text,
+        hardware_id="sld",
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
 
 
 def _refused(reason: str) -> Localization:
     """The image was not looked at."""
-    return Localization(None, reason, Detections(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0)))
+    return Localization(
+        None, reason, Detections(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0))
+    )
 
 
 def _same_calibration(a: CameraInfo, b: CameraInfo) -> bool:

@@ -1,4 +1,5 @@
 """The transform map->odom: computed from a camera pose, and kept alive on TF between fixes."""
+
 from __future__ import annotations
 
 import threading
@@ -22,10 +23,13 @@ class _Fix:
 class MapOdom:
     """Publishes map->odom from the first fix on.
 
-    Each fix is sent once with the stamp of its image, so that a lookup there gives exactly the camera pose found. Between
-    fixes the last one is repeated, dated `tolerance_s` ahead of the image clock (as AMCL does), so that lookups of "now" work."""
+    Each fix is sent once with the stamp of its image, so that a lookup there gives exactly the
+    camera pose found. Between fixes the last one is repeated, dated `tolerance_s` ahead of the
+    image clock (as AMCL does), so that lookups of "now" work."""
 
-    def __init__(self, node: Node, map_frame: str, odom_frame: str, base_frame: str, tolerance_s: float):
+    def __init__(
+        self, node: Node, map_frame: str, odom_frame: str, base_frame: str, tolerance_s: float
+    ):
         self._node = node
         self._map, self._odom, self._base = map_frame, odom_frame, base_frame
         self._tolerance_ns = int(tolerance_s * 1e9)
@@ -33,28 +37,47 @@ class MapOdom:
         self._broadcaster = TransformBroadcaster(node)
         self._fix: _Fix | None = None
         self._last_repeat_ns = 0
-        self._lock = threading.Lock()  # fixes and repeats come from different threads; stamps go out in order
+        self._lock = (
+            threading.Lock()
+        )  # fixes and repeats come from different threads; stamps go out in order
 
-    def update(self, T_map_camera: np.ndarray, camera_frame: str, stamp_ns: int, received_ns: int, timeout_s: float) -> None:
-        """Take a new fix; raises TransformError, and changes nothing, when TF cannot say where the camera was in odom."""
+    def update(
+        self,
+        T_map_camera: np.ndarray,
+        camera_frame: str,
+        stamp_ns: int,
+        received_ns: int,
+        timeout_s: float,
+    ) -> None:
+        """Take a new fix; raises TransformError, and changes nothing, when TF cannot say where the
+        camera was in odom."""
         T_camera_base = self._lookup(camera_frame, self._base, stamp_ns, timeout_s)
         T_base_odom = self._lookup(self._base, self._odom, stamp_ns, timeout_s)
         fix = _Fix(T_map_camera @ T_camera_base @ T_base_odom, stamp_ns, received_ns)
         with self._lock:
-            if self._fix is None or stamp_ns < self._fix.stamp_ns:  # the first one, or time went back: a replay starts again
+            if (
+                self._fix is None or stamp_ns < self._fix.stamp_ns
+            ):  # the first one, or time went back: a replay starts again
                 self._last_repeat_ns = 0
             self._fix = fix
             self._send(fix.T_map_odom, stamp_ns)
         self.repeat()
 
     def repeat(self) -> None:
-        """Send the last fix again, with a later stamp; nothing before the first fix or while the clock stands."""
+        """Send the last fix again, with a later stamp; nothing before the first fix or while the
+        clock stands."""
         with self._lock:
             fix = self._fix
             if fix is None:
                 return
-            # the time since the image arrived is added to its stamp: right for live images and for old ones replayed
-            stamp_ns = fix.stamp_ns + self._node.get_clock().now().nanoseconds - fix.received_ns + self._tolerance_ns
+            # the time since the image arrived is added to its stamp: right for live images and for
+            # old ones replayed
+            stamp_ns = (
+                fix.stamp_ns
+                + self._node.get_clock().now().nanoseconds
+                - fix.received_ns
+                + self._tolerance_ns
+            )
             if stamp_ns > self._last_repeat_ns:
                 self._last_repeat_ns = stamp_ns
                 self._send(fix.T_map_odom, stamp_ns)
@@ -68,7 +91,9 @@ class MapOdom:
         try:
             return self._listener.lookup(target, source, stamp_ns, timeout_s)
         except TransformError as error:
-            raise TransformError(error.reason, f"no TF between {source} and {target} at the image stamp: {error}") from error
+            raise TransformError(
+                error.reason, f"no TF between {source} and {target} at the image stamp: {error}"
+            ) from error
 
     def _send(self, T_map_odom: np.ndarray, stamp_ns: int) -> None:
         self._broadcaster.send([transform_message(T_map_odom, stamp_ns, self._map, self._odom)])

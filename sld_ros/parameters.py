@@ -1,4 +1,5 @@
 """ROS parameters declared from a frozen dataclass: its defaults are the only ones."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,8 +16,11 @@ OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 
 def parameter(default, description: str, minimum=None, maximum=None):
-    """A dataclass field that becomes a ROS parameter with this description, and this range if it is a number."""
-    return dataclasses.field(default=default, metadata={"description": description, "range": (minimum, maximum)})
+    """A dataclass field that becomes a ROS parameter with this description, and this range if it is
+    a number."""
+    return dataclasses.field(
+        default=default, metadata={"description": description, "range": (minimum, maximum)}
+    )
 
 
 def declare(node: Node, kind: type[T]) -> T:
@@ -25,9 +29,15 @@ def declare(node: Node, kind: type[T]) -> T:
     Raises SldError for a parameter that does not exist, a wrong type or a value out of range."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     # rclpy has no public list of overrides, and lets a misspelt one pass in silence
-    unknown = [name for name in node._parameter_overrides if name not in fields and not name.startswith(OF_RCLPY)]
+    unknown = [
+        name
+        for name in node._parameter_overrides
+        if name not in fields and not name.startswith(OF_RCLPY)
+    ]
     if unknown:
-        raise SldError(f"unknown parameter {', '.join(sorted(unknown))}; known are {', '.join(fields)}")
+        raise SldError(
+            f"unknown parameter {', '.join(sorted(unknown))}; known are {', '.join(fields)}"
+        )
     values = {}
     for name, field in fields.items():
         default = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -44,7 +54,9 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(description=field.metadata["description"], read_only=True)
     low, high = field.metadata["range"]
     if low is not None and isinstance(field.default, float):
-        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=float(low), to_value=float(high))
+        ]
     elif low is not None:
         descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
     return descriptor

@@ -1,4 +1,6 @@
-"""What every node's main does: logs of the core to ROS, one clear line for a user's mistake, a clean end."""
+"""What every node's main does: logs of the core to ROS, one clear line for a user's mistake, a
+clean end."""
+
 from __future__ import annotations
 
 import logging
@@ -45,8 +47,11 @@ def forward_core_logs(node: Node) -> None:
     core.setLevel(logging.INFO)
 
 
-def run(make_node: Callable[[], Node], make_executor: Callable[[], Executor] = SingleThreadedExecutor) -> None:
-    """Run a node until it is interrupted; a user's mistake at start is one line and exit status 1."""
+def run(
+    make_node: Callable[[], Node], make_executor: Callable[[], Executor] = SingleThreadedExecutor
+) -> None:
+    """Run a node until it is interrupted; a user's mistake at start is one line and exit status
+    1."""
     runtime.prepare()
     rclpy.init()
     node = None

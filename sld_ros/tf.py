@@ -1,4 +1,6 @@
-"""TF: lookups and broadcasts by tf2_ros where it is installed, else by a stand-in of our own on tf2_msgs."""
+"""TF: lookups and broadcasts by tf2_ros where it is installed, else by a stand-in of our own on
+tf2_msgs."""
+
 from __future__ import annotations
 
 import threading
@@ -28,7 +30,9 @@ HISTORY_S = 10.0
 def TransformListener(node: Node) -> Tf2Listener | TreeListener:
     """A listener to /tf and /tf_static; says at start which implementation it is."""
     kind = Tf2Listener if tf2_ros else TreeListener
-    node.get_logger().info(f"TF by {'tf2_ros' if tf2_ros else 'the stand-in of sld (tf2_ros is not installed)'}")
+    node.get_logger().info(
+        f"TF by {'tf2_ros' if tf2_ros else 'the stand-in of sld (tf2_ros is not installed)'}"
+    )
     return kind(node)
 
 
@@ -40,10 +44,15 @@ class TreeListener:
         self._tree = TransformTree(int(HISTORY_S * 1e9))
         self._changed = threading.Condition()
         node.create_subscription(TFMessage, "/tf", lambda m: self._insert(m, static=False), TF_QOS)
-        node.create_subscription(TFMessage, "/tf_static", lambda m: self._insert(m, static=True), STATIC_QOS)
+        node.create_subscription(
+            TFMessage, "/tf_static", lambda m: self._insert(m, static=True), STATIC_QOS
+        )
 
-    def lookup(self, target: str, source: str, stamp_ns: int | None, timeout_s: float = 0.0) -> np.ndarray:
-        """T_target_source (4x4) at a stamp, interpolated; None is the newest. Raises TransformError after the time-out.
+    def lookup(
+        self, target: str, source: str, stamp_ns: int | None, timeout_s: float = 0.0
+    ) -> np.ndarray:
+        """T_target_source (4x4) at a stamp, interpolated; None is the newest. Raises TransformError
+        after the time-out.
 
         With a time-out, call it from another thread than the one that spins."""
         deadline = time.monotonic() + timeout_s
@@ -53,18 +62,31 @@ class TreeListener:
                     return self._tree.lookup(target, source, stamp_ns)
                 except TransformError as error:
                     left = deadline - time.monotonic()
-                    if left <= 0 or error.reason is TransformReason.TOO_OLD:  # waiting brings nothing older
+                    if (
+                        left <= 0 or error.reason is TransformReason.TOO_OLD
+                    ):  # waiting brings nothing older
                         raise
                 self._changed.wait(left)
 
     def _insert(self, message: TFMessage, static: bool) -> None:
         with self._changed:
             for t in message.transforms:
-                parent, child = t.header.frame_id.removeprefix("/"), t.child_frame_id.removeprefix("/")
+                parent, child = (
+                    t.header.frame_id.removeprefix("/"),
+                    t.child_frame_id.removeprefix("/"),
+                )
                 try:
-                    self._tree.insert(parent, child, ns_from_time(t.header.stamp), matrix_from_transform(t.transform), static)
+                    self._tree.insert(
+                        parent,
+                        child,
+                        ns_from_time(t.header.stamp),
+                        matrix_from_transform(t.transform),
+                        static,
+                    )
                 except ValueError as error:
-                    self._node.get_logger().warning(f"TF {parent} -> {child} ignored: {error}", throttle_duration_sec=5.0)
+                    self._node.get_logger().warning(
+                        f"TF {parent} -> {child} ignored: {error}", throttle_duration_sec=5.0
+                    )
             self._changed.notify_all()
 
 
@@ -75,10 +97,14 @@ class Tf2Listener:
         self._buffer = tf2_ros.Buffer(Duration(seconds=HISTORY_S))
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
-    def lookup(self, target: str, source: str, stamp_ns: int | None, timeout_s: float = 0.0) -> np.ndarray:
+    def lookup(
+        self, target: str, source: str, stamp_ns: int | None, timeout_s: float = 0.0
+    ) -> np.ndarray:
         """As TreeListener.lookup."""
         try:
-            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns or 0), Duration(seconds=timeout_s))
+            found = self._buffer.lookup_transform(
+                target, source, Time(nanoseconds=stamp_ns or 0), Duration(seconds=timeout_s)
+            )
         except tf2_ros.LookupException as error:
             raise TransformError(TransformReason.UNKNOWN_FRAME, str(error)) from error
         except tf2_ros.ConnectivityException as error:
@@ -90,7 +116,8 @@ class Tf2Listener:
 
 
 class TransformBroadcaster:
-    """Sends moving transforms; tf2_ros would send the same message with the same quality of service."""
+    """Sends moving transforms; tf2_ros would send the same message with the same quality of
+    service."""
 
     def __init__(self, node: Node):
         self._publisher = node.create_publisher(TFMessage, "/tf", TF_QOS)
@@ -100,10 +127,15 @@ class TransformBroadcaster:
 
 
 class StaticTransformBroadcaster:
-    """Sends transforms that hold for ever; late listeners get them too, so each message repeats all of this node's."""
+    """Sends transforms that hold for ever; late listeners get them too, so each message repeats all
+    of this node's."""
 
     def __init__(self, node: Node):
-        self._publisher = node.create_publisher(TFMessage, "/tf_static", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+        self._publisher = node.create_publisher(
+            TFMessage,
+            "/tf_static",
+            QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+        )
         self._transforms: dict[str, TransformStamped] = {}
 
     def send(self, transforms: list[TransformStamped]) -> None:

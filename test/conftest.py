@@ -1,4 +1,6 @@
-"""Shared fixtures. ROS tests are skipped, with the reason, where ROS or the built interfaces are missing."""
+"""Shared fixtures. ROS tests are skipped, with the reason, where ROS or the built interfaces are
+missing."""
+
 import importlib.util
 import os
 import random
@@ -15,11 +17,17 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 
 def pytest_collection_modifyitems(items):
-    missing = [name for name in ("rclpy", "sld", "tf2_msgs") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("rclpy", "sld", "tf2_msgs") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         for item in items:
             if item.get_closest_marker("ros"):
-                item.add_marker(pytest.mark.skip(reason=f"{', '.join(missing)} cannot be imported; run `make ros`"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason=f"{', '.join(missing)} cannot be imported; run `make ros`"
+                    )
+                )
 
 
 @pytest.fixture
@@ -54,7 +62,11 @@ class _Ros:
         """A node as a process: a module of sld_ros or a script, and its ROS parameters."""
         start = [command[0]] if command[0].endswith(".py") else ["-m", command[0]]
         values = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-        process = subprocess.Popen([sys.executable, *start, *command[1:], "--ros-args", *values], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, *start, *command[1:], "--ros-args", *values],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self._processes.append(process)
         return process
 

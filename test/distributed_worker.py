@@ -1,4 +1,6 @@
-"""What each process of test_distributed does under torchrun, and what the test does alone to compare."""
+"""What each process of test_distributed does under torchrun, and what the test does alone to
+compare."""
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,20 @@ import torch.nn.functional as F
 from sld_core.config.scene import BufferConfig, HeadConfig
 from sld_core.training import feature_buffer as buffering
 from sld_core.training import train_cell_head as recipe
-from sld_core.training.feature_buffer import FeatureBuffer
 from sld_core.training.distributed import ALONE, from_main, gather, joined, mean
+from sld_core.training.feature_buffer import FeatureBuffer
 from sld_core.types import Camera, Frame, Labels, SldError
 
 FRAMES, LANDMARKS, SIDE = 11, 6, (64, 96)
-TOY = HeadConfig(hidden=16, samples=20_000, batch=201, patience=2, check_steps=10, min_gain=9.0, held_out_cells=300)  # stalls at step 30
+TOY = HeadConfig(
+    hidden=16,
+    samples=20_000,
+    batch=201,
+    patience=2,
+    check_steps=10,
+    min_gain=9.0,
+    held_out_cells=300,
+)  # stalls at step 30
 
 
 @dataclass(frozen=True)
@@ -37,20 +47,45 @@ def toy_place(folder: Path):
     for i in range(FRAMES):
         path = folder / f"{i:02}.png"
         if not path.exists():
-            cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (8, 12, 3), np.uint8), SIDE[::-1], interpolation=cv2.INTER_NEAREST))
-        frames.append(Frame(path.stem, path, Camera(SIDE[1], SIDE[0], 90.0, 90.0, 48.0, 32.0), np.eye(4)))
+            cv2.imwrite(
+                str(path),
+                cv2.resize(
+                    rng.integers(0, 256, (8, 12, 3), np.uint8),
+                    SIDE[::-1],
+                    interpolation=cv2.INTER_NEAREST,
+                ),
+            )
+        frames.append(
+            Frame(path.stem, path, Camera(SIDE[1], SIDE[0], 90.0, 90.0, 48.0, 32.0), np.eye(4))
+        )
     rng = np.random.default_rng(6)
-    return frames, Labels(rng.integers(0, 3, (FRAMES, LANDMARKS), np.uint8), rng.uniform(0, 64, (FRAMES, LANDMARKS, 2)))
+    return frames, Labels(
+        rng.integers(0, 3, (FRAMES, LANDMARKS), np.uint8),
+        rng.uniform(0, 64, (FRAMES, LANDMARKS, 2)),
+    )
 
 
 def fill(folder: Path, world=ALONE, processes=1):
     frames, labels = toy_place(folder)
     config = BufferConfig(background_cells=20, channels=8, processes=processes)
-    return buffering.fill(frames, labels, np.zeros(FRAMES), ToyBackbone(), config, 640, "cpu", 7, 2, lambda _: None, world)
+    return buffering.fill(
+        frames,
+        labels,
+        np.zeros(FRAMES),
+        ToyBackbone(),
+        config,
+        640,
+        "cpu",
+        7,
+        2,
+        lambda _: None,
+        world,
+    )
 
 
 def toy_cells():
-    """Features of ten landmarks and background, each around a place of its own, which landmark, and the offset."""
+    """Features of ten landmarks and background, each around a place of its own, which landmark, and
+    the offset."""
     generator = torch.Generator().manual_seed(1)
     centre = 2 * torch.randn(11, 8, generator=generator)
     landmark = torch.randint(0, 11, (4000,), generator=generator)
@@ -67,12 +102,23 @@ def learn(world=ALONE, config=TOY):
 def main(folder: Path) -> None:
     with joined() as world:
         part = torch.arange(world.rank + 1) + 10 * world.rank  # as many as its rank says
-        told = {"rank": world.rank, "size": world.size, "from_main": from_main(lambda: {"rank": world.rank}, world),
-                "gathered": gather(part, world), "empty": gather(torch.empty(0, 2), world),
-                "booleans": gather(torch.tensor([world.rank == 1]), world), "mean": mean(torch.tensor(float(world.rank)), world)}
+        told = {
+            "rank": world.rank,
+            "size": world.size,
+            "from_main": from_main(lambda: {"rank": world.rank}, world),
+            "gathered": gather(part, world),
+            "empty": gather(torch.empty(0, 2), world),
+            "booleans": gather(torch.tensor([world.rank == 1]), world),
+            "mean": mean(torch.tensor(float(world.rank)), world),
+        }
         buffer, whitening = fill(folder, world)
         head, curve = learn(world)
-        told |= {"buffer": list(vars(buffer).values()), "whitening": whitening.state_dict(), "head": head.state_dict(), "curve": curve}
+        told |= {
+            "buffer": list(vars(buffer).values()),
+            "whitening": whitening.state_dict(),
+            "head": head.state_dict(),
+            "curve": curve,
+        }
         try:
             from_main(_fail, world)
         except (SldError, SystemExit) as error:

@@ -1,4 +1,6 @@
-"""Stands in for `python -m sld_core.cli` in tests of the trainer; the name of the scene says how it behaves."""
+"""Stands in for `python -m sld_core.cli` in tests of the trainer; the name of the scene says how it
+behaves."""
+
 import json
 import signal
 import subprocess
@@ -38,8 +40,14 @@ def main():
     if name == "crash":
         raise RuntimeError("a defect")
     output.write_text("damaged" if name == "damaged" else " ".join(sys.argv[1:]))
-    event(event="done", scene=str(output), frames=120, landmarks=1000, teach_s=42.5,
-          validation={"frames": 20, "recall_5cm_5deg": 0.95, "median_m": 0.01, "median_rad": 0.005})
+    event(
+        event="done",
+        scene=str(output),
+        frames=120,
+        landmarks=1000,
+        teach_s=42.5,
+        validation={"frames": 20, "recall_5cm_5deg": 0.95, "median_m": 0.01, "median_rad": 0.005},
+    )
 
 
 main()

@@ -1,4 +1,5 @@
 """The trainer node with a fake program to teach and a fake check."""
+
 import sys
 from pathlib import Path
 
@@ -12,4 +13,7 @@ def check(path):
         raise SldError("the scene file is damaged")
 
 
-run(lambda: TrainerNode((sys.executable, str(Path(__file__).with_name("fake_teach.py"))), check), make_executor)
+run(
+    lambda: TrainerNode((sys.executable, str(Path(__file__).with_name("fake_teach.py"))), check),
+    make_executor,
+)

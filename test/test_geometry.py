@@ -11,8 +11,12 @@ QUARTER_TURN_Z = np.array([[0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 
 
 
 def test_transform_and_inverse_by_hand():
-    np.testing.assert_allclose(geometry.transform(QUARTER_TURN_Z, np.array([[1.0, 0, 0]])), [[1, 3, 3]])
-    np.testing.assert_allclose(geometry.invert(QUARTER_TURN_Z) @ QUARTER_TURN_Z, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(
+        geometry.transform(QUARTER_TURN_Z, np.array([[1.0, 0, 0]])), [[1, 3, 3]]
+    )
+    np.testing.assert_allclose(
+        geometry.invert(QUARTER_TURN_Z) @ QUARTER_TURN_Z, np.eye(4), atol=1e-12
+    )
 
 
 def test_projection_by_hand():
@@ -27,10 +31,22 @@ def test_opencv_principal_point_gains_half_a_pixel():
     camera = Camera.from_opencv(640, 480, K)
     assert (camera.cx, camera.cy) == (320.0, 240.0)
     half = camera.resized(320, 240)
-    assert (half.cx, half.cy, half.fx) == (160.0, 120.0, 250.0)  # corner origin scales without an offset
+    assert (half.cx, half.cy, half.fx) == (
+        160.0,
+        120.0,
+        250.0,
+    )  # corner origin scales without an offset
 
 
-@pytest.mark.parametrize("bad", [(0, 480, 1, 1, 0, 0), (640, 480, 0, 500, 0, 0), (640, 480, 500, 500, float("nan"), 0), (640, 10**6, 1, 1, 0, 0)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (0, 480, 1, 1, 0, 0),
+        (640, 480, 0, 500, 0, 0),
+        (640, 480, 500, 500, float("nan"), 0),
+        (640, 10**6, 1, 1, 0, 0),
+    ],
+)
 def test_impossible_cameras_are_refused(bad):
     with pytest.raises(SldError):
         Camera(*bad)
@@ -52,15 +68,25 @@ def test_a_zero_quaternion_is_an_error():
 
 @pytest.mark.parametrize("angle", [1e-9, 1e-4, 0.5, 3.1])
 def test_pose_error_keeps_small_and_large_angles(angle):
-    T = geometry.make_transform(geometry.rotation_from_vector(np.array([0, angle, 0])), np.array([3.0, 4.0, 0]))
+    T = geometry.make_transform(
+        geometry.rotation_from_vector(np.array([0, angle, 0])), np.array([3.0, 4.0, 0])
+    )
     metres, radians = geometry.pose_error(np.eye(4), T)
     assert metres == 5.0 and radians == pytest.approx(angle, rel=1e-6)
 
 
 def test_interpolation_goes_halfway():
-    T = geometry.make_transform(geometry.rotation_from_vector(np.array([0, 0, 1.0])), np.array([2.0, 0, 0]))
+    T = geometry.make_transform(
+        geometry.rotation_from_vector(np.array([0, 0, 1.0])), np.array([2.0, 0, 0])
+    )
     middle = geometry.interpolate(np.eye(4), T, 0.5)
-    np.testing.assert_allclose(middle, geometry.make_transform(geometry.rotation_from_vector(np.array([0, 0, 0.5])), np.array([1.0, 0, 0])), atol=1e-12)
+    np.testing.assert_allclose(
+        middle,
+        geometry.make_transform(
+            geometry.rotation_from_vector(np.array([0, 0, 0.5])), np.array([1.0, 0, 0])
+        ),
+        atol=1e-12,
+    )
 
 
 def test_similarity_is_recovered():

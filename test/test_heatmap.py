@@ -19,7 +19,9 @@ def maps_showing(xy_px, shape=(480, 640), score=0.9):
     score_Lhw, offset_2hw = torch.zeros(len(xy_px), h, w), torch.zeros(2, h, w)
     quiet = BufferConfig(background_cells=0)
     visible = np.full(len(xy_px), Visibility.VISIBLE)
-    cell, landmark, offset = pick_cells(shape, np.asarray(xy_px, float), visible, quiet, np.random.default_rng(0))
+    cell, landmark, offset = pick_cells(
+        shape, np.asarray(xy_px, float), visible, quiet, np.random.default_rng(0)
+    )
     score_Lhw.flatten(1)[landmark, cell] = score
     offset_2hw.flatten(1)[:, cell] = torch.from_numpy(offset.T)
     return ScoreMaps(score_Lhw, offset_2hw, torch.full((h, w), 0.1))
@@ -27,7 +29,9 @@ def maps_showing(xy_px, shape=(480, 640), score=0.9):
 
 @given(st.floats(0, 640), st.floats(0, 480))
 def test_pixel_cell_round_trip(x, y):
-    np.testing.assert_allclose(heatmap.cell_to_pixel(heatmap.pixel_to_cell(np.array([x, y]))), [x, y], atol=1e-9)
+    np.testing.assert_allclose(
+        heatmap.cell_to_pixel(heatmap.pixel_to_cell(np.array([x, y]))), [x, y], atol=1e-9
+    )
 
 
 def test_the_centre_of_the_first_cell_is_pixel_4():

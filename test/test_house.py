@@ -1,4 +1,5 @@
 """House rules, read from the source: what stands on which floor, and who may import whom."""
+
 import ast
 from collections import Counter
 from pathlib import Path
@@ -8,10 +9,27 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sld_core", "sld_ros")
 NODES = ("localizer_node", "recorder_node", "trainer_node")
-ROS = ("rclpy", "sld", "std_msgs", "sensor_msgs", "geometry_msgs", "nav_msgs", "diagnostic_msgs", "tf2_msgs", "tf2_ros", "builtin_interfaces",
-       "rcl_interfaces", "std_srvs", "visualization_msgs", "cv_bridge", "launch", "rosbag2_py", "sld_ros")
-# From the ground up: a module imports its own floor and those below it. What stands flat at the top of the package goes by
-# its name.
+ROS = (
+    "rclpy",
+    "sld",
+    "std_msgs",
+    "sensor_msgs",
+    "geometry_msgs",
+    "nav_msgs",
+    "diagnostic_msgs",
+    "tf2_msgs",
+    "tf2_ros",
+    "builtin_interfaces",
+    "rcl_interfaces",
+    "std_srvs",
+    "visualization_msgs",
+    "cv_bridge",
+    "launch",
+    "rosbag2_py",
+    "sld_ros",
+)
+# From the ground up: a module imports its own floor and those below it. What stands flat at the top
+# of the package goes by its name.
 FLOORS = (
     ("types", "files", "progress", "runtime", "geometry"),
     ("config", "stages", "html"),
@@ -41,7 +59,10 @@ MAX_SHARE = 0.2  # of all lines of code, in one folder
 def modules(package):
     """Names of all modules of a package, with their files."""
     paths = sorted((ROOT / package).rglob("*.py"))
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    return {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in paths
+    }
 
 
 OURS = {name: path for package in PACKAGES for name, path in modules(package).items()}
@@ -56,7 +77,9 @@ def imports(module):
             found |= {alias.name for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom):
             assert statement.level == 0, f"{module}: relative import"
-            found |= {statement.module} | {f"{statement.module}.{alias.name}" for alias in statement.names}
+            found |= {statement.module} | {
+                f"{statement.module}.{alias.name}" for alias in statement.names
+            }
     return found
 
 
@@ -87,7 +110,11 @@ def test_every_room_stands_on_one_floor():
 @pytest.mark.parametrize("module", CORE)
 def test_no_import_runs_upwards(module):
     floor = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-    above = [other for other in IMPORTS[module] if other != "sld_core" and floor[room(other)] > floor[room(module)]]
+    above = [
+        other
+        for other in IMPORTS[module]
+        if other != "sld_core" and floor[room(other)] > floor[room(module)]
+    ]
     assert not above
 
 
@@ -100,7 +127,9 @@ def test_no_import_goes_round_in_a_circle():
         if module not in done:
             path.append(module)
             for other in sorted(IMPORTS[module]):
-                if not module.startswith(other + "."):  # a package is imported with each of its modules
+                if not module.startswith(
+                    other + "."
+                ):  # a package is imported with each of its modules
                     visit(other)
             done.add(path.pop())
 
@@ -112,7 +141,11 @@ def test_no_import_goes_round_in_a_circle():
 def test_rooms_that_must_not_know_each_other(name):
     """Not even through others."""
     for module in (m for m in CORE if room(m) == name):
-        met = {other for other in reachable(module) if other != "sld_core" and room(other) in FORBIDDEN[name]}
+        met = {
+            other
+            for other in reachable(module)
+            if other != "sld_core" and room(other) in FORBIDDEN[name]
+        }
         assert not met, module
 
 
@@ -123,7 +156,9 @@ def test_the_core_knows_nothing_of_ros(module):
 
 @pytest.mark.parametrize("node", NODES)
 def test_nodes_never_import_each_other(node):
-    assert not reachable(f"sld_ros.{node}") & {f"sld_ros.{other}" for other in NODES if other != node}
+    assert not reachable(f"sld_ros.{node}") & {
+        f"sld_ros.{other}" for other in NODES if other != node
+    }
 
 
 def test_the_localizer_node_reaches_neither_mapping_nor_training():
@@ -132,7 +167,13 @@ def test_the_localizer_node_reaches_neither_mapping_nor_training():
     assert not reached & {"sfm", "mapping", "training", "baselines", "bench"}
 
 
-MAY_PRINT = ("sld_core.cli", "sld_core.progress", "sld_core.commands", "sld_core.bench", "sld_ros.demo")
+MAY_PRINT = (
+    "sld_core.cli",
+    "sld_core.progress",
+    "sld_core.commands",
+    "sld_core.bench",
+    "sld_ros.demo",
+)
 
 
 @pytest.mark.parametrize("module", [m for m in OURS if not m.startswith(MAY_PRINT)])
@@ -143,8 +184,12 @@ def test_only_the_command_line_prints(module):
 
 @pytest.mark.parametrize("folder", ["sld_core", "sld_ros", "test", "launch"])
 def test_no_line_is_too_long(folder):
-    long = [f"{path.relative_to(ROOT)}:{number}" for path in sorted((ROOT / folder).rglob("*.py"))
-            for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > MAX_COLUMNS]
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > MAX_COLUMNS
+    ]
     assert not long
 
 

@@ -1,4 +1,5 @@
 """The localizer on heads whose errors are known."""
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ class Anything(nn.Module):
 
 
 class Blobs(nn.Module):
-    """A head that sees each landmark as a blob about its cell, of which the image shows what lies inside."""
+    """A head that sees each landmark as a blob about its cell, of which the image shows what lies
+    inside."""
 
     def __init__(self, xy_L2):
         super().__init__()
@@ -28,18 +30,30 @@ class Blobs(nn.Module):
 
     def forward(self, features_Chw):
         h, w = features_Chw.shape[1:]
-        x, y = ((torch.arange(n)[None] - self.xy_cell[:, i : i + 1]) ** 2 for i, n in enumerate((w, h)))
+        x, y = (
+            (torch.arange(n)[None] - self.xy_cell[:, i : i + 1]) ** 2 for i, n in enumerate((w, h))
+        )
         score_Lhw = (-0.5 * (x[:, None] + y[:, :, None])).exp()
         return heatmap.ScoreMaps(score_Lhw, torch.zeros(2, h, w), torch.full((h, w), 0.2))
 
 
 def answer(**decode):
     """What is found of a camera at the origin, and where the landmarks are that were used."""
-    cells = np.stack(np.meshgrid(np.arange(0, 40, 3), [0, 4, 8, 12, 16, 20, 24, 29]), -1).reshape(-1, 2)  # the outermost, and inner ones
+    cells = np.stack(np.meshgrid(np.arange(0, 40, 3), [0, 4, 8, 12, 16, 20, 24, 29]), -1).reshape(
+        -1, 2
+    )  # the outermost, and inner ones
     xy_px, depth = heatmap.cell_to_pixel(cells), np.random.default_rng(0).uniform(2, 5, len(cells))
     xyz_L3 = np.column_stack([(xy_px - [160, 120]) / 300 * depth[:, None], depth])
-    scene = Scene("wall", Landmarks(xyz_L3, np.arange(len(cells))), np.zeros(3), Blobs(xy_px), CAMERA, (0.0, 0.0),
-                  SceneConfig(decode=DecodeConfig(roll_margin_deg=0.0, **decode)), None)
+    scene = Scene(
+        "wall",
+        Landmarks(xyz_L3, np.arange(len(cells))),
+        np.zeros(3),
+        Blobs(xy_px),
+        CAMERA,
+        (0.0, 0.0),
+        SceneConfig(decode=DecodeConfig(roll_margin_deg=0.0, **decode)),
+        None,
+    )
     found = Localizer(scene, backbone=Anything()).localize(IMAGE, CAMERA)
     return found, xy_px[found.detections.landmark_K]
 

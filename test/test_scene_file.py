@@ -22,8 +22,19 @@ def make_scene(kind="cells") -> Scene:
     whitening = Whitening(64, 16)
     whitening.matrix.normal_()
     landmarks = Landmarks(np.random.default_rng(0).normal(size=(30, 3)), np.arange(30))
-    report = SceneReport({"tracks": 1.0, "head": 2.5}, {"frames": 3}, [(0, 1.5), (20, 0.5)], {"queries": 0})
-    return Scene("kitchen", landmarks, np.array([5.0, -2.0, 0.0]), SceneHead(whitening, cells).eval(), CAMERA, (-0.5, 0.25), config, report)
+    report = SceneReport(
+        {"tracks": 1.0, "head": 2.5}, {"frames": 3}, [(0, 1.5), (20, 0.5)], {"queries": 0}
+    )
+    return Scene(
+        "kitchen",
+        landmarks,
+        np.array([5.0, -2.0, 0.0]),
+        SceneHead(whitening, cells).eval(),
+        CAMERA,
+        (-0.5, 0.25),
+        config,
+        report,
+    )
 
 
 @pytest.fixture
@@ -37,11 +48,21 @@ def test_round_trip(tmp_path, kind):
     scene = make_scene(kind)
     assert scene_file.save(scene, tmp_path / "a.sld") == (tmp_path / "a.sld").stat().st_size
     back = scene_file.load(tmp_path / "a.sld")
-    assert (back.name, back.camera, back.rolls_rad, back.config) == (scene.name, scene.camera, scene.rolls_rad, scene.config)
-    assert back.report.loss_curve == [[0, 1.5], [20, 0.5]] or back.report.loss_curve == [(0, 1.5), (20, 0.5)]
+    assert (back.name, back.camera, back.rolls_rad, back.config) == (
+        scene.name,
+        scene.camera,
+        scene.rolls_rad,
+        scene.config,
+    )
+    assert back.report.loss_curve == [[0, 1.5], [20, 0.5]] or back.report.loss_curve == [
+        (0, 1.5),
+        (20, 0.5),
+    ]
     np.testing.assert_allclose(back.landmarks.xyz_L3, scene.landmarks.xyz_L3, atol=1e-6)
     features = torch.randn(64, 4, 5)
-    torch.testing.assert_close(back.head(features).score_Lhw, scene.head(features).score_Lhw, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(
+        back.head(features).score_Lhw, scene.head(features).score_Lhw, atol=0.02, rtol=0.02
+    )
 
 
 @pytest.mark.parametrize("metric", [True, False])
@@ -52,12 +73,15 @@ def test_whether_a_scene_is_metric_is_kept(tmp_path, metric):
 
 def test_a_file_from_before_scenes_without_scale_is_metric(saved):
     before = saved.read_bytes()
-    forge(saved, lambda b: b.replace(b'\\"metric\\": true', b'\\"matric\\": true'))  # as if it were not there
+    forge(
+        saved, lambda b: b.replace(b'\\"metric\\": true', b'\\"matric\\": true')
+    )  # as if it were not there
     assert saved.read_bytes() != before and scene_file.load(saved).metric is True
 
 
 def test_every_damaged_byte_is_one_clear_error(saved, tmp_path):
-    """A flipped bit in any region: mark, version, checksum, header, metadata, weights, last byte."""
+    """A flipped bit in any region: mark, version, checksum, header, metadata, weights, last
+    byte."""
     data = saved.read_bytes()
     broken = tmp_path / "b.sld"
     for at in [*range(60), *range(60, len(data), 97), len(data) - 1]:
@@ -77,17 +101,30 @@ def test_a_truncated_file_is_an_error(saved, size):
 def forge(path, change):
     """A file with a right checksum and changed contents."""
     body = change(path.read_bytes()[scene_file.HEADER_BYTES :])
-    path.write_bytes(scene_file.MAGIC + (1).to_bytes(4, "little") + hashlib.sha256(body).digest() + body)
+    path.write_bytes(
+        scene_file.MAGIC + (1).to_bytes(4, "little") + hashlib.sha256(body).digest() + body
+    )
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda b: b.replace(b'xfeat', b'yfeat'), "yfeat"),
-    (lambda b: b.replace(b'weights_sha256\\": \\"', b'weights_sha256\\": \\"0', 1).replace(b'0', b'', 0), "not a readable scene"),
-    (lambda b: b.replace(b'hidden', b'hiddem'), "hiddem"),
-    (lambda b: b[:-8], "not a readable scene"),
-    (lambda b: b"\xff" * 8 + b[8:], "not a readable scene"),
-    (lambda b: b.replace(b'\\"width\\": 640', b'\\"width\\": 000'), "not a readable scene|image size"),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda b: b.replace(b"xfeat", b"yfeat"), "yfeat"),
+        (
+            lambda b: b.replace(b'weights_sha256\\": \\"', b'weights_sha256\\": \\"0', 1).replace(
+                b"0", b"", 0
+            ),
+            "not a readable scene",
+        ),
+        (lambda b: b.replace(b"hidden", b"hiddem"), "hiddem"),
+        (lambda b: b[:-8], "not a readable scene"),
+        (lambda b: b"\xff" * 8 + b[8:], "not a readable scene"),
+        (
+            lambda b: b.replace(b'\\"width\\": 640', b'\\"width\\": 000'),
+            "not a readable scene|image size",
+        ),
+    ],
+)
 def test_a_forged_file_is_an_error(saved, change, expected):
     forge(saved, change)
     with pytest.raises(SldError, match=expected):
@@ -98,6 +135,7 @@ def test_weights_of_another_backbone_are_refused(saved):
     def other(body):
         at = body.index(b"weights_sha256") + len(b'weights_sha256\\": \\"')
         return body[:at] + (b"0" if body[at : at + 1] != b"0" else b"1") + body[at + 1 :]
+
     forge(saved, other)
     with pytest.raises(SldError, match="other weights of backbone 'xfeat'"):
         scene_file.load(saved)
@@ -111,17 +149,38 @@ def test_not_a_number_is_refused(tmp_path):
         scene_file.load(tmp_path / "a.sld")
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda b: b.replace(b'max_side_px\\": 640', b'max_side_px\\": 000'), "not a readable scene"),
-    (lambda b: b.replace(b'max_side_px\\": 640', b'max_side_px\\":   3'), "from 64 to 4096"),
-    (lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\": 1e12'), "from 0.0 to 180.0"),
-    (lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\":  NaN'), "from 0.0 to 180.0"),
-    (lambda b: b.replace(b'hidden\\": 8', b'hidden\\": 9'), "head of width 8, but hidden=9"),
-    (lambda b: b.replace(b'tracks\\": 1.0', b'tracks\\": {} '), "report whose parts are not numbers"),
-    (lambda b: b.replace(b'metric\\": true', b'metric\\": 1   '), "metric '1': expected true or false"),
-    (lambda b: b.replace(b'metric\\": true', b'metric\\": null'), "metric 'None': expected true or false"),
-    (lambda b: b.replace(b'kitchen', b'\\\\u001b[2J'[:7]), "readable scene|printable"),
-])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (
+            lambda b: b.replace(b'max_side_px\\": 640', b'max_side_px\\": 000'),
+            "not a readable scene",
+        ),
+        (lambda b: b.replace(b'max_side_px\\": 640', b'max_side_px\\":   3'), "from 64 to 4096"),
+        (
+            lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\": 1e12'),
+            "from 0.0 to 180.0",
+        ),
+        (
+            lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\":  NaN'),
+            "from 0.0 to 180.0",
+        ),
+        (lambda b: b.replace(b'hidden\\": 8', b'hidden\\": 9'), "head of width 8, but hidden=9"),
+        (
+            lambda b: b.replace(b'tracks\\": 1.0', b'tracks\\": {} '),
+            "report whose parts are not numbers",
+        ),
+        (
+            lambda b: b.replace(b'metric\\": true', b'metric\\": 1   '),
+            "metric '1': expected true or false",
+        ),
+        (
+            lambda b: b.replace(b'metric\\": true', b'metric\\": null'),
+            "metric 'None': expected true or false",
+        ),
+        (lambda b: b.replace(b"kitchen", b"\\\\u001b[2J"[:7]), "readable scene|printable"),
+    ],
+)
 def test_settings_and_report_of_a_forged_file_are_checked(saved, change, expected):
     before = saved.read_bytes()
     forge(saved, change)
@@ -149,7 +208,9 @@ def test_another_version_says_so(saved):
 
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(SldError, match="No space left"):
         scene_file.save(dataclasses.replace(make_scene(), name="other"), saved)
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]

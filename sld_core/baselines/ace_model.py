@@ -1,5 +1,7 @@
-"""An ACE-like head (Brachmann et al., CVPR 2023) on our features: every cell's point in the scene, and the pose from all of them.
-It stores no landmarks; a baseline for what a head on frozen features can do in equal time."""
+"""An ACE-like head (Brachmann et al., CVPR 2023) on our features: every cell's point in the scene,
+and the pose from all of them. It stores no landmarks; a baseline for what a head on frozen features
+can do in equal time."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,19 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sld_core.config.training import CoordinateConfig
 from sld_core.heatmap import cell_to_pixel
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
-from sld_core.config.training import CoordinateConfig
 from sld_core.types import Camera, Detections
 
 
 class CoordinateHead(nn.Module):
-    """Whitened features (N, C) -> points (N, 3) in the training_set's coordinates, by a 1x1 network with residual blocks.
+    """Whitened features (N, C) -> points (N, 3) in the training_set's coordinates, by a 1x1 network
+    with residual blocks.
 
-    The last layer is in units of `spread` about `centre_3`: where the scene is, and how large, need not be learnt."""
+    The last layer is in units of `spread` about `centre_3`: where the scene is, and how large, need
+    not be learnt."""
 
-    def __init__(self, channels: int, config: CoordinateConfig, centre_3: np.ndarray, spread: float):
+    def __init__(
+        self, channels: int, config: CoordinateConfig, centre_3: np.ndarray, spread: float
+    ):
         super().__init__()
         self.first = nn.Linear(channels, config.hidden)
         width = config.hidden
@@ -54,7 +60,8 @@ class Coordinates:
 
     @torch.inference_mode()
     def find(self, image_HW3: np.ndarray, camera: Camera) -> tuple[Detections, np.ndarray]:
-        """Every cell as a detection of a point of its own, in random order: RANSAC takes the first ones first."""
+        """Every cell as a detection of a point of its own, in random order: RANSAC takes the first
+        ones first."""
         device = self.head.centre.device
         features_Chw = self.backbone.features(image_HW3, str(device))
         with torch.autocast(device.type, torch.bfloat16):
@@ -62,7 +69,9 @@ class Coordinates:
         order = np.random.default_rng(0).permutation(len(xyz_N3))
         xy_N2 = cell_centres(features_Chw.shape[1:])[order]
         n = len(order)
-        return Detections(np.arange(n), xy_N2, np.ones(n), np.full(n, self.config.cell_px)), xyz_N3.cpu().numpy().astype(float)[order]
+        return Detections(
+            np.arange(n), xy_N2, np.ones(n), np.full(n, self.config.cell_px)
+        ), xyz_N3.cpu().numpy().astype(float)[order]
 
 
 def cell_centres(shape_hw: tuple[int, int]) -> np.ndarray:

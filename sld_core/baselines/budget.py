@@ -1,4 +1,5 @@
 """How long a training may take."""
+
 from __future__ import annotations
 
 import time
@@ -6,7 +7,8 @@ from contextlib import contextmanager
 
 
 class Budget:
-    """A number of steps and of seconds, whichever is used up first. The clock stands still inside `pause`."""
+    """A number of steps and of seconds, whichever is used up first. The clock stands still inside
+    `pause`."""
 
     def __init__(self, steps: int, seconds: float, clock=time.monotonic):
         self.steps, self.limit, self._clock = steps, seconds, clock

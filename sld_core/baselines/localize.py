@@ -1,4 +1,6 @@
-"""Localization by the models that sld is compared with: what a baseline finds in an image -> the pose. The same pose solve for all."""
+"""Localization by the models that sld is compared with: what a baseline finds in an image -> the
+pose. The same pose solve for all."""
+
 from __future__ import annotations
 
 import time
@@ -9,26 +11,31 @@ from typing import Protocol
 import numpy as np
 
 from sld_core import pnp
+from sld_core.camera.images import fit, read_image
 from sld_core.config.scene import PnpConfig
 from sld_core.evaluation.metrics import QueryResult
-from sld_core.camera.images import fit, read_image
 from sld_core.types import Camera, Detections, Frame, Localization
 
 MIN_INLIERS = 6
 
 
 class Baseline(Protocol):
-    """baselines.sld_star_model.SldStar, baselines.nbe_model.WithBearings, baselines.ace_model.Coordinates."""
+    """baselines.sld_star_model.SldStar, baselines.nbe_model.WithBearings,
+    baselines.ace_model.Coordinates."""
 
     ransac_px: float
 
     def find(self, image_HW3: np.ndarray, camera: Camera) -> tuple[Detections, np.ndarray]:
-        """Detections in the image, best first, and the points (N, 3) that their `landmark_K` count."""
+        """Detections in the image, best first, and the points (N, 3) that their `landmark_K`
+        count."""
 
 
-def localize(baseline: Baseline, image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> Localization:
-    """The pose of `camera` in the coordinates the baseline was trained in (those of its training_set, without origin_3) from one
-    undistorted uint8 RGB image, or the reason there is none."""
+def localize(
+    baseline: Baseline, image_HW3: np.ndarray, camera: Camera, max_side_px: int
+) -> Localization:
+    """The pose of `camera` in the coordinates the baseline was trained in (those of its
+    training_set, without origin_3) from one undistorted uint8 RGB image, or the reason there is
+    none."""
     start = time.perf_counter()
     image, small = fit(image_HW3, camera, max_side_px)
     detections, xyz_N3 = baseline.find(image, small)
@@ -36,22 +43,47 @@ def localize(baseline: Baseline, image_HW3: np.ndarray, camera: Camera, max_side
     pose = pnp.estimate(detections, xyz_N3, small, lenient(baseline.ransac_px))
     seconds = {"find": found - start, "pnp": time.perf_counter() - found}
     scale = np.array([camera.width / small.width, camera.height / small.height])
-    detections = replace(detections, xy_px_K2=detections.xy_px_K2 * scale, sigma_px_K=detections.sigma_px_K * scale.mean())
-    return Localization(None, pose, detections, seconds) if isinstance(pose, str) else Localization(pose, "", detections, seconds)
+    detections = replace(
+        detections,
+        xy_px_K2=detections.xy_px_K2 * scale,
+        sigma_px_K=detections.sigma_px_K * scale.mean(),
+    )
+    return (
+        Localization(None, pose, detections, seconds)
+        if isinstance(pose, str)
+        else Localization(pose, "", detections, seconds)
+    )
 
 
 def lenient(ransac_px: float) -> PnpConfig:
-    """Loose RANSAC, robust refinement, and whatever comes of it is the answer, as published: no gate of ours refuses a pose."""
-    return PnpConfig(ransac_px=ransac_px, inlier_px=ransac_px, min_inliers=MIN_INLIERS, min_inlier_ratio=0.0, max_position_sigma_m=np.inf,
-                     max_relative_sigma=np.inf, max_rotation_sigma_rad=np.inf)
+    """Loose RANSAC, robust refinement, and whatever comes of it is the answer, as published: no
+    gate of ours refuses a pose."""
+    return PnpConfig(
+        ransac_px=ransac_px,
+        inlier_px=ransac_px,
+        min_inliers=MIN_INLIERS,
+        min_inlier_ratio=0.0,
+        max_position_sigma_m=np.inf,
+        max_relative_sigma=np.inf,
+        max_rotation_sigma_rad=np.inf,
+    )
 
 
 def evaluate(baseline: Baseline, frames: Sequence[Frame], max_side_px: int) -> list[QueryResult]:
-    """What the baseline says of frames whose poses are known, in the coordinates it was trained in (TrainingSet.validation, or
-    training_set.moved(frame, -origin_3)); evaluate.accuracy makes recall of it."""
+    """What the baseline says of frames whose poses are known, in the coordinates it was trained in
+    (TrainingSet.validation, or training_set.moved(frame, -origin_3)); evaluate.accuracy makes
+    recall of it."""
     results = []
     for frame in frames:
         answer = localize(baseline, read_image(frame.image_path), frame.camera, max_side_px)
         T_estimated = answer.pose.T_world_camera if answer.pose else None
-        results.append(QueryResult(frame.name, frame.T_world_camera, T_estimated, answer.reason, sum(answer.seconds.values())))
+        results.append(
+            QueryResult(
+                frame.name,
+                frame.T_world_camera,
+                T_estimated,
+                answer.reason,
+                sum(answer.seconds.values()),
+            )
+        )
     return results

@@ -1,4 +1,5 @@
 """`sld bench backbones`: how large every backbone is, and how long it takes for one image."""
+
 from __future__ import annotations
 
 import json
@@ -14,11 +15,22 @@ MAX_SIDE_PX = 4096
 
 def add(commands) -> None:
     """`backbones` among the subcommands of `sld bench`."""
-    parser = commands.add_parser("backbones", help="parameters, multiplications and time per image of every backbone",
-                                 description="Weights are random: they change neither size nor time, and need no download.")
+    parser = commands.add_parser(
+        "backbones",
+        help="parameters, multiplications and time per image of every backbone",
+        description="Weights are random: they change neither size nor time, and need no download.",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these backbones (default: all)")
-    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the image in pixels (default 640x480)")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="images that are timed, after one that is not (default 5)")
+    parser.add_argument(
+        "--size", default="640x480", metavar="WxH", help="of the image in pixels (default 640x480)"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=5,
+        metavar="N",
+        help="images that are timed, after one that is not (default 5)",
+    )
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.set_defaults(run=_run)
@@ -28,6 +40,7 @@ def _run(args) -> None:
     from sld_core.files import write_atomically
     from sld_core.localizer import check_device
     from sld_core.models.backbone import BACKBONES
+
     width, height = _size(args.size)
     unknown = [name for name in args.only or () if name not in BACKBONES]
     if unknown:
@@ -35,21 +48,31 @@ def _run(args) -> None:
     if args.repeat < 1:
         raise SldError(f"--repeat {args.repeat}: expected at least 1")
     check_device(args.device)
-    print(f"{'backbone':18s} {'channels':>8s} {'M params':>9s} {'G MACs':>8s} {'p50 ms':>8s}   {width}x{height}, {args.device}", flush=True)
+    print(
+        f"{'backbone':18s} {'channels':>8s} {'M params':>9s} {'G MACs':>8s} {'p50 ms':>8s}   "
+        f"{width}x{height}, {args.device}",
+        flush=True,
+    )
     out = {}
     for name in args.only or BACKBONES:
         out[name] = row = measure(name, height, width, args.repeat, args.device)
-        print(f"{name:18s} {row['channels']:8d} {row['parameters'] / 1e6:9.2f} {row['macs'] / 1e9:8.2f} {row['p50_ms']:8.1f}", flush=True)
+        print(
+            f"{name:18s} {row['channels']:8d} {row['parameters'] / 1e6:9.2f} "
+            f"{row['macs'] / 1e9:8.2f} {row['p50_ms']:8.1f}",
+            flush=True,
+        )
     if args.json:
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
 
 
 def measure(name: str, height: int, width: int, repeat: int, device: str) -> dict[str, float]:
-    """Channels, parameters, multiplications (MACs) and milliseconds of one image, as `Backbone` computes it for a query."""
+    """Channels, parameters, multiplications (MACs) and milliseconds of one image, as `Backbone`
+    computes it for a query."""
     import torch
 
-    from sld_core.models.backbone import Backbone, RANDOM
+    from sld_core.models.backbone import RANDOM, Backbone
     from sld_core.models.macs import count_macs
+
     backbone = Backbone(name, RANDOM).to(device)
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
     seconds = []
@@ -59,12 +82,24 @@ def measure(name: str, height: int, width: int, repeat: int, device: str) -> dic
         if device != "cpu":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return {"channels": backbone.channels, "parameters": sum(p.numel() for p in backbone.parameters()),
-            "macs": count_macs(backbone, torch.zeros(1, 3, height, width)), "p50_ms": 1000 * float(np.median(seconds[1:]))}
+    return {
+        "channels": backbone.channels,
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "macs": count_macs(backbone, torch.zeros(1, 3, height, width)),
+        "p50_ms": 1000 * float(np.median(seconds[1:])),
+    }
 
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and 32 <= min(int(width), int(height)) and max(int(width), int(height)) <= MAX_SIDE_PX):
-        raise SldError(f"--size {text}: expected WIDTHxHEIGHT, such as 640x480, 32 to {MAX_SIDE_PX} pixels a side")
+    if not (
+        width.isdigit()
+        and height.isdigit()
+        and min(int(width), int(height)) >= 32
+        and max(int(width), int(height)) <= MAX_SIDE_PX
+    ):
+        raise SldError(
+            f"--size {text}: expected WIDTHxHEIGHT, such as 640x480, 32 to {MAX_SIDE_PX} "
+            "pixels a side"
+        )
     return int(width), int(height)

@@ -1,4 +1,5 @@
 """`sld bench query`: where the time of a query goes."""
+
 from __future__ import annotations
 
 import json
@@ -11,10 +12,20 @@ from sld_core.types import SldError
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("query", help="time the pieces of a query: decode, backbone, head, PnP, guided pass")
+    parser = commands.add_parser(
+        "query", help="time the pieces of a query: decode, backbone, head, PnP, guided pass"
+    )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images of the camera the scene was taught with")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds over the images (default 5)")
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="images of the camera the scene was taught with",
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=5, metavar="N", help="rounds over the images (default 5)"
+    )
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.set_defaults(run=_query)
@@ -32,13 +43,18 @@ def _query(args) -> None:
         print(f"{name:10s} {p50:8.1f} {p95:8.1f}")
     if args.json:
         from sld_core.files import write_atomically
+
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
 
 
-def time_queries(scene: Path, images: list[Path], repeat: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each piece of each query, "read" (image file to pixels) and "total" among them; one round warms up."""
+def time_queries(
+    scene: Path, images: list[Path], repeat: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each piece of each query, "read" (image file to pixels) and "total" among them;
+    one round warms up."""
     from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
+
     localizer = Localizer.load(scene, device)
     pieces: dict[str, list[float]] = {}
     for round_ in range(repeat + 1):
@@ -48,7 +64,10 @@ def time_queries(scene: Path, images: list[Path], repeat: int, device: str) -> d
             read = time.perf_counter() - start
             camera = localizer.scene.camera
             if image.shape[:2] != (camera.height, camera.width):
-                raise SldError(f"{path}: {image.shape[1]}x{image.shape[0]}, the scene's camera is {camera.width}x{camera.height}")
+                raise SldError(
+                    f"{path}: {image.shape[1]}x{image.shape[0]}, the scene's camera is "
+                    f"{camera.width}x{camera.height}"
+                )
             answer = localizer.localize(image, camera)
             if round_:
                 seconds = {"read": read, **answer.seconds}

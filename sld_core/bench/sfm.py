@@ -1,4 +1,6 @@
-"""`sld bench sfm`: structure from motion without poses against the poses that the frames have, for several settings in one run."""
+"""`sld bench sfm`: structure from motion without poses against the poses that the frames have, for
+several settings in one run."""
+
 from __future__ import annotations
 
 import json
@@ -9,21 +11,40 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core.config.settings import override
 from sld_core.commands.common import add_frames, check_writable, list_path
+from sld_core.config.settings import override
 from sld_core.progress import Bar
 from sld_core.types import Frame, FrameSet, SldError
 
-COLUMNS = ("seconds", "registered", "pieces", "reprojection_px", "median_cm", "p90_cm", "median_deg")
+COLUMNS = (
+    "seconds",
+    "registered",
+    "pieces",
+    "reprojection_px",
+    "median_cm",
+    "p90_cm",
+    "median_deg",
+)
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("sfm", help="compare ways of structure from motion with known poses",
-                                 description="Every variant solves the same frames, without their poses, from the start.")
+    parser = commands.add_parser(
+        "sfm",
+        help="compare ways of structure from motion with known poses",
+        description="Every variant solves the same frames, without their poses, from the start.",
+    )
     add_frames(parser)
-    parser.add_argument("--variant", action="append", default=[], metavar="SETTINGS",
-                        help="settings of one variant, such as 'mapper=global matching=exhaustive' (repeatable; default: the defaults)")
-    parser.add_argument("--guess-intrinsics", action="store_true", help="do not use the camera that is known either")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="SETTINGS",
+        help="settings of one variant, such as 'mapper=global matching=exhaustive' "
+        "(repeatable; default: the defaults)",
+    )
+    parser.add_argument(
+        "--guess-intrinsics", action="store_true", help="do not use the camera that is known either"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.set_defaults(run=_sfm)
@@ -32,10 +53,16 @@ def add(commands) -> None:
 def _sfm(args) -> None:
     from sld_core.config.mapping import SfmConfig
     from sld_core.data.frame_folder import read_frames
-    variants = {text or "default": override(SfmConfig(), text.split()) for text in args.variant or [""]}
+
+    variants = {
+        text or "default": override(SfmConfig(), text.split()) for text in args.variant or [""]
+    }
     if posed := [name for name, config in variants.items() if config.mapper == "posed"]:
-        raise SldError(f"--variant {posed[0]!r}: mapper=posed refines the poses that this benchmark keeps back to compare with; "
-                       "expected mapper=auto, incremental or global")
+        raise SldError(
+            f"--variant {posed[0]!r}: mapper=posed refines the poses that this benchmark keeps "
+            "back to compare with; "
+            "expected mapper=auto, incremental or global"
+        )
     if args.json:
         check_writable(args.json, "--json")
     reference = read_frames(args.frames, list_path(args.list, args.frames))
@@ -44,29 +71,45 @@ def _sfm(args) -> None:
     out = {}
     for name, config in variants.items():
         out[name] = measure(reference, config, not args.guess_intrinsics, args.seed)
-        print(f"{name:{width}s}", *(f"{_printed(out[name][column]):>15s}" for column in COLUMNS), flush=True)
+        print(
+            f"{name:{width}s}",
+            *(f"{_printed(out[name][column]):>15s}" for column in COLUMNS),
+            flush=True,
+        )
         if "reason" in out[name]:
             print(f"{'':{width}s} failed: {out[name]['reason']}", flush=True)
     if args.json:
         from sld_core.files import write_atomically
+
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
 
 
 def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -> dict:
-    """Seconds, counts and errors against the reference after a similarity that fits the camera positions (Umeyama)."""
+    """Seconds, counts and errors against the reference after a similarity that fits the camera
+    positions (Umeyama)."""
     from sld_core import geometry
     from sld_core.camera.calibration import guessed_camera
     from sld_core.sfm.solve import solve
+
     if len({f.image_path.parent for f in reference}) > 1:
         raise SldError("the frames lie in several folders; expected one")
-    camera_of = lambda f: f.camera if intrinsics_known else guessed_camera(f.camera.width, f.camera.height)
-    frames = tuple(replace(f, T_world_camera=None, camera=camera_of(f), depth_path=None, session="") for f in reference)
+    camera_of = lambda f: (
+        f.camera if intrinsics_known else guessed_camera(f.camera.width, f.camera.height)
+    )
+    frames = tuple(
+        replace(f, T_world_camera=None, camera=camera_of(f), depth_path=None, session="")
+        for f in reference
+    )
     show, start = Bar(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sld-") as folder:
         try:
             result = solve(FrameSet(frames, intrinsics_known), Path(folder), config, seed, show)
         except SldError as error:
-            return dict.fromkeys(COLUMNS) | {"seconds": time.monotonic() - start, "registered": 0, "reason": str(error)}
+            return dict.fromkeys(COLUMNS) | {
+                "seconds": time.monotonic() - start,
+                "registered": 0,
+                "reason": str(error),
+            }
         finally:
             show.done()
     true = {f.name: f.T_world_camera for f in reference}
@@ -75,11 +118,26 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
     scale, R, t = geometry.similarity(T[:, :3, 3], T_true[:, :3, 3])
     aligned = [geometry.make_transform(R @ pose[:3, :3], scale * R @ pose[:3, 3] + t) for pose in T]
     metres, radians = np.array([geometry.pose_error(a, b) for a, b in zip(aligned, T_true)]).T
-    return {"seconds": time.monotonic() - start, "images": len(frames), "registered": len(T), "pieces": len(result.pieces),
-            "reprojection_px": result.reprojection_px, "points": len(result.reconstruction.points_N3),
-            "median_cm": 100 * float(np.median(metres)), "p90_cm": 100 * float(np.percentile(metres, 90)),
-            "median_deg": float(np.degrees(np.median(radians)))}
+    return {
+        "seconds": time.monotonic() - start,
+        "images": len(frames),
+        "registered": len(T),
+        "pieces": len(result.pieces),
+        "reprojection_px": result.reprojection_px,
+        "points": len(result.reconstruction.points_N3),
+        "median_cm": 100 * float(np.median(metres)),
+        "p90_cm": 100 * float(np.percentile(metres, 90)),
+        "median_deg": float(np.degrees(np.median(radians))),
+    }
 
 
 def _printed(value) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return (
+        "-"
+        if value is None
+        else str(value)
+        if isinstance(value, int)
+        else f"{value:.3g}"
+        if value < 100
+        else f"{value:.0f}"
+    )

@@ -1,4 +1,5 @@
 """Reading images as HWC uint8 RGB, with limits that keep a hostile file from filling the memory."""
+
 from __future__ import annotations
 
 import io
@@ -48,11 +49,14 @@ def _read_bytes(path: Path) -> np.ndarray:
 
 
 def fit(image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> tuple[np.ndarray, Camera]:
-    """Image and camera scaled down so that the longer side is at most max_side_px; unchanged when it already is."""
+    """Image and camera scaled down so that the longer side is at most max_side_px; unchanged when
+    it already is."""
     height, width = image_HW3.shape[:2]
     if (width, height) != (camera.width, camera.height):
-        raise SldError(f"the image is {width}x{height} but its camera is {camera.width}x{camera.height}; "
-                       "calibrate at the resolution that is used")
+        raise SldError(
+            f"the image is {width}x{height} but its camera is {camera.width}x{camera.height}; "
+            "calibrate at the resolution that is used"
+        )
     scale = max_side_px / max(width, height)
     if scale >= 1:
         return image_HW3, camera
@@ -61,8 +65,9 @@ def fit(image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> tuple[np.nda
 
 
 def rotate(image_HW3: np.ndarray, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
-    """The image turned about its centre on a canvas that holds all of it, and A (2x3), which moves pixels (corner origin)
-    along: xy @ A[:, :2].T + A[:, 2]. Positive angles turn x (right) towards y (down). Angle 0 copies nothing."""
+    """The image turned about its centre on a canvas that holds all of it, and A (2x3), which moves
+    pixels (corner origin) along: xy @ A[:, :2].T + A[:, 2]. Positive angles turn x (right) towards
+    y (down). Angle 0 copies nothing."""
     height, width = image_HW3.shape[:2]
     if angle_rad == 0:
         return image_HW3, np.eye(2, 3)
@@ -74,14 +79,16 @@ def rotate(image_HW3: np.ndarray, angle_rad: float) -> tuple[np.ndarray, np.ndar
 
 
 def index_warp(A_23: np.ndarray) -> np.ndarray:
-    """The warp of corner-origin pixels as OpenCV wants it: on pixel indices, whose centres lie half a pixel from ours."""
+    """The warp of corner-origin pixels as OpenCV wants it: on pixel indices, whose centres lie half
+    a pixel from ours."""
     out = A_23.copy()
     out[:, 2] += A_23[:, :2] @ [0.5, 0.5] - 0.5
     return out
 
 
 def load_upright(frame: Frame, max_side_px: int, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
-    """The frame's image at working size, turned by `angle_rad`, and the 2x3 matrix that moves its pixels along."""
+    """The frame's image at working size, turned by `angle_rad`, and the 2x3 matrix that moves its
+    pixels along."""
     image, camera = fit(read_image(frame.image_path), frame.camera, max_side_px)
     image, A = rotate(image, angle_rad)
     A[:, :2] *= [camera.width / frame.camera.width, camera.height / frame.camera.height]

@@ -1,4 +1,5 @@
 """What several commands share: options, and checks of what was given."""
+
 from __future__ import annotations
 
 import shutil
@@ -12,9 +13,20 @@ MIN_WORK_BYTES = 500 * 10**6
 
 
 def add_frames(parser, required: bool = True) -> None:
-    parser.add_argument("--frames", type=Path, metavar="DIR", required=required,
-                        help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt (4x4 camera to world, metres)")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="text file that names the frames to use (default: all)")
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        metavar="DIR",
+        required=required,
+        help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt (4x4 camera to "
+        "world, metres)",
+    )
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="text file that names the frames to use (default: all)",
+    )
 
 
 def add_device(parser) -> None:
@@ -44,9 +56,14 @@ def list_path(given: Path | None, folder: Path | None) -> Path | None:
 
 
 def held_out_text(validation: dict) -> str:
-    """What the check of teaching said, in words; without centimetres where the scene is not metric."""
+    """What the check of teaching said, in words; without centimetres where the scene is not
+    metric."""
     recall = validation.get("recall_5cm_5deg")
-    found = f"{validation.get('accepted', 0)} localized" if recall is None else f"{recall:.0%} within 5 cm / 5 deg"
+    found = (
+        f"{validation.get('accepted', 0)} localized"
+        if recall is None
+        else f"{recall:.0%} within 5 cm / 5 deg"
+    )
     return f"{validation['queries']}, {found}"
 
 
@@ -61,8 +78,11 @@ def work_folder(given: Path | None):
         return
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < MIN_WORK_BYTES:
-        raise SldError(f"{tempfile.gettempdir()} has {free / 1e6:.0f} MB free, {MIN_WORK_BYTES / 1e6:.0f} MB are needed for intermediate "
-                       "results; free some, or name another place with --work DIR")
+        raise SldError(
+            f"{tempfile.gettempdir()} has {free / 1e6:.0f} MB free, {MIN_WORK_BYTES / 1e6:.0f} "
+            "MB are needed for intermediate "
+            "results; free some, or name another place with --work DIR"
+        )
     folder = Path(tempfile.mkdtemp(prefix="sld-"))
     try:
         yield folder

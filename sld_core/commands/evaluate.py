@@ -1,4 +1,5 @@
 """`sld evaluate`: how well frames with known poses are localized."""
+
 from __future__ import annotations
 
 import json
@@ -13,93 +14,157 @@ from sld_core.types import Progress, SldError
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("evaluate", help="localize frames with known poses and say how good it was")
+    parser = commands.add_parser(
+        "evaluate", help="localize frames with known poses and say how good it was"
+    )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     add_frames(parser)
-    parser.add_argument("--align-to", type=Path, metavar="SCENE_DATA_DIR",
-                        help="the dataset that the scene was taught from: poses are compared after its frame and scale are laid over those "
-                             "of --frames, by the images in both: those whose path, as it was mapped, ends like the path below --frames "
-                             "(hall/a.jpg is photos/hall/a.jpg, but not yard/a.jpg)")
+    parser.add_argument(
+        "--align-to",
+        type=Path,
+        metavar="SCENE_DATA_DIR",
+        help="the dataset that the scene was taught from: poses are compared after its frame "
+        "and scale are laid over those "
+        "of --frames, by the images in both: those whose path, as it was mapped, ends like the "
+        "path below --frames "
+        "(hall/a.jpg is photos/hall/a.jpg, but not yard/a.jpg)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write a report with pictures")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="also write a report with pictures"
+    )
     add_device(parser)
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(args) -> None:
+    from sld_core.camera.images import read_image
+    from sld_core.data.frame_folder import read_frames
     from sld_core.evaluation.metrics import QueryResult, format_table, summarize
     from sld_core.files import write_atomically
-    from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
-    from sld_core.data.frame_folder import read_frames
+
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
-    frames, show, results, answers = read_frames(args.frames, list_path(args.list, args.frames)), Bar(), [], []
+    frames, show, results, answers = (
+        read_frames(args.frames, list_path(args.list, args.frames)),
+        Bar(),
+        [],
+        [],
+    )
     alignment = _alignment(args, scene) if args.align_to else None
     for i, frame in enumerate(frames):
         answer = localizer.localize(read_image(frame.image_path), frame.camera)
         T = answer.pose.T_world_camera if answer.pose else None
         if T is not None and alignment:
             T = alignment.pose(T)
-        results.append(QueryResult(frame.name, frame.T_world_camera, T, answer.reason, sum(answer.seconds.values())))
+        results.append(
+            QueryResult(
+                frame.name, frame.T_world_camera, T, answer.reason, sum(answer.seconds.values())
+            )
+        )
         answers.append(answer)
         show(Progress("localizing", (i + 1) / len(frames)))
     show.done()
     metrics = summarize(results, scene.report, args.scene.stat().st_size)
     notes = _notes(scene, alignment)
     print(format_table(metrics))
-    metrics["metric"] = bool(scene.metric or alignment)  # else what is in cm, and every recall, means nothing
+    metrics["metric"] = bool(
+        scene.metric or alignment
+    )  # else what is in cm, and every recall, means nothing
     if alignment:
-        metrics |= {"align_images": alignment.common, "align_scale": alignment.scale, "align_median_cm": 100 * alignment.median_m,
-                    "align_median_deg": float(np.degrees(alignment.median_rad))}
+        metrics |= {
+            "align_images": alignment.common,
+            "align_scale": alignment.scale,
+            "align_median_cm": 100 * alignment.median_m,
+            "align_median_deg": float(np.degrees(alignment.median_rad)),
+        }
         print(notes[0])
     if args.json:
         write_atomically(args.json, (json.dumps(metrics, indent=2) + "\n").encode())
     if args.report:
         from sld_core.evaluation.report import overlay, write_report
+
         xyz_L3 = scene.landmarks.xyz_L3
-        pictures = [(f"Landmarks found in {f.name}", overlay(read_image(f.image_path), f.camera, a, xyz_L3))
-                    for f, a in list(zip(frames, answers))[:: max(1, len(frames) // 3)][:3]]
-        write_report(args.report, f"{scene.name}: {args.frames.name}", metrics, results, scene=scene.report,
-                     landmarks_L3=alignment.points(xyz_L3) if alignment else xyz_L3, overlays=pictures, notes=notes)
+        pictures = [
+            (f"Landmarks found in {f.name}", overlay(read_image(f.image_path), f.camera, a, xyz_L3))
+            for f, a in list(zip(frames, answers))[:: max(1, len(frames) // 3)][:3]
+        ]
+        write_report(
+            args.report,
+            f"{scene.name}: {args.frames.name}",
+            metrics,
+            results,
+            scene=scene.report,
+            landmarks_L3=alignment.points(xyz_L3) if alignment else xyz_L3,
+            overlays=pictures,
+            notes=notes,
+        )
 
 
 def _notes(scene, alignment) -> list[str]:
-    """What there is to know about frame and unit of the errors; the one of a scene without scale also goes to stderr."""
+    """What there is to know about frame and unit of the errors; the one of a scene without scale
+    also goes to stderr."""
     if alignment:
-        return [f"aligned by {alignment.common} images: scale {alignment.scale:.6g}, median residual {100 * alignment.median_m:.2f} cm, "
-                f"{np.degrees(alignment.median_rad):.3f} deg"]
+        return [
+            f"aligned by {alignment.common} images: scale {alignment.scale:.6g}, median "
+            f"residual {100 * alignment.median_m:.2f} cm, "
+            f"{np.degrees(alignment.median_rad):.3f} deg"
+        ]
     if scene.metric:
         return []
-    note = (f"the scene {scene.name!r} is not metric: its poses are in units of the scene, so that errors in cm, and recalls, mean "
-            "nothing; compare with --align-to SCENE_DATA_DIR, or give the dataset a scale and teach it again")
+    note = (
+        f"the scene {scene.name!r} is not metric: its poses are in units of the scene, so that "
+        "errors in cm, and recalls, mean "
+        "nothing; compare with --align-to SCENE_DATA_DIR, or give the dataset a scale and "
+        "teach it again"
+    )
     print(f"warning: {note}", file=sys.stderr)
     return [note]
 
 
 def _alignment(args, scene):
     """The similarity from the frame of the scene to that of --frames."""
-    from sld_core.evaluation.alignment import MIN_COMMON, align_poses, common_images
     from sld_core.data.formats.indoor6 import read_scene_data
     from sld_core.data.frame_folder import read_frames
+    from sld_core.evaluation.alignment import MIN_COMMON, align_poses, common_images
+
     with work_folder(None) as work:  # for undistorted images that nobody looks at
         data = read_scene_data(args.align_to, undistorted=work)
     _check_origin(scene, data, args)
     references = read_frames(args.frames)
     paths = [f.image_path for f in references]
-    pairs = common_images([f.source for f in data.frames], [p.relative_to(args.frames).as_posix() for p in paths],
-                          [p.resolve().as_posix() for p in paths])
+    pairs = common_images(
+        [f.source for f in data.frames],
+        [p.relative_to(args.frames).as_posix() for p in paths],
+        [p.resolve().as_posix() for p in paths],
+    )
     if len(pairs) < MIN_COMMON:
-        raise SldError(f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the first is "
-                       f"{data.frames[0].source!r}) are among the {len(paths)} of {args.frames} (the first is {references[0].name!r}), "
-                       f"by the ends of their paths; expected at least {MIN_COMMON}")
+        raise SldError(
+            f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the "
+            "first is "
+            f"{data.frames[0].source!r}) are among the {len(paths)} of {args.frames} (the "
+            f"first is {references[0].name!r}), "
+            f"by the ends of their paths; expected at least {MIN_COMMON}"
+        )
     rows, columns = zip(*pairs)
-    return align_poses(np.stack([data.frames[i].T_world_camera for i in rows]), np.stack([references[j].T_world_camera for j in columns]))
+    return align_poses(
+        np.stack([data.frames[i].T_world_camera for i in rows]),
+        np.stack([references[j].T_world_camera for j in columns]),
+    )
 
 
 def _check_origin(scene, data, args) -> None:
-    """SldError unless the scene's landmarks are the first of the dataset's: else its frame may be another."""
+    """SldError unless the scene's landmarks are the first of the dataset's: else its frame may be
+    another."""
     ours, theirs = scene.landmarks.xyz_L3, data.landmarks.xyz_L3[: len(scene.landmarks)]
-    if ours.shape != theirs.shape or np.abs(ours - theirs).max() > 1e-4 * np.ptp(theirs, axis=0).max():
-        raise SldError(f"--align-to {args.align_to}: its {len(data.landmarks)} landmarks are not those of {args.scene} ({len(ours)}); "
-                       "expected the dataset that the scene was taught from, as it was then: teach the scene again")
+    if (
+        ours.shape != theirs.shape
+        or np.abs(ours - theirs).max() > 1e-4 * np.ptp(theirs, axis=0).max()
+    ):
+        raise SldError(
+            f"--align-to {args.align_to}: its {len(data.landmarks)} landmarks are not those of "
+            f"{args.scene} ({len(ours)}); "
+            "expected the dataset that the scene was taught from, as it was then: teach the "
+            "scene again"
+        )

@@ -1,4 +1,5 @@
 """`sld info`: what a scene file holds."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,17 +15,26 @@ def add(commands) -> None:
 
 def _info(args) -> None:
     from sld_core import scene_file
+
     scene = scene_file.load(args.scene)
     low, high = scene.landmarks.xyz_L3.min(0), scene.landmarks.xyz_L3.max(0)
     camera, report = scene.camera, scene.report
     unit = "m" if scene.metric else "units of the scene"
-    rows = {"name": scene.name, "file": f"{args.scene.stat().st_size:,d} bytes", "landmarks": len(scene.landmarks),
-            "extent": " x ".join(f"{s:.1f}" for s in high - low) + f" {unit}",
-            "metric": "yes" if scene.metric else "no: poses are in units of the scene, not in metres", "backbone": scene.config.backbone,
-            "head": scene.config.head.kind, "weights": f"{sum(p.numel() for p in scene.head.state_dict().values()):,d}",
-            "camera": f"{camera.width}x{camera.height}, fx {camera.fx:.1f}, fy {camera.fy:.1f}, cx {camera.cx:.1f}, cy {camera.cy:.1f}",
-            "taught in": f"{report.teach_s:.0f} s ({', '.join(f'{k} {v:.1f}' for k, v in report.seconds.items())})",
-            "counts": ", ".join(f"{k} {v}" for k, v in report.counts.items())}
+    rows = {
+        "name": scene.name,
+        "file": f"{args.scene.stat().st_size:,d} bytes",
+        "landmarks": len(scene.landmarks),
+        "extent": " x ".join(f"{s:.1f}" for s in high - low) + f" {unit}",
+        "metric": "yes" if scene.metric else "no: poses are in units of the scene, not in metres",
+        "backbone": scene.config.backbone,
+        "head": scene.config.head.kind,
+        "weights": f"{sum(p.numel() for p in scene.head.state_dict().values()):,d}",
+        "camera": f"{camera.width}x{camera.height}, fx {camera.fx:.1f}, fy {camera.fy:.1f}, cx "
+        f"{camera.cx:.1f}, cy {camera.cy:.1f}",
+        "taught in": f"{report.teach_s:.0f} s "
+        f"({', '.join(f'{k} {v:.1f}' for k, v in report.seconds.items())})",
+        "counts": ", ".join(f"{k} {v}" for k, v in report.counts.items()),
+    }
     if report.validation.get("queries"):
         rows["held-out frames"] = held_out_text(report.validation)
     for key, value in rows.items():

@@ -1,4 +1,5 @@
 """`sld map`: images of a place in, a labelled scene dataset out; all at once or stage by stage."""
+
 from __future__ import annotations
 
 import json
@@ -6,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sld_core.config.settings import override
 from sld_core.commands.common import check_writable, list_path
+from sld_core.config.settings import override
 from sld_core.progress import Bar
 from sld_core.types import SldError
 
@@ -21,58 +22,118 @@ STAGES = {  # in order
     "labels": "decide which image shows which landmark",
     "dataset": "write the dataset and the report",
 }
-GOES_ON = " Without images it goes on with a map begun before, and does again what later settings change."
+GOES_ON = (
+    " Without images it goes on with a map begun before, and does again what later settings change."
+)
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
-        "map", help="make a scene dataset: photographs, videos or a bag in, a labelled dataset out",
-        description="Makes a labelled scene dataset. A stage that is done is not done again; a killed run goes on.")
+        "map",
+        help="make a scene dataset: photographs, videos or a bag in, a labelled dataset out",
+        description="Makes a labelled scene dataset. A stage that is done is not done again; a "
+        "killed run goes on.",
+    )
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for name, text in STAGES.items():
-        stage = stages.add_parser(name, help=text, description=text[0].upper() + text[1:] + "." + GOES_ON * (name == "all"))
+        stage = stages.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + "." + GOES_ON * (name == "all"),
+        )
         if name in ("all", "frames"):
             _add_source(stage, required=name == "frames")
         if name in ("all", "metric"):
             _add_scale(stage)
         if name in ("all", "depth"):
-            stage.add_argument("--model", metavar="MODEL",
-                               help="monocular depth network: an .onnx file, or a transformers folder or hub name")
-        stage.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the map, new or begun by `sld map`")
+            stage.add_argument(
+                "--model",
+                metavar="MODEL",
+                help="monocular depth network: an .onnx file, or a transformers folder or hub name",
+            )
+        stage.add_argument(
+            "--output",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="folder of the map, new or begun by `sld map`",
+        )
         stage.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
-        stage.add_argument("--set", action="append", default=[], metavar="GROUP.NAME=VALUE",
-                           help="change a setting, such as sfm.mapper=global (repeatable)")
-        stage.add_argument("--json", type=Path, metavar="FILE", help="also write what was found here")
+        stage.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="GROUP.NAME=VALUE",
+            help="change a setting, such as sfm.mapper=global (repeatable)",
+        )
+        stage.add_argument(
+            "--json", type=Path, metavar="FILE", help="also write what was found here"
+        )
         stage.set_defaults(run=_map, stage=name)
 
 
 def _add_source(parser, required: bool) -> None:
     source = parser.add_mutually_exclusive_group(required=required)
-    source.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEG or PNG photographs; a session per subfolder")
-    source.add_argument("--video", type=Path, nargs="+", metavar="FILE", help="videos; a session each")
-    source.add_argument("--bag", type=Path, metavar="DIR",
-                        help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="text file that names the photographs to use (default: all)")
-    parser.add_argument("--poses", action="store_true", help="use *.pose.txt beside the photographs (4x4 camera to world, metres)")
-    parser.add_argument("--intrinsics", type=Path, metavar="FILE",
-                        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration (default: "
-                             "camera-intrinsics.txt among the photographs, else estimated)")
+    source.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of JPEG or PNG photographs; a session per subfolder",
+    )
+    source.add_argument(
+        "--video", type=Path, nargs="+", metavar="FILE", help="videos; a session each"
+    )
+    source.add_argument(
+        "--bag",
+        type=Path,
+        metavar="DIR",
+        help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any",
+    )
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="text file that names the photographs to use (default: all)",
+    )
+    parser.add_argument(
+        "--poses",
+        action="store_true",
+        help="use *.pose.txt beside the photographs (4x4 camera to world, metres)",
+    )
+    parser.add_argument(
+        "--intrinsics",
+        type=Path,
+        metavar="FILE",
+        help="calibration of photographs or videos: a 3x3 matrix, or YAML of "
+        "camera_calibration (default: "
+        "camera-intrinsics.txt among the photographs, else estimated)",
+    )
 
 
 def _add_scale(parser) -> None:
-    parser.add_argument("--distance", metavar="TEXT",
-                        help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
-                             "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (of the finished map: "
-                             "--output/image-*.color.jpg); ';' between several. Used where odometry and depth are missing, else "
-                             "compared with them")
-    parser.add_argument("--tag-size", type=float, metavar="METRES",
-                        help="side of the black square of AprilTags in the scene; used like --distance")
+    parser.add_argument(
+        "--distance",
+        metavar="TEXT",
+        help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
+        "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (of the "
+        "finished map: "
+        "--output/image-*.color.jpg); ';' between several. Used where odometry and depth are "
+        "missing, else "
+        "compared with them",
+    )
+    parser.add_argument(
+        "--tag-size",
+        type=float,
+        metavar="METRES",
+        help="side of the black square of AprilTags in the scene; used like --distance",
+    )
     parser.add_argument("--tag-family", metavar="NAME", help="such as apriltag_36h11 (default)")
 
 
 def _map(args) -> None:
     from sld_core.config.mapping import MapConfig
     from sld_core.mapping.pipeline import MapJob
+
     config = override(MapConfig(), _settings(args))
     if args.json:
         check_writable(args.json, "--json")
@@ -82,16 +143,28 @@ def _map(args) -> None:
     show = Bar()
     place = MapJob(args.output, config, source, getattr(args, "model", None), show)
     try:
-        found = place.run_all() if args.stage == "all" else _found(place.run(args.stage), args.stage)
+        found = (
+            place.run_all() if args.stage == "all" else _found(place.run(args.stage), args.stage)
+        )
     finally:
         show.done()
     if args.json:
         from sld_core.files import write_atomically
+
         write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
     if args.stage == "all":
         _tell(found, args.output)
     else:
-        print(json.dumps({key: value for key, value in found.items() if key not in ("lost", "rejected", "alignment")}, indent=1))
+        print(
+            json.dumps(
+                {
+                    key: value
+                    for key, value in found.items()
+                    if key not in ("lost", "rejected", "alignment")
+                },
+                indent=1,
+            )
+        )
         for kind in ("lost", "rejected"):
             for name, reason in list(found.get(kind, {}).items())[:10]:
                 print(f"{kind}: {name}: {reason}", file=sys.stderr)
@@ -105,6 +178,7 @@ def _found(done, stage: str) -> dict:
 
 def _source(args):
     from sld_core.mapping.pipeline import Source
+
     if args.images is None and (args.list or args.poses):
         raise SldError("--list and --poses belong to --images")
     if args.bag is not None and args.intrinsics is not None:
@@ -113,14 +187,25 @@ def _source(args):
         if args.intrinsics:
             raise SldError("--intrinsics without images: name --images DIR or --video FILE… too")
         return None
-    return Source(args.images, tuple(args.video or ()), args.bag, list_path(args.list, args.images), args.poses, args.intrinsics)
+    return Source(
+        args.images,
+        tuple(args.video or ()),
+        args.bag,
+        list_path(args.list, args.images),
+        args.poses,
+        args.intrinsics,
+    )
 
 
 def _settings(args) -> list[str]:
     if getattr(args, "distance", None) is not None and not args.distance.strip(" ;"):
         raise SldError("--distance is empty; expected such as 'image-000000 image-000041 3.20'")
-    given = {"metric.distance": getattr(args, "distance", None), "metric.tag_size_m": getattr(args, "tag_size", None),
-             "metric.tag_family": getattr(args, "tag_family", None), "seed": args.seed}
+    given = {
+        "metric.distance": getattr(args, "distance", None),
+        "metric.tag_size_m": getattr(args, "tag_size", None),
+        "metric.tag_family": getattr(args, "tag_family", None),
+        "seed": args.seed,
+    }
     return [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
 
 
@@ -132,14 +217,22 @@ def _tell(found: dict, output: Path) -> None:
 
 
 def _lines(found: dict, output: Path) -> Iterator[str]:
-    yield (f"{output}: {found['registered']} of {found['images']} images placed, {found['reprojection_px']:.2f} px, "
-           f"{found['landmarks']} landmarks, {sum(found['seconds'].values()):.0f} s "
-           f"({', '.join(f'{stage} {s:.0f}' for stage, s in found['seconds'].items())})")
+    yield (
+        f"{output}: {found['registered']} of {found['images']} images placed, "
+        f"{found['reprojection_px']:.2f} px, "
+        f"{found['landmarks']} landmarks, {sum(found['seconds'].values()):.0f} s "
+        f"({', '.join(f'{stage} {s:.0f}' for stage, s in found['seconds'].items())})"
+    )
     if found["metric"]:
-        yield f"in metres, by {found['scale_source']}" + (f", in the frame {found['world_frame']!r}" if found["world_frame"] else "")
+        yield f"in metres, by {found['scale_source']}" + (
+            f", in the frame {found['world_frame']!r}" if found["world_frame"] else ""
+        )
     else:
-        yield ("NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from it. "
-               "Give --distance, --tag-size, depth or odometry")
+        yield (
+            "NOT in metres: nothing gave a scale; the localizer will refuse a scene taught "
+            "from it. "
+            "Give --distance, --tag-size, depth or odometry"
+        )
     for kind, names in (("lost", found["lost"]), ("left out", found["rejected"])):
         for name, reason in list(names.items())[:10]:
             yield f"{kind}: {name}: {reason}"
@@ -147,4 +240,7 @@ def _lines(found: dict, output: Path) -> Iterator[str]:
             yield f"{kind}: … and {len(names) - 10} more; all are in {output / 'report.html'}"
     for note in found["notes"]:
         yield f"note: {note}"
-    yield f"look at {output / 'report.html'}; teach with: sld teach --scene-data {output} --output {output.name}.sld"
+    yield (
+        f"look at {output / 'report.html'}; teach with: sld teach --scene-data {output} "
+        f"--output {output.name}.sld"
+    )

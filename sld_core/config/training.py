@@ -1,5 +1,6 @@
-"""Every tunable of trainings that `sld teach` does not do, once, with its unit and its default: a backbone of many scenes, and the
-models that sld is compared with."""
+"""Every tunable of trainings that `sld teach` does not do, once, with its unit and its default: a
+backbone of many scenes, and the models that sld is compared with."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -10,11 +11,14 @@ from sld_core.config.settings import chosen, ranged
 
 @dataclass(frozen=True)
 class BackboneTrainingConfig:
-    """Many scenes -> one backbone (training.train_backbone). `scene` says how scenes are made, images augmented, heatmaps decoded."""
+    """Many scenes -> one backbone (training.train_backbone). `scene` says how scenes are made,
+    images augmented, heatmaps decoded."""
 
     scene: SceneConfig = field(default_factory=SceneConfig)
     epochs: int = ranged(20, 1, 10**6)  # an epoch sees every image once
-    order: str = chosen("shuffled", "rounds")  # one batch per step; or one of each scene, gradients added up
+    order: str = chosen(
+        "shuffled", "rounds"
+    )  # one batch per step; or one of each scene, gradients added up
     batch: int = ranged(4, 1, 10**6)  # images, all of one scene
     patches: int = ranged(8, 1, 1000)  # per image
     positive_patches: float = ranged(0.5, 0.0, 1.0)  # share of patches cut about a visible landmark
@@ -27,7 +31,9 @@ class BackboneTrainingConfig:
     positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
     learning_rate: float = ranged(3e-3, 1e-8, 1.0)  # of the heads
     backbone_learning_rate: float = ranged(1e-4, 0.0, 1.0)
-    heads_first: float = ranged(0.3, 0.0, 0.99)  # of all steps, in which the backbone stays: heads that know nothing would spoil it
+    heads_first: float = ranged(
+        0.3, 0.0, 0.99
+    )  # of all steps, in which the backbone stays: heads that know nothing would spoil it
     weight_decay: float = ranged(0.01, 0.0, 10.0)
     schedule: str = chosen("cosine", "step")
     warm_up: float = ranged(0.05, 0.0, 0.99)  # of all steps
@@ -36,13 +42,16 @@ class BackboneTrainingConfig:
     check_every: int = ranged(1, 1, 10**6)  # epochs between looks at held-out images
     check_images: int = ranged(20, 1, 100_000)  # of each scene
     log_every: int = ranged(10, 1, 10**9)  # steps
-    save_every: int = ranged(1000, 1, 10**9)  # steps between checkpoints, beside one after every epoch
+    save_every: int = ranged(
+        1000, 1, 10**9
+    )  # steps between checkpoints, beside one after every epoch
     loaders: int = ranged(2, 1, 256)  # threads that read images
 
 
 @dataclass(frozen=True)
 class SldStarConfig:
-    """SLD*, a baseline: a whole network for every block of landmarks of every scene (baselines.sld_star_model, baselines.sld_star)."""
+    """SLD*, a baseline: a whole network for every block of landmarks of every scene
+    (baselines.sld_star_model, baselines.sld_star)."""
 
     networks: int = ranged(1, 1, 100)  # each finds a block of consecutive landmarks
     epochs: int = ranged(200, 1, 10**6)  # an epoch sees every image once
@@ -57,17 +66,26 @@ class SldStarConfig:
     learning_rate: float = ranged(1e-3, 1e-8, 1.0)
     halvings: int = ranged(4, 0, 30)  # of the learning rate, evenly over the training
     bf16: bool = True  # multiply in bfloat16
-    watch_steps: int = ranged(500, 1, 10**9)  # between looks at the model from outside, as for a curve of recall
+    watch_steps: int = ranged(
+        500, 1, 10**9
+    )  # between looks at the model from outside, as for a curve of recall
     min_score: float = ranged(0.55, 0.0, 1.0)  # of a detection
-    reach: int = ranged(4, 1, 20)  # cells from the peak over which the centroid of squared scores is taken
-    threshold: float = ranged(0.1, 0.0, 1.0)  # of the peak's score, below which a cell does not count in it
-    detection_px: float = ranged(2.0, 0.01, 100.0)  # standard deviation of a detection of score 1; of others, divided by the score
+    reach: int = ranged(
+        4, 1, 20
+    )  # cells from the peak over which the centroid of squared scores is taken
+    threshold: float = ranged(
+        0.1, 0.0, 1.0
+    )  # of the peak's score, below which a cell does not count in it
+    detection_px: float = ranged(
+        2.0, 0.01, 100.0
+    )  # standard deviation of a detection of score 1; of others, divided by the score
     ransac_px: float = ranged(20.0, 0.1, 1000.0)
 
 
 @dataclass(frozen=True)
 class BearingConfig:
-    """NBE, the bearings of all landmarks from one network, beside SLD* (baselines.nbe_model, baselines.nbe)."""
+    """NBE, the bearings of all landmarks from one network, beside SLD* (baselines.nbe_model,
+    baselines.nbe)."""
 
     seconds: float = ranged(1e6, 0.1, 1e7)  # of training, even if steps are left
     steps: int = ranged(4000, 1, 10**9)
@@ -79,7 +97,9 @@ class BearingConfig:
     dropout: float = ranged(0.3, 0.0, 0.95)
     learning_rate: float = ranged(1e-3, 1e-8, 1.0)
     weight_decay: float = ranged(0.05, 0.0, 10.0)
-    held_out: float = ranged(0.1, 0.0, 0.5)  # of the frames, to see how far its certainty is to be trusted
+    held_out: float = ranged(
+        0.1, 0.0, 0.5
+    )  # of the frames, to see how far its certainty is to be trusted
     max_sigma_deg: float = ranged(6.0, 0.01, 90.0)  # bearings less certain than this are not used
     max_angle_deg: float = ranged(60.0, 1.0, 89.0)  # nor those farther from the optical axis
     ransac_px: float = ranged(40.0, 0.1, 1000.0)  # bearings are good to degrees

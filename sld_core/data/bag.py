@@ -1,4 +1,6 @@
-"""A recorded drive (rosbag2, mcap or sqlite3) -> undistorted keyframes with poses, as a folder of frames."""
+"""A recorded drive (rosbag2, mcap or sqlite3) -> undistorted keyframes with poses, as a folder of
+frames."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,28 +15,43 @@ from pathlib import Path
 import numpy as np
 
 from sld_core.camera.calibration import Calibration
+from sld_core.camera.encodings import DEPTHS
 from sld_core.config.scene import BagConfig
-from sld_core.geometry import pose_error
-from sld_core.data.bag_reader import BagIndex, IMAGES, bag_files, decode_image, frame_name, messages, read_index, stamp_of
+from sld_core.data.bag_reader import (
+    IMAGES,
+    BagIndex,
+    bag_files,
+    decode_image,
+    frame_name,
+    messages,
+    read_index,
+    stamp_of,
+)
 from sld_core.data.frame_folder import read_frames
 from sld_core.data.image_files import write_jpeg
 from sld_core.data.mcap_reader import Message
-from sld_core.camera.encodings import DEPTHS
 from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
+from sld_core.geometry import pose_error
 from sld_core.types import Frame, Progress, SldError
 
 log = logging.getLogger(__name__)
 
 WRITTEN = re.compile(r"frame-[0-9]{6,}\.(color\.jpg|pose\.txt)|camera-intrinsics\.txt|bag\.json")
-MOST_GROWTH = 1000.0  # of the thresholds of keyframes: from the usual ones to half a turn, 50 m and half an hour
+# of the thresholds of keyframes: from the usual ones to half a turn, 50 m and half an hour
+MOST_GROWTH = 1000.0
 
 
-def extract_frames(bag: Path, output: Path, config: BagConfig = BagConfig(),
-                   progress: Callable[[Progress], None] = lambda progress: None) -> list[Frame]:
-    """Keyframes of a bag as a folder of frames (see data.frame_folder), with poses from TF or odometry at the image stamps.
+def extract_frames(
+    bag: Path,
+    output: Path,
+    config: BagConfig = BagConfig(),
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Frame]:
+    """Keyframes of a bag as a folder of frames (see data.frame_folder), with poses from TF or
+    odometry at the image stamps.
 
-    Returns at once when `output` holds the frames of this bag and configuration. A bag that ends early gives what it
-    holds. Raises SldError when images, calibration or poses are missing."""
+    Returns at once when `output` holds the frames of this bag and configuration. A bag that ends
+    early gives what it holds. Raises SldError when images, calibration or poses are missing."""
     if config.max_frames < 1:
         raise SldError(f"bag.max_frames = {config.max_frames}: expected at least 1")
     bag, output = Path(bag), Path(output)
@@ -46,11 +63,15 @@ def extract_frames(bag: Path, output: Path, config: BagConfig = BagConfig(),
         stamps = _write_frames(bag, output, config, progress)
         record.write_text(json.dumps({"complete": fingerprint, "stamps_ns": stamps}))
     frames = read_frames(output)
-    return [dataclasses.replace(f, stamp_ns=stamp, session=bag.name) for f, stamp in zip(frames, stamps, strict=True)]
+    return [
+        dataclasses.replace(f, stamp_ns=stamp, session=bag.name)
+        for f, stamp in zip(frames, stamps, strict=True)
+    ]
 
 
 def _stamps_of_record(record: Path, fingerprint: str) -> list[int] | None:
-    """Stamps of an extraction that is complete; None where there is none, or its record was cut off by a kill."""
+    """Stamps of an extraction that is complete; None where there is none, or its record was cut off
+    by a kill."""
     try:
         content = json.loads(record.read_text())
         return content["stamps_ns"] if content["complete"] == fingerprint else None
@@ -64,37 +85,57 @@ def _empty_folder(output: Path, record: Path) -> None:
     found = sorted(output.iterdir())
     foreign = [path for path in found if not (record.exists() and WRITTEN.fullmatch(path.name))]
     if foreign:
-        raise SldError(f"{output}: holds files that are not from a bag, the first is {foreign[0].name}; choose an empty folder")
-    record.write_text("{}")  # before anything goes: a kill must leave neither a complete record nor none
+        raise SldError(
+            f"{output}: holds files that are not from a bag, the first is {foreign[0].name}; "
+            "choose an empty folder"
+        )
+    record.write_text(
+        "{}"
+    )  # before anything goes: a kill must leave neither a complete record nor none
     for path in found:
         if path != record:
             path.unlink()
 
 
-def _write_frames(bag: Path, output: Path, config: BagConfig, progress: Callable[[Progress], None]) -> list[int]:
+def _write_frames(
+    bag: Path, output: Path, config: BagConfig, progress: Callable[[Progress], None]
+) -> list[int]:
     """Both passes over the bag; returns the stamps of the frames written, in order."""
     drive = survey(bag, config, progress)
     if drive.calibration is None:
-        raise SldError(f"{bag}: no camera calibration on {_info_topic(drive.index, drive.topic, config)}; "
-                       f"the bag has {list_topics(drive.index)}")
+        raise SldError(
+            f"{bag}: no camera calibration on {_info_topic(drive.index, drive.topic, config)}; "
+            f"the bag has {list_topics(drive.index)}"
+        )
     if not drive.poses:
         raise SldError(f"{bag}: {no_pose(drive, config)}")
     undistort = drive.calibration.undistortion(drive.calibration.width, drive.calibration.height)
     keep = select_keyframes(drive.poses, config)
-    log.info("%s: %d of %d images kept, %d without a pose", bag.name, len(keep), len(drive.stamps), len(drive.stamps) - len(drive.poses))
+    log.info(
+        "%s: %d of %d images kept, %d without a pose",
+        bag.name,
+        len(keep),
+        len(drive.stamps),
+        len(drive.stamps) - len(drive.poses),
+    )
     np.savetxt(output / "camera-intrinsics.txt", drive.calibration.K)
     left = {stamp: f"frame-{i:06d}" for i, stamp in enumerate(keep)}
     for stamp, message in wanted_messages(bag, drive.topic, keep):
         np.savetxt(output / f"{left[stamp]}.pose.txt", drive.poses[stamp])
-        write_jpeg(output / f"{left.pop(stamp)}.color.jpg", undistort(decode_image(message)), config.jpeg_quality)
+        write_jpeg(
+            output / f"{left.pop(stamp)}.color.jpg",
+            undistort(decode_image(message)),
+            config.jpeg_quality,
+        )
         progress(Progress("extracting frames", 1 - len(left) / len(keep)))
     return keep
 
 
 @dataclass(frozen=True)
 class Drive:
-    """What a first pass over a bag finds: the images of `topic` by their stamps (ascending), the camera that took them and
-    where it was in `world_frame`, as far as the bag knows (None, and empty, where it does not)."""
+    """What a first pass over a bag finds: the images of `topic` by their stamps (ascending), the
+    camera that took them and where it was in `world_frame`, as far as the bag knows (None, and
+    empty, where it does not)."""
 
     bag: Path
     index: BagIndex
@@ -114,11 +155,14 @@ def survey(bag: Path, config: BagConfig, progress: Callable[[Progress], None]) -
     camera = frame_name(config.camera_frame or images.frame_id)
     stamps = sorted(set(images.stamps_ns))
     world, poses = _camera_poses(bag, index.tree, camera, stamps, config.world_frame)
-    return Drive(bag, index, topic, camera, stamps, _calibration(bag, index, topic, config), world, poses)
+    return Drive(
+        bag, index, topic, camera, stamps, _calibration(bag, index, topic, config), world, poses
+    )
 
 
 def wanted_messages(bag: Path, topic: str, stamps: Iterable[int]) -> Iterator[tuple[int, Message]]:
-    """(stamp, message) of each of these stamps of an image topic, once, in the order of the file."""
+    """(stamp, message) of each of these stamps of an image topic, once, in the order of the
+    file."""
     left = set(stamps)
     for message in messages(bag, IMAGES) if left else ():
         if message.topic == topic and (stamp := stamp_of(message)) in left:
@@ -132,7 +176,11 @@ def select_keyframes(poses: dict[int, np.ndarray], config: BagConfig) -> list[in
     """Stamps of the images to keep; `poses` maps stamps (ns, ascending) to T_world_camera."""
     scale = 1.0
     grows = min(config.min_translation_m, config.min_rotation_deg, config.max_interval_s) > 0
-    while len(keep := _far_apart(poses, config, scale)) > config.max_frames and grows and scale < MOST_GROWTH:
+    while (
+        len(keep := _far_apart(poses, config, scale)) > config.max_frames
+        and grows
+        and scale < MOST_GROWTH
+    ):
         scale *= 1.1
     evenly = np.linspace(0, len(keep) - 1, min(len(keep), config.max_frames)).round().astype(int)
     return [keep[i] for i in evenly]
@@ -143,43 +191,67 @@ def _far_apart(poses: dict[int, np.ndarray], config: BagConfig, scale: float) ->
     for stamp, T in poses.items():
         if keep:
             metres, radians = pose_error(poses[keep[-1]], T)
-            if (metres < scale * config.min_translation_m and np.degrees(radians) < scale * config.min_rotation_deg
-                    and stamp - keep[-1] < scale * config.max_interval_s * 1e9):
+            if (
+                metres < scale * config.min_translation_m
+                and np.degrees(radians) < scale * config.min_rotation_deg
+                and stamp - keep[-1] < scale * config.max_interval_s * 1e9
+            ):
                 continue
         keep.append(stamp)
     return keep
 
 
 def _choose_image_topic(bag: Path, index: BagIndex, config: BagConfig) -> str:
-    colour = [topic for topic, images in index.images.items() if images.encoding not in DEPTHS and "compressedDepth" not in images.encoding]
+    colour = [
+        topic
+        for topic, images in index.images.items()
+        if images.encoding not in DEPTHS and "compressedDepth" not in images.encoding
+    ]
     candidates = [config.image_topic] if config.image_topic else colour
     if len(candidates) != 1 or candidates[0] not in index.images:
-        wanted = f"image topic {config.image_topic!r}" if config.image_topic else "exactly one image topic (choose one with image_topic)"
+        wanted = (
+            f"image topic {config.image_topic!r}"
+            if config.image_topic
+            else "exactly one image topic (choose one with image_topic)"
+        )
         raise SldError(f"{bag}: expected {wanted}; the bag has {list_topics(index)}")
     return candidates[0]
 
 
-def _calibration(bag: Path, index: BagIndex, image_topic: str, config: BagConfig) -> Calibration | None:
+def _calibration(
+    bag: Path, index: BagIndex, image_topic: str, config: BagConfig
+) -> Calibration | None:
     topic = _info_topic(index, image_topic, config)
     if topic not in index.infos:
         if config.camera_info_topic:
-            raise SldError(f"{bag}: no camera calibration on {topic}; the bag has {list_topics(index)}")
+            raise SldError(
+                f"{bag}: no camera calibration on {topic}; the bag has {list_topics(index)}"
+            )
         return None
     info, source = index.infos[topic], "the camera calibration"
     if config.rectified:
         return Calibration(info.width, info.height, info.p.reshape(3, 4)[:, :3], source=source)
-    return Calibration(info.width, info.height, info.k.reshape(3, 3), info.d, info.distortion_model, source)
+    return Calibration(
+        info.width, info.height, info.k.reshape(3, 3), info.d, info.distortion_model, source
+    )
 
 
 def _info_topic(index: BagIndex, image_topic: str, config: BagConfig) -> str:
     beside = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
-    return config.camera_info_topic or (beside if beside in index.infos or len(index.infos) != 1 else next(iter(index.infos)))
+    return config.camera_info_topic or (
+        beside if beside in index.infos or len(index.infos) != 1 else next(iter(index.infos))
+    )
 
 
-def _camera_poses(bag: Path, tree: TransformTree, camera: str, stamps: list[int], world: str) -> tuple[str, dict[int, np.ndarray]]:
-    """The highest frame in which the poses of most images are known, and stamp -> T_world_camera; or "" and none."""
+def _camera_poses(
+    bag: Path, tree: TransformTree, camera: str, stamps: list[int], world: str
+) -> tuple[str, dict[int, np.ndarray]]:
+    """The highest frame in which the poses of most images are known, and stamp -> T_world_camera;
+    or "" and none."""
     chain = tree.ancestors(camera)
-    moving = [above for i, above in enumerate(chain) if any(tree.moves(frame) for frame in chain[:i])]
+    moving = [
+        above for i, above in enumerate(chain) if any(tree.moves(frame) for frame in chain[:i])
+    ]
     best: dict[int, np.ndarray] = {}
     best_frame, gaps = "", []
     for frame in [frame_name(world)] if world else reversed(moving):
@@ -189,7 +261,13 @@ def _camera_poses(bag: Path, tree: TransformTree, camera: str, stamps: list[int]
         if len(best) > len(stamps) / 2:
             break
     if gaps:
-        log.warning("%s: %d of %d images left out: odometry or TF has gaps; the first: %s", bag.name, len(gaps), len(stamps), gaps[0])
+        log.warning(
+            "%s: %d of %d images left out: odometry or TF has gaps; the first: %s",
+            bag.name,
+            len(gaps),
+            len(stamps),
+            gaps[0],
+        )
     return (best_frame, best) if best else ("", {})
 
 
@@ -198,12 +276,16 @@ def no_pose(drive: Drive, config: BagConfig) -> str:
     tree = drive.index.tree
     chain = " < ".join(reversed(tree.ancestors(drive.camera_frame)))
     world = config.world_frame or "a frame in which it moves"
-    return (f"no pose of the camera frame {drive.camera_frame!r} in {world} at any image stamp; "
-            "needed is TF from odom or map down to the camera, or nav_msgs/Odometry and a static TF; "
-            f"known frames: {', '.join(tree.frames()) or 'none'}; the chain of the camera: {chain}")
+    return (
+        f"no pose of the camera frame {drive.camera_frame!r} in {world} at any image stamp; "
+        "needed is TF from odom or map down to the camera, or nav_msgs/Odometry and a static TF; "
+        f"known frames: {', '.join(tree.frames()) or 'none'}; the chain of the camera: {chain}"
+    )
 
 
-def _poses(tree: TransformTree, world: str, camera: str, stamps: list[int]) -> tuple[dict[int, np.ndarray], list[TransformError]]:
+def _poses(
+    tree: TransformTree, world: str, camera: str, stamps: list[int]
+) -> tuple[dict[int, np.ndarray], list[TransformError]]:
     """Stamp -> T_world_camera where it is known, and the errors of stamps in a gap."""
     poses: dict[int, np.ndarray] = {}
     gaps: list[TransformError] = []
@@ -217,7 +299,10 @@ def _poses(tree: TransformTree, world: str, camera: str, stamps: list[int]) -> t
 
 
 def list_topics(index: BagIndex) -> str:
-    return ", ".join(f"{topic} ({type_name})" for topic, type_name in sorted(index.topics.items())) or "no topic of use"
+    return (
+        ", ".join(f"{topic} ({type_name})" for topic, type_name in sorted(index.topics.items()))
+        or "no topic of use"
+    )
 
 
 def _fingerprint(bag: Path, config: BagConfig) -> str:

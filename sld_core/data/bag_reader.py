@@ -1,4 +1,5 @@
 """Reading rosbag2 recordings: their messages, and what a first pass finds in them."""
+
 from __future__ import annotations
 
 import functools
@@ -13,17 +14,26 @@ import numpy as np
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
-from sld_core.geometry import make_transform, rotation_from_quaternion
+from sld_core.camera.encodings import (
+    depth_mm_from_raw,
+    encoded_size,
+    rgb_from_encoded,
+    rgb_from_raw,
+)
 from sld_core.data.mcap_reader import Message, scan, warn
 from sld_core.data.session_names import natural
-from sld_core.camera.encodings import depth_mm_from_raw, encoded_size, rgb_from_encoded, rgb_from_raw
 from sld_core.data.tf_tree import TransformTree
+from sld_core.geometry import make_transform, rotation_from_quaternion
 from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-CAMERA_INFO, TF, ODOMETRY = "sensor_msgs/msg/CameraInfo", "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
+CAMERA_INFO, TF, ODOMETRY = (
+    "sensor_msgs/msg/CameraInfo",
+    "tf2_msgs/msg/TFMessage",
+    "nav_msgs/msg/Odometry",
+)
 IMAGES = IMAGE, COMPRESSED
 
 
@@ -39,17 +49,23 @@ class Images:
 
 @dataclass
 class BagIndex:
-    """All of a bag but its pixels: image stamps, the first CameraInfo of each topic, poses of the frames over time."""
+    """All of a bag but its pixels: image stamps, the first CameraInfo of each topic, poses of the
+    frames over time."""
 
     images: dict[str, Images] = field(default_factory=dict)
     infos: dict[str, object] = field(default_factory=dict)
     tree: TransformTree = field(default_factory=TransformTree)
     topics: dict[str, str] = field(default_factory=dict)  # name -> type
-    damage: dict[str, str] = field(default_factory=dict)  # file, topic or transform -> what is wrong with it
+    damage: dict[str, str] = field(
+        default_factory=dict
+    )  # file, topic or transform -> what is wrong with it
 
 
-def messages(bag: Path, types: tuple[str, ...], tell: Callable[[Path, str], None] = warn) -> Iterator[Message]:
-    """Messages of these types in a bag folder or file, in the order of the file; of one that ends early `tell` hears."""
+def messages(
+    bag: Path, types: tuple[str, ...], tell: Callable[[Path, str], None] = warn
+) -> Iterator[Message]:
+    """Messages of these types in a bag folder or file, in the order of the file; of one that ends
+    early `tell` hears."""
     files = _parts(bag, ".mcap")
     if files and not _compressed_by_rosbag2(bag):
         for file in files:
@@ -66,20 +82,30 @@ def messages(bag: Path, types: tuple[str, ...], tell: Callable[[Path, str], None
                 for connection, time_ns, data in reader.messages(wanted) if wanted else ():
                     read += 1
                     yield Message(connection.topic, connection.msgtype, time_ns, bytes(data))
-    except Exception as error:  # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3 raise
+    # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3
+    # raise
+    except Exception as error:
         if not read:
             raise SldError(f"{bag}: cannot be read ({error})") from error
-        tell(bag, f"cut off or damaged after {read} messages ({error}): only the part before is used")
+        tell(
+            bag, f"cut off or damaged after {read} messages ({error}): only the part before is used"
+        )
 
 
 def _parts(bag: Path, suffix: str) -> list[Path]:
-    """The files of this kind in the order in which they were recorded: a recorder that splits a bag numbers them."""
+    """The files of this kind in the order in which they were recorded: a recorder that splits a bag
+    numbers them."""
     if bag.is_file():
         return [bag] if bag.suffix == suffix else []
     for path in bag.glob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe is to wait for its writer
+        if path.exists() and not (
+            path.is_file() or path.is_dir()
+        ):  # to open a pipe is to wait for its writer
             raise SldError(f"{path}: a device or pipe; expected a bag of files")
-    return sorted((path for path in bag.glob(f"*{suffix}") if path.is_file()), key=lambda path: natural(path.name))
+    return sorted(
+        (path for path in bag.glob(f"*{suffix}") if path.is_file()),
+        key=lambda path: natural(path.name),
+    )
 
 
 def _compressed_by_rosbag2(bag: Path) -> bool:
@@ -100,9 +126,13 @@ def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
         if i % 100 == 0:
             progress(Progress("reading the bag", min(1.0, seen / total)))
         try:
-            content = _content(message) if message.type not in IMAGES else _topic_of_image(index, message)
+            content = (
+                _content(message) if message.type not in IMAGES else _topic_of_image(index, message)
+            )
         except SldError as error:
-            _warn_once(index.damage, message.topic, f"{error}; ignored, as all such messages of this topic")
+            _warn_once(
+                index.damage, message.topic, f"{error}; ignored, as all such messages of this topic"
+            )
             continue
         if message.type in IMAGES:
             content.stamps_ns.append(stamp_of(message))
@@ -111,13 +141,29 @@ def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
         elif message.type == TF:
             for t in content.transforms:
                 static = message.topic.endswith("tf_static")
-                _insert(index.tree, t.header, t.child_frame_id, t.transform.rotation, t.transform.translation, static, index.damage)
+                _insert(
+                    index.tree,
+                    t.header,
+                    t.child_frame_id,
+                    t.transform.rotation,
+                    t.transform.translation,
+                    static,
+                    index.damage,
+                )
         else:
             odometry.append(content)
     in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
     for o in odometry:
         if o.child_frame_id not in in_tf:
-            _insert(index.tree, o.header, o.child_frame_id, o.pose.pose.orientation, o.pose.pose.position, False, index.damage)
+            _insert(
+                index.tree,
+                o.header,
+                o.child_frame_id,
+                o.pose.pose.orientation,
+                o.pose.pose.position,
+                False,
+                index.damage,
+            )
     return index
 
 
@@ -131,7 +177,14 @@ def decode_image(message: Message) -> np.ndarray:
     content = _content(message)
     if message.type == COMPRESSED:
         return rgb_from_encoded(content.data)
-    return rgb_from_raw(content.data, content.encoding, content.width, content.height, content.step, bool(content.is_bigendian))
+    return rgb_from_raw(
+        content.data,
+        content.encoding,
+        content.width,
+        content.height,
+        content.step,
+        bool(content.is_bigendian),
+    )
 
 
 def encoded_jpeg(message: Message) -> bytes | None:
@@ -143,13 +196,23 @@ def encoded_jpeg(message: Message) -> bytes | None:
 def decode_depth(message: Message) -> np.ndarray:
     """(height, width) uint16 millimetres of a recorded depth image, 0 = none."""
     content = _content(message)
-    return depth_mm_from_raw(content.data, content.encoding, content.width, content.height, content.step, bool(content.is_bigendian))
+    return depth_mm_from_raw(
+        content.data,
+        content.encoding,
+        content.width,
+        content.height,
+        content.step,
+        bool(content.is_bigendian),
+    )
 
 
 def stamp_of(message: Message) -> int:
-    """The stamp of a message that starts with a std_msgs/Header, without decoding the rest (megabytes, in an image)."""
+    """The stamp of a message that starts with a std_msgs/Header, without decoding the rest
+    (megabytes, in an image)."""
     order = "big" if message.data[1:2] == b"\0" else "little"
-    return int.from_bytes(message.data[4:8], order, signed=True) * 10**9 + int.from_bytes(message.data[8:12], order)
+    return int.from_bytes(message.data[4:8], order, signed=True) * 10**9 + int.from_bytes(
+        message.data[8:12], order
+    )
 
 
 def frame_name(name: str) -> str:
@@ -182,7 +245,7 @@ def _check_header(message: Message) -> None:
         length = int.from_bytes(message.data[12:16], order)
         if len(message.data) < 16 + length:
             raise ValueError(f"{len(message.data)} bytes")
-        message.data[16:16 + length - 1].decode()
+        message.data[16 : 16 + length - 1].decode()
     except (IndexError, ValueError) as error:
         raise _malformed(message, error) from error
 
@@ -191,12 +254,17 @@ def _content(message: Message):
     """A message decoded."""
     try:
         return _store().deserialize_cdr(message.data, message.type)
-    except Exception as error:  # the decoders that rosbags generates raise whatever the bytes make them meet
+    except (
+        Exception
+    ) as error:  # the decoders that rosbags generates raise whatever the bytes make them meet
         raise _malformed(message, error) from error
 
 
 def _malformed(message: Message, error: Exception) -> SldError:
-    return SldError(f"a message of {message.topic} at {message.time_ns} ns is no {message.type} ({type(error).__name__}: {error})")
+    return SldError(
+        f"a message of {message.topic} at {message.time_ns} ns is no {message.type} "
+        f"({type(error).__name__}: {error})"
+    )
 
 
 def _warn_once(damage: dict[str, str], what: str, text: str) -> None:
@@ -205,7 +273,15 @@ def _warn_once(damage: dict[str, str], what: str, text: str) -> None:
         log.warning("%s", text)
 
 
-def _insert(tree: TransformTree, header, child: str, rotation, translation, static: bool, damage: dict[str, str]) -> None:
+def _insert(
+    tree: TransformTree,
+    header,
+    child: str,
+    rotation,
+    translation,
+    static: bool,
+    damage: dict[str, str],
+) -> None:
     stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
     try:
         R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
@@ -213,7 +289,11 @@ def _insert(tree: TransformTree, header, child: str, rotation, translation, stat
         if not np.isfinite(t).all():
             raise ValueError(f"translation {t.tolist()}: expected finite numbers")
     except ValueError as error:  # as tf2 does
-        _warn_once(damage, f"{header.frame_id} -> {child}", f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}")
+        _warn_once(
+            damage,
+            f"{header.frame_id} -> {child}",
+            f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}",
+        )
         return
     T = make_transform(R, t)
     tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)

@@ -1,4 +1,6 @@
-"""Images that may become frames, and which of them are left out because they are blurred or show nothing new."""
+"""Images that may become frames, and which of them are left out because they are blurred or show
+nothing new."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -16,8 +18,9 @@ SHARPNESS_SIDE, THUMBNAIL = 640, (64, 48)
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that may become a frame: `image_HW3` uint8 RGB, undistorted where the lens is known. `jpeg` is the file as
-    it came, where nothing was changed. `depth_mm_HW` uint16 millimetres, 0 = none, aligned, any resolution."""
+    """An image that may become a frame: `image_HW3` uint8 RGB, undistorted where the lens is known.
+    `jpeg` is the file as it came, where nothing was changed. `depth_mm_HW` uint16 millimetres, 0 =
+    none, aligned, any resolution."""
 
     image_HW3: np.ndarray
     camera: Camera
@@ -31,7 +34,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A source that is left out; `reason` begins with a kind and a colon, such as "damaged: no JPEG"."""
+    """A source that is left out; `reason` begins with a kind and a colon, such as "damaged: no
+    JPEG"."""
 
     source: str
     reason: str
@@ -48,19 +52,29 @@ class FrameQuality:
 
 
 def measure_quality(candidate: Candidate) -> FrameQuality:
-    """Sharpness is the variance of the Laplacian, at 640 pixels so that noise of large sensors counts little."""
+    """Sharpness is the variance of the Laplacian, at 640 pixels so that noise of large sensors
+    counts little."""
     grey = cv2.cvtColor(candidate.image_HW3, cv2.COLOR_RGB2GRAY)
     scale = SHARPNESS_SIDE / max(grey.shape)
     if scale < 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     thumbnail = cv2.resize(grey, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
-    return FrameQuality(candidate.session, candidate.source, float(cv2.Laplacian(grey, cv2.CV_32F).var()), thumbnail)
+    return FrameQuality(
+        candidate.session, candidate.source, float(cv2.Laplacian(grey, cv2.CV_32F).var()), thumbnail
+    )
 
 
-def select(qualities: list[FrameQuality], config: FramesConfig) -> tuple[list[int], list[Rejection]]:
-    """Indices of the frames to keep, and why the others are not; `qualities` of one session are in the order of time."""
+def select(
+    qualities: list[FrameQuality], config: FramesConfig
+) -> tuple[list[int], list[Rejection]]:
+    """Indices of the frames to keep, and why the others are not; `qualities` of one session are in
+    the order of time."""
     rejections: list[Rejection] = []
-    sharp = [i for i in range(len(qualities)) if not _note(rejections, qualities[i], _blurred(qualities, i, config.reject_blurred))]
+    sharp = [
+        i
+        for i in range(len(qualities))
+        if not _note(rejections, qualities[i], _blurred(qualities, i, config.reject_blurred))
+    ]
     keep: list[int] = []
     last: dict[str, FrameQuality] = {}
     for i in sharp:
@@ -90,11 +104,18 @@ def _blurred(qualities: list[FrameQuality], i: int, part: float) -> str:
     usual = float(np.median([qualities[j].sharpness for j in around]))
     if qualities[i].sharpness >= part * usual:
         return ""
-    return f"blurred: sharpness {qualities[i].sharpness:.0f} is below {part:g} of its neighbours' {usual:.0f}"
+    return (
+        f"blurred: sharpness {qualities[i].sharpness:.0f} is below {part:g} of its "
+        f"neighbours' {usual:.0f}"
+    )
 
 
 def _similar(quality: FrameQuality, last: FrameQuality | None, threshold: float) -> str:
     if threshold == 0 or last is None:
         return ""
     difference = float(np.abs(quality.thumbnail_HW - last.thumbnail_HW).mean())
-    return f"nearly identical: {difference:.2f} of 255 from {last.source}" if difference < threshold else ""
+    return (
+        f"nearly identical: {difference:.2f} of 255 from {last.source}"
+        if difference < threshold
+        else ""
+    )

@@ -1,4 +1,5 @@
 """Writing frames' images and depth images, and reading depth that others wrote."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,15 +7,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sld_core.camera.encodings import MAX_PIXELS
 from sld_core.camera.images import read_depth
 from sld_core.data.frame_folder import image_size
-from sld_core.camera.encodings import MAX_PIXELS
 from sld_core.types import SldError
 
 
 def write_jpeg(path: Path, rgb_HW3: np.ndarray, quality: int) -> None:
     """HW3 uint8 RGB as JPEG."""
-    write_bytes(path, cv2.imencode(".jpg", cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    write_bytes(
+        path,
+        cv2.imencode(
+            ".jpg", cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )[1].tobytes(),
+    )
 
 
 def write_depth(path: Path, depth_mm_HW: np.ndarray) -> None:
@@ -31,16 +37,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_depth_mm(path: Path, shape_of: tuple[int, int]) -> np.ndarray:
-    """HW uint16 millimetres of a 16-bit PNG whose shape is that of images of `shape_of` (width, height), at any resolution."""
+    """HW uint16 millimetres of a 16-bit PNG whose shape is that of images of `shape_of` (width,
+    height), at any resolution."""
     width, height = image_size(path)
     if width * height > MAX_PIXELS:
         raise SldError(f"{path}: {width}x{height} pixels; expected at most {MAX_PIXELS}")
     if not same_shape((width, height), shape_of):
-        raise SldError(f"{path}: depth is {width}x{height} but the image is {shape_of[0]}x{shape_of[1]}; expected the same shape")
+        raise SldError(
+            f"{path}: depth is {width}x{height} but the image is {shape_of[0]}x{shape_of[1]}; "
+            "expected the same shape"
+        )
     return np.round(read_depth(path) * 1000).astype(np.uint16)
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two (width, height) are of one aspect ratio, up to the rounding of a pixel."""
     (width, height), (other_width, other_height) = size, other
-    return min(*size, *other) > 0 and abs(width * other_height - other_width * height) <= max(*size, *other)
+    return min(*size, *other) > 0 and abs(width * other_height - other_width * height) <= max(
+        *size, *other
+    )

@@ -1,4 +1,5 @@
 """A tree of coordinate frames over time: who was where, at a stamp."""
+
 from __future__ import annotations
 
 import bisect
@@ -9,8 +10,9 @@ import numpy as np
 
 from sld_core.geometry import interpolate, invert
 
-# The widest gap in a frame's poses that is interpolated: odometry comes at 10 Hz or more, and within half a second a robot
-# still moves about straight; over more it is a guess that a map or a fix must not be built on.
+# The widest gap in a frame's poses that is interpolated: odometry comes at 10 Hz or more, and
+# within half a second a robot still moves about straight; over more it is a guess that a map or a
+# fix must not be built on.
 MAX_GAP_S = 0.5
 
 
@@ -34,7 +36,8 @@ class TransformError(LookupError):
 
 @dataclass
 class _Edge:
-    """Poses of one frame in its parent, sorted by stamp; a static edge has one and it holds always."""
+    """Poses of one frame in its parent, sorted by stamp; a static edge has one and it holds
+    always."""
 
     parent: str
     static: bool
@@ -43,19 +46,31 @@ class _Edge:
 
 
 class TransformTree:
-    """Frames and how they moved. Keeps `history_ns` of every moving frame behind its newest stamp (None: everything)
-    and starts a frame again when its time jumps back by more: a recording is played in a loop."""
+    """Frames and how they moved. Keeps `history_ns` of every moving frame behind its newest stamp
+    (None: everything) and starts a frame again when its time jumps back by more: a recording is
+    played in a loop."""
 
     def __init__(self, history_ns: int | None = None):
         self._history_ns = history_ns
         self._edges: dict[str, _Edge] = {}
 
-    def insert(self, parent: str, child: str, stamp_ns: int, T_parent_child: np.ndarray, static: bool = False) -> None:
+    def insert(
+        self,
+        parent: str,
+        child: str,
+        stamp_ns: int,
+        T_parent_child: np.ndarray,
+        static: bool = False,
+    ) -> None:
         """Add one pose of child in parent; a second one of the same stamp replaces the first."""
         edge = self._edges.get(child)
         if edge is None or static or edge.static or edge.parent != parent:
             edge = self._edges[child] = _Edge(parent, static)
-        if self._history_ns is not None and edge.stamps_ns and stamp_ns < edge.stamps_ns[-1] - self._history_ns:
+        if (
+            self._history_ns is not None
+            and edge.stamps_ns
+            and stamp_ns < edge.stamps_ns[-1] - self._history_ns
+        ):
             edge.stamps_ns.clear()
             edge.transforms.clear()
         i = bisect.bisect_left(edge.stamps_ns, stamp_ns)
@@ -69,7 +84,8 @@ class TransformTree:
             del edge.stamps_ns[:old], edge.transforms[:old]
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> np.ndarray:
-        """T_target_source at a stamp, interpolated; None is the newest stamp that every moving frame between them has."""
+        """T_target_source at a stamp, interpolated; None is the newest stamp that every moving
+        frame between them has."""
         up, down = self._path(target, source)
         if stamp_ns is None:
             newest = [self._edges[c].stamps_ns[-1] for c in up + down if not self._edges[c].static]
@@ -83,7 +99,9 @@ class TransformTree:
     def ancestors(self, frame: str) -> list[str]:
         """The frame, its parent, and so on to the root."""
         chain = [frame]
-        while chain[-1] in self._edges and self._edges[chain[-1]].parent not in chain:  # a loop ends the walk
+        while (
+            chain[-1] in self._edges and self._edges[chain[-1]].parent not in chain
+        ):  # a loop ends the walk
             chain.append(self._edges[chain[-1]].parent)
         return chain
 
@@ -96,13 +114,19 @@ class TransformTree:
         known = self.frames()
         for frame in (target, source):
             if frame not in known:
-                raise TransformError(TransformReason.UNKNOWN_FRAME, f"frame {frame!r} is unknown; known: {', '.join(known) or 'none'}")
+                raise TransformError(
+                    TransformReason.UNKNOWN_FRAME,
+                    f"frame {frame!r} is unknown; known: {', '.join(known) or 'none'}",
+                )
         of_target, of_source = self.ancestors(target), self.ancestors(source)
         common = next((frame for frame in of_target if frame in of_source), None)
         if common is None:
-            raise TransformError(TransformReason.DISCONNECTED, f"{target!r} and {source!r} are not connected: "
-                                 f"{' < '.join(reversed(of_target))} and {' < '.join(reversed(of_source))}")
-        return of_target[:of_target.index(common)], of_source[:of_source.index(common)]
+            raise TransformError(
+                TransformReason.DISCONNECTED,
+                f"{target!r} and {source!r} are not connected: "
+                f"{' < '.join(reversed(of_target))} and {' < '.join(reversed(of_source))}",
+            )
+        return of_target[: of_target.index(common)], of_source[: of_source.index(common)]
 
     def _climb(self, frames: list[str], stamp_ns: int) -> np.ndarray:
         """T_ancestor_first over a chain of child frames."""
@@ -120,13 +144,25 @@ class TransformTree:
         if i < len(edge.stamps_ns) and edge.stamps_ns[i] == stamp_ns:
             return edge.transforms[i]
         if i == 0:
-            raise TransformError(TransformReason.TOO_OLD, f"{edge.parent!r} -> {frame!r} at the stamp: it is "
-                                 f"{(edge.stamps_ns[0] - stamp_ns) / 1e9:.3f} s before the oldest transform")
+            raise TransformError(
+                TransformReason.TOO_OLD,
+                f"{edge.parent!r} -> {frame!r} at the stamp: it is "
+                f"{(edge.stamps_ns[0] - stamp_ns) / 1e9:.3f} s before the oldest transform",
+            )
         if i == len(edge.stamps_ns):
-            raise TransformError(TransformReason.TOO_NEW, f"{edge.parent!r} -> {frame!r} at the stamp: it is "
-                                 f"{(stamp_ns - edge.stamps_ns[-1]) / 1e9:.3f} s after the newest transform")
+            raise TransformError(
+                TransformReason.TOO_NEW,
+                f"{edge.parent!r} -> {frame!r} at the stamp: it is "
+                f"{(stamp_ns - edge.stamps_ns[-1]) / 1e9:.3f} s after the newest transform",
+            )
         before, after = edge.stamps_ns[i - 1], edge.stamps_ns[i]
         if after - before > MAX_GAP_S * 1e9:
-            raise TransformError(TransformReason.GAP, f"{edge.parent!r} -> {frame!r} at the stamp: it is in a gap of "
-                                 f"{(after - before) / 1e9:.3f} s between two transforms; at most {MAX_GAP_S} s is interpolated")
-        return interpolate(edge.transforms[i - 1], edge.transforms[i], (stamp_ns - before) / (after - before))
+            raise TransformError(
+                TransformReason.GAP,
+                f"{edge.parent!r} -> {frame!r} at the stamp: it is in a gap of "
+                f"{(after - before) / 1e9:.3f} s between two transforms; at most {MAX_GAP_S} s "
+                "is interpolated",
+            )
+        return interpolate(
+            edge.transforms[i - 1], edge.transforms[i], (stamp_ns - before) / (after - before)
+        )

@@ -1,4 +1,5 @@
 """Frames of videos, chosen by their time stamps."""
+
 from __future__ import annotations
 
 import logging
@@ -9,10 +10,10 @@ from pathlib import Path
 import cv2
 
 from sld_core.camera.calibration import Calibration, Lenses
-from sld_core.config.mapping import FramesConfig
-from sld_core.data.session_names import session_labels
-from sld_core.data.frame_selection import Candidate, Rejection
 from sld_core.camera.encodings import MAX_PIXELS
+from sld_core.config.mapping import FramesConfig
+from sld_core.data.frame_selection import Candidate, Rejection
+from sld_core.data.session_names import session_labels
 from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,14 @@ MAX_SIDE = 16384
 MAX_SECONDS = 1e6  # beyond, a time stamp is damaged
 
 
-def candidates(videos: list[Path], config: FramesConfig, calibration: Calibration | None,
-               progress: Callable[[Progress], None]) -> Iterator[Candidate | Rejection]:
-    """Images of each video, in order; a video that gives none, or ends early, is also named as a Rejection."""
+def candidates(
+    videos: list[Path],
+    config: FramesConfig,
+    calibration: Calibration | None,
+    progress: Callable[[Progress], None],
+) -> Iterator[Candidate | Rejection]:
+    """Images of each video, in order; a video that gives none, or ends early, is also named as a
+    Rejection."""
     lenses, names = Lenses(calibration), session_names(videos)
     sessions = session_labels(names)
     for i, (video, name) in enumerate(zip(videos, names, strict=True)):
@@ -36,23 +42,37 @@ def candidates(videos: list[Path], config: FramesConfig, calibration: Calibratio
 
 
 def session_names(videos: list[Path]) -> list[str]:
-    """The stem of each file, with as many folders before it, and its suffix, as make it the only one of that name."""
+    """The stem of each file, with as many folders before it, and its suffix, as make it the only
+    one of that name."""
     if len({path.resolve() for path in videos}) < len(videos):
         raise SldError(f"videos {', '.join(map(str, videos))}: the same file is named twice")
     depth = max((len(path.resolve().parts) for path in videos), default=1)
-    names = [[_name(path, folders, suffix) for folders in range(depth) for suffix in (False, True)] for path in videos]
+    names = [
+        [_name(path, folders, suffix) for folders in range(depth) for suffix in (False, True)]
+        for path in videos
+    ]
     of_length = [[row[k] for row in names] for k in range(2 * depth)]
-    return [next(row[k] for k in range(2 * depth) if of_length[k].count(row[k]) == 1) for row in names]
+    return [
+        next(row[k] for k in range(2 * depth) if of_length[k].count(row[k]) == 1) for row in names
+    ]
 
 
 def _name(video: Path, folders: int, suffix: bool) -> str:
     path = video.resolve()
     parents = [part for part in path.parts[:-1] if part != path.anchor]
-    return "/".join([*parents[max(0, len(parents) - folders):], path.name if suffix else path.stem])
+    return "/".join(
+        [*parents[max(0, len(parents) - folders) :], path.name if suffix else path.stem]
+    )
 
 
-def _of_video(video: Path, name: str, session: str, config: FramesConfig, lenses: Lenses,
-              progress: Callable[[float], None]) -> Iterator[Candidate | Rejection]:
+def _of_video(
+    video: Path,
+    name: str,
+    session: str,
+    config: FramesConfig,
+    lenses: Lenses,
+    progress: Callable[[float], None],
+) -> Iterator[Candidate | Rejection]:
     capture = _open(video)
     try:
         fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -74,15 +94,22 @@ def _of_video(video: Path, name: str, session: str, config: FramesConfig, lenses
                 image = lens(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
             except SldError as error:
                 raise SldError(f"other size: {error}") from None
-            yield Candidate(image, lens.camera, session, f"{label} at {time_s:.2f} s", round(time_s * 1e9))
+            yield Candidate(
+                image, lens.camera, session, f"{label} at {time_s:.2f} s", round(time_s * 1e9)
+            )
             progress(min(1.0, read / count) if count else 0.0)
     finally:
         capture.release()
     if slot < 0:
         raise SldError("damaged: the video has no frame that can be decoded")
     if read < 0.95 * count - 2:  # only the header tells how many there should be
-        log.warning("%s is cut off or damaged after %.1f s: only the part before is used", video, time_s)
-        yield Rejection(f"{label} after {time_s:.2f} s", f"damaged: the video ends after {read} of about {count:.0f} images")
+        log.warning(
+            "%s is cut off or damaged after %.1f s: only the part before is used", video, time_s
+        )
+        yield Rejection(
+            f"{label} after {time_s:.2f} s",
+            f"damaged: the video ends after {read} of about {count:.0f} images",
+        )
 
 
 def _open(video: Path) -> cv2.VideoCapture:
@@ -91,18 +118,28 @@ def _open(video: Path) -> cv2.VideoCapture:
     # an absolute path is taken for no URL, and FFMPEG for no numbered series of images
     capture = cv2.VideoCapture(str(video.resolve()), cv2.CAP_FFMPEG)
     if not capture.isOpened():
-        raise SldError("no video: cannot be opened (expected a format that FFmpeg reads, such as mp4)")
-    width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        raise SldError(
+            "no video: cannot be opened (expected a format that FFmpeg reads, such as mp4)"
+        )
+    width, height = (
+        int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+        int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+    )
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
         capture.release()
-        raise SldError(f"too large: images of {width}x{height} pixels; expected at most {MAX_PIXELS} pixels")
+        raise SldError(
+            f"too large: images of {width}x{height} pixels; expected at most {MAX_PIXELS} pixels"
+        )
     return capture
 
 
 def _check_file(video: Path) -> None:
-    """FFmpeg takes some text files for playlists and then opens what they name, on other machines too."""
+    """FFmpeg takes some text files for playlists and then opens what they name, on other machines
+    too."""
     try:
-        if video.exists() and not (video.is_file() or video.is_dir()):  # to open a pipe is to wait for its writer
+        if video.exists() and not (
+            video.is_file() or video.is_dir()
+        ):  # to open a pipe is to wait for its writer
             raise SldError("no video: a device or pipe; expected a file")
         with open(video, "rb") as file:
             head = file.read(512)
@@ -115,7 +152,8 @@ def _check_file(video: Path) -> None:
 
 
 def _time(capture: cv2.VideoCapture, read: int, before_s: float, fps: float) -> float:
-    """Seconds of the image just grabbed since the video's start; by its number where time stamps are missing."""
+    """Seconds of the image just grabbed since the video's start; by its number where time stamps
+    are missing."""
     time_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
     if time_s < MAX_SECONDS and (time_s > before_s or read == 0 and time_s >= 0):  # false for NaN
         return time_s

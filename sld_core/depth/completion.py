@@ -1,7 +1,10 @@
-"""Depth completion: from the known depths of an image and its monocular depth to a depth everywhere.
+"""Depth completion: from the known depths of an image and its monocular depth to a depth
+everywhere.
 
-Every method is called the same way: known_HW (depth, any unit; 0 or not finite: none), mono_HW (relative inverse depth, near =
-large), rgb_HW3 (uint8), all of one size -> depth_HW (float32, finite, > 0). What was measured comes back as measured."""
+Every method is called the same way: known_HW (depth, any unit; 0 or not finite: none), mono_HW
+(relative inverse depth, near = large), rgb_HW3 (uint8), all of one size -> depth_HW (float32,
+finite, > 0). What was measured comes back as measured."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,7 +19,10 @@ from sld_core.types import SldError
 Completion = Callable[..., np.ndarray]  # (known_HW, mono_HW, rgb_HW3, rng=None) -> depth_HW
 
 MIN_KNOWN = 10
-FARTHEST, NEAREST = DepthConfig().max_depth_ratio, 0.7  # completed depths stay within these of the farthest and the nearest known one
+FARTHEST, NEAREST = (
+    DepthConfig().max_depth_ratio,
+    0.7,
+)  # completed depths stay within these of the farthest and the nearest known one
 HUBER = 1.345  # standard deviations up to which residuals count fully
 MAX_TREE_PIXELS = 100_000
 
@@ -24,24 +30,46 @@ MAX_TREE_PIXELS = 100_000
 def method_of(config: DepthConfig) -> Completion:
     """The completion that a configuration names, with its settings."""
     if config.method == "gaussian_process":
-        return checked(partial(gaussian_process.fill, config=config.gaussian_process), config.max_depth_ratio)
+        return checked(
+            partial(gaussian_process.fill, config=config.gaussian_process), config.max_depth_ratio
+        )
     return checked(BARE[config.method], config.max_depth_ratio)
 
 
 def checked(method: Callable, farthest: float = FARTHEST) -> Completion:
-    """`method` with its input checked, its output within what is plausible, and measured depths kept."""
-    def complete(known_HW: np.ndarray, mono_HW: np.ndarray, rgb_HW3: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """`method` with its input checked, its output within what is plausible, and measured depths
+    kept."""
+
+    def complete(
+        known_HW: np.ndarray,
+        mono_HW: np.ndarray,
+        rgb_HW3: np.ndarray,
+        rng: np.random.Generator | None = None,
+    ) -> np.ndarray:
         known_HW = known_only(known_HW)
-        if mono_HW.shape != known_HW.shape or rgb_HW3.shape != (*known_HW.shape, 3) or rgb_HW3.dtype != np.uint8:
-            raise ValueError(f"known depth {known_HW.shape}, monocular depth {mono_HW.shape}, image {rgb_HW3.shape} {rgb_HW3.dtype}: "
-                             "expected (H, W), (H, W) and uint8 (H, W, 3)")
+        if (
+            mono_HW.shape != known_HW.shape
+            or rgb_HW3.shape != (*known_HW.shape, 3)
+            or rgb_HW3.dtype != np.uint8
+        ):
+            raise ValueError(
+                f"known depth {known_HW.shape}, monocular depth {mono_HW.shape}, image "
+                f"{rgb_HW3.shape} {rgb_HW3.dtype}: "
+                "expected (H, W), (H, W) and uint8 (H, W, 3)"
+            )
         measured = known_HW > 0
         if measured.sum() < MIN_KNOWN:
-            raise SldError(f"{measured.sum()} known depths in the image: expected at least {MIN_KNOWN} to complete from")
+            raise SldError(
+                f"{measured.sum()} known depths in the image: expected at least {MIN_KNOWN} to "
+                "complete from"
+            )
         rng = rng or np.random.default_rng(0)
-        depth = np.asarray(method(known_HW, np.asarray(mono_HW, np.float32), rgb_HW3, rng), np.float32)
+        depth = np.asarray(
+            method(known_HW, np.asarray(mono_HW, np.float32), rgb_HW3, rng), np.float32
+        )
         near, far = known_HW[measured].min(), known_HW[measured].max()
         return np.where(measured, known_HW, np.clip(depth, NEAREST * near, farthest * far))
+
     return complete
 
 
@@ -53,16 +81,21 @@ def known_only(depth_HW: np.ndarray) -> np.ndarray:
 
 
 def _scale_shift(known_HW, mono_HW, rgb_HW3, rng) -> np.ndarray:
-    """One scale and one shift between monocular and true inverse depth: what such a network leaves open."""
+    """One scale and one shift between monocular and true inverse depth: what such a network leaves
+    open."""
     measured = known_HW > 0
     scale, shift = scale_and_shift(mono_HW[measured], 1 / known_HW[measured])
     inverse = scale * mono_HW + shift
-    # an inverse depth that is not positive is behind infinity; the clip to the known range brings it back
+    # an inverse depth that is not positive is behind infinity; the clip to the known range brings
+    # it back
     return 1 / np.maximum(inverse, 1e-6)
 
 
-def scale_and_shift(mono_N: np.ndarray, inverse_N: np.ndarray, rounds: int = 20) -> tuple[float, float]:
-    """(scale, shift) with scale * mono + shift = inverse, by least squares robust to outliers (Huber, reweighted)."""
+def scale_and_shift(
+    mono_N: np.ndarray, inverse_N: np.ndarray, rounds: int = 20
+) -> tuple[float, float]:
+    """(scale, shift) with scale * mono + shift = inverse, by least squares robust to outliers
+    (Huber, reweighted)."""
     A = np.stack([mono_N, np.ones_like(mono_N)], 1).astype(float)
     b, weight = np.asarray(inverse_N, float), np.ones(len(mono_N))
     solution = np.zeros(2)
@@ -78,13 +111,17 @@ def scale_and_shift(mono_N: np.ndarray, inverse_N: np.ndarray, rounds: int = 20)
 
 
 def _hist_gradient_boosting(known_HW, mono_HW, rgb_HW3, rng) -> np.ndarray:
-    """Gradient-boosted trees on the paper's features; trees need no scaling. From at most MAX_TREE_PIXELS known pixels."""
+    """Gradient-boosted trees on the paper's features; trees need no scaling. From at most
+    MAX_TREE_PIXELS known pixels."""
     from sklearn.ensemble import HistGradientBoostingRegressor
+
     features, measured = paper.features(mono_HW, rgb_HW3), (known_HW > 0).ravel()
     chosen = np.flatnonzero(measured)
     if len(chosen) > MAX_TREE_PIXELS:
         chosen = rng.choice(chosen, MAX_TREE_PIXELS, replace=False)
-    regressor = HistGradientBoostingRegressor(random_state=42).fit(features[chosen], known_HW.ravel()[chosen])
+    regressor = HistGradientBoostingRegressor(random_state=42).fit(
+        features[chosen], known_HW.ravel()[chosen]
+    )
     return regressor.predict(features).reshape(known_HW.shape)
 
 
@@ -92,7 +129,11 @@ def _paper(known_HW, mono_HW, rgb_HW3, rng) -> np.ndarray:
     return paper.predict_image(paper.fit(known_HW, mono_HW, rgb_HW3), mono_HW, rgb_HW3)
 
 
-BARE = {"gaussian_process": gaussian_process.fill, "hist_gradient_boosting": _hist_gradient_boosting, "scale_shift": _scale_shift,
-        "paper": _paper}
+BARE = {
+    "gaussian_process": gaussian_process.fill,
+    "hist_gradient_boosting": _hist_gradient_boosting,
+    "scale_shift": _scale_shift,
+    "paper": _paper,
+}
 METHODS: dict[str, Completion] = {name: checked(method) for name, method in BARE.items()}
 DEFAULT = DepthConfig().method

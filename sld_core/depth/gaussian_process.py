@@ -1,11 +1,14 @@
-"""Depth completion by a Gaussian process on log depth, then an edge-aware spreading of what it leaves.
+"""Depth completion by a Gaussian process on log depth, then an edge-aware spreading of what it
+leaves.
 
-The process is over place, monocular depth and colour: near what is known it interpolates, among pixels that look alike first; far from
-it, it falls back on a quadratic of place and monocular depth, whose uncertain coefficients shrink to a constant. The monocular depth
-is a feature, not a law, so a network that errs about a room does no harm where the measurements contradict it. The kernel is
-exponential (Ornstein-Uhlenbeck), which bends at edges more readily than the smooth squared exponential.
-What remains at known pixels is spread by weighted diffusion that stops at edges of colour and of predicted depth.
-"""
+The process is over place, monocular depth and colour: near what is known it interpolates, among
+pixels that look alike first; far from it, it falls back on a quadratic of place and monocular
+depth, whose uncertain coefficients shrink to a constant. The monocular depth is a feature, not a
+law, so a network that errs about a room does no harm where the measurements contradict it. The
+kernel is exponential (Ornstein-Uhlenbeck), which bends at edges more readily than the smooth
+squared exponential. What remains at known pixels is spread by weighted diffusion that stops at
+edges of colour and of predicted depth."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,7 +28,8 @@ RIM_PX = 2  # known pixels around unknown ones that what is left is spread from
 
 @dataclass(frozen=True)
 class _Work:
-    """An image at working resolution: log depth (0 where unknown), the share of each pixel that is known, features."""
+    """An image at working resolution: log depth (0 where unknown), the share of each pixel that is
+    known, features."""
 
     log_depth_HW: np.ndarray
     known_HW: np.ndarray
@@ -34,8 +38,13 @@ class _Work:
     rgb_HW3: np.ndarray  # 0..1, blurred
 
 
-def fill(known_HW: np.ndarray, mono_HW: np.ndarray, rgb_HW3: np.ndarray, rng: np.random.Generator,
-         config: GaussianProcessConfig = GaussianProcessConfig()) -> np.ndarray:
+def fill(
+    known_HW: np.ndarray,
+    mono_HW: np.ndarray,
+    rgb_HW3: np.ndarray,
+    rng: np.random.Generator,
+    config: GaussianProcessConfig = GaussianProcessConfig(),
+) -> np.ndarray:
     """Depth (H, W) from known depths (0: none), relative inverse depth and colours (uint8)."""
     work = _reduced(known_HW, mono_HW, rgb_HW3, config)
     log_depth_HW = work.log_depth_HW.copy()
@@ -43,12 +52,18 @@ def fill(known_HW: np.ndarray, mono_HW: np.ndarray, rgb_HW3: np.ndarray, rng: np
     if len(asked_Q):
         predicted_Q = _regress(work, asked_Q, rng, config)
         log_depth_HW.flat[asked_Q] = predicted_Q + _spread(work, asked_Q, predicted_Q, config)
-    return np.exp(cv2.resize(log_depth_HW.astype(np.float32), known_HW.shape[::-1], interpolation=cv2.INTER_LINEAR))
+    return np.exp(
+        cv2.resize(
+            log_depth_HW.astype(np.float32), known_HW.shape[::-1], interpolation=cv2.INTER_LINEAR
+        )
+    )
 
 
 def _asked(known_HW: np.ndarray) -> np.ndarray:
     """Indices of the pixels that are unknown, and of a rim of known ones around them."""
-    return np.flatnonzero(cv2.dilate((known_HW == 0).astype(np.uint8), np.ones((2 * RIM_PX + 1,) * 2, np.uint8)))
+    return np.flatnonzero(
+        cv2.dilate((known_HW == 0).astype(np.uint8), np.ones((2 * RIM_PX + 1,) * 2, np.uint8))
+    )
 
 
 def _reduced(known_HW, mono_HW, rgb_HW3, config: GaussianProcessConfig) -> _Work:
@@ -58,25 +73,35 @@ def _reduced(known_HW, mono_HW, rgb_HW3, config: GaussianProcessConfig) -> _Work
     shrink = lambda image: cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     measured = known_HW > 0
     share = shrink(measured)
-    inverse = shrink(np.where(measured, 1 / np.maximum(known_HW, 1e-9), 0))  # inverse depth is linear on planes
+    inverse = shrink(
+        np.where(measured, 1 / np.maximum(known_HW, 1e-9), 0)
+    )  # inverse depth is linear on planes
     known = share > 1e-3
     log_depth = np.where(known, np.log(np.maximum(share, 1e-9) / np.maximum(inverse, 1e-12)), 0)
     rgb = cv2.GaussianBlur(shrink(rgb_HW3) / 255, (0, 0), config.color_blur_px)
-    return _Work(log_depth, np.where(known, share, 0), *_features(shrink(mono_HW), rgb, config), rgb)
+    return _Work(
+        log_depth, np.where(known, share, 0), *_features(shrink(mono_HW), rgb, config), rgb
+    )
 
 
-def _features(mono_HW: np.ndarray, rgb_HW3: np.ndarray, config: GaussianProcessConfig) -> tuple[np.ndarray, np.ndarray]:
+def _features(
+    mono_HW: np.ndarray, rgb_HW3: np.ndarray, config: GaussianProcessConfig
+) -> tuple[np.ndarray, np.ndarray]:
     height, width = mono_HW.shape
     y, x = np.mgrid[:height, :width].reshape(2, -1) / max(height, width)
     mono = ((mono_HW - mono_HW.mean()) / max(float(mono_HW.std()), 1e-6)).ravel()
     lab = cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2LAB).reshape(-1, 3) / 100 * [1, 2, 2]
-    feature = np.column_stack([x / config.length, y / config.length, mono / config.mono_length, lab / config.color_length])
+    feature = np.column_stack(
+        [x / config.length, y / config.length, mono / config.mono_length, lab / config.color_length]
+    )
     x, y = x - x.mean(), y - y.mean()
     mean = np.column_stack([np.ones_like(x), x, y, mono, x * y, mono**2, x**2, y**2])
     return feature.astype(np.float32), mean.astype(np.float32)
 
 
-def _regress(work: _Work, asked_Q: np.ndarray, rng: np.random.Generator, config: GaussianProcessConfig) -> np.ndarray:
+def _regress(
+    work: _Work, asked_Q: np.ndarray, rng: np.random.Generator, config: GaussianProcessConfig
+) -> np.ndarray:
     """Mean of the process at the pixels asked for (Q,), given a sample of the known ones."""
     sample = _sample(work.known_HW, rng, config.samples)
     value = work.log_depth_HW.ravel()[sample].astype(float)
@@ -97,31 +122,46 @@ def _sample(known_HW: np.ndarray, rng: np.random.Generator, count: int) -> np.nd
     return rng.choice(known, count, replace=False, p=chance / chance.sum())
 
 
-def _covariance(work: _Work, a: np.ndarray, b: np.ndarray, config: GaussianProcessConfig) -> np.ndarray:
+def _covariance(
+    work: _Work, a: np.ndarray, b: np.ndarray, config: GaussianProcessConfig
+) -> np.ndarray:
     """float32 (len(a), len(b)) between the values at pixels a and b."""
     A, B = work.feature_PF[a], work.feature_PF[b]
     squares = (A**2).sum(1)[:, None] + (B**2).sum(1) - 2 * A @ B.T
-    return np.exp(-np.sqrt(np.maximum(squares, 0))) + np.float32(config.mean_weight) * work.mean_PM[a] @ work.mean_PM[b].T
+    return (
+        np.exp(-np.sqrt(np.maximum(squares, 0)))
+        + np.float32(config.mean_weight) * work.mean_PM[a] @ work.mean_PM[b].T
+    )
 
 
-def _spread(work: _Work, asked_Q: np.ndarray, predicted_Q: np.ndarray, config: GaussianProcessConfig) -> np.ndarray:
-    """The difference of known and predicted log depth, (Q,), spread over unknown pixels by diffusion with edges, fading with distance."""
+def _spread(
+    work: _Work, asked_Q: np.ndarray, predicted_Q: np.ndarray, config: GaussianProcessConfig
+) -> np.ndarray:
+    """The difference of known and predicted log depth, (Q,), spread over unknown pixels by
+    diffusion with edges, fading with distance."""
     residual = np.clip(work.log_depth_HW.flat[asked_Q] - predicted_Q, -MAX_RESIDUAL, MAX_RESIDUAL)
     hold = KNOWN_WEIGHT * work.known_HW.flat[asked_Q]
     a, b, weight = _links(work, asked_Q, predicted_Q, config)
     W = scipy.sparse.coo_matrix((weight, (a, b)), (len(asked_Q), len(asked_Q)))
     W = W + W.T
     system = scipy.sparse.diags(np.asarray(W.sum(1)).ravel() + hold + 1 / config.reach_px**2) - W
-    factors = scipy.sparse.linalg.splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+    factors = scipy.sparse.linalg.splu(
+        system.tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}
+    )
     return factors.solve(hold * residual)
 
 
-def _links(work: _Work, asked_Q: np.ndarray, predicted_Q: np.ndarray,
-           config: GaussianProcessConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of neighbours among the pixels asked for, as positions in `asked_Q`, and how freely residuals pass between them (0..1)."""
+def _links(
+    work: _Work, asked_Q: np.ndarray, predicted_Q: np.ndarray, config: GaussianProcessConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of neighbours among the pixels asked for, as positions in `asked_Q`, and how freely
+    residuals pass between them (0..1)."""
     position_HW = np.full(work.known_HW.shape, -1)
     position_HW.flat[asked_Q] = np.arange(len(asked_Q))
-    pairs = [(position_HW[:, :-1].ravel(), position_HW[:, 1:].ravel()), (position_HW[:-1].ravel(), position_HW[1:].ravel())]
+    pairs = [
+        (position_HW[:, :-1].ravel(), position_HW[:, 1:].ravel()),
+        (position_HW[:-1].ravel(), position_HW[1:].ravel()),
+    ]
     a, b = (np.concatenate(ends) for ends in zip(*pairs))
     both = (a >= 0) & (b >= 0)
     a, b = a[both], b[both]

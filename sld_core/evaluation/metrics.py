@@ -1,4 +1,5 @@
 """How good localization is over a set of queries: recall, medians, wrong fixes, time."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ from sld_core.types import SceneReport
 RECALL_CM_DEG = ((2, 2), (5, 5), (10, 10))
 WRONG_FIX_M = 0.5
 WRONG_FIX_RAD = np.radians(10.0)
-UNITLESS = ("queries", "accepted", "median_deg")  # what of `accuracy` holds in a scene that is not metric
+UNITLESS = (
+    "queries",
+    "accepted",
+    "median_deg",
+)  # what of `accuracy` holds in a scene that is not metric
 HEAD_STAGE = "head"  # the key of SceneReport.seconds under which head training is counted
 
 Metrics = dict[str, float | int | None]
@@ -21,8 +26,9 @@ Metrics = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What localization said about one query image whose pose is known. Poses are camera to map, 4x4, metres;
-    `T_estimated` is None where there was no fix, and `reason` then says why. `seconds` of computation is NaN if unknown."""
+    """What localization said about one query image whose pose is known. Poses are camera to map,
+    4x4, metres; `T_estimated` is None where there was no fix, and `reason` then says why. `seconds`
+    of computation is NaN if unknown."""
 
     name: str
     T_true: np.ndarray
@@ -36,8 +42,13 @@ class QueryResult:
 
     @cached_property
     def errors(self) -> tuple[float, float]:
-        """Position (metres) and rotation (radians); infinite where there was no fix, so that it counts as failed."""
-        return (np.inf, np.inf) if self.T_estimated is None else pose_error(self.T_true, self.T_estimated)
+        """Position (metres) and rotation (radians); infinite where there was no fix, so that it
+        counts as failed."""
+        return (
+            (np.inf, np.inf)
+            if self.T_estimated is None
+            else pose_error(self.T_true, self.T_estimated)
+        )
 
     @property
     def position_error_m(self) -> float:
@@ -50,11 +61,18 @@ class QueryResult:
     @property
     def is_wrong_fix(self) -> bool:
         """Accepted, but off by more than 50 cm or 10 degrees."""
-        return self.accepted and (self.position_error_m > WRONG_FIX_M or self.rotation_error_rad > WRONG_FIX_RAD)
+        return self.accepted and (
+            self.position_error_m > WRONG_FIX_M or self.rotation_error_rad > WRONG_FIX_RAD
+        )
 
 
-def summarize(results: Sequence[QueryResult], report: SceneReport | None = None, scene_bytes: int | None = None) -> Metrics:
-    """Accuracy of the results with the cost of teaching the scene, of a query and of storage; None where unknown."""
+def summarize(
+    results: Sequence[QueryResult],
+    report: SceneReport | None = None,
+    scene_bytes: int | None = None,
+) -> Metrics:
+    """Accuracy of the results with the cost of teaching the scene, of a query and of storage; None
+    where unknown."""
     ms = 1000 * np.array([r.seconds for r in results])
     return accuracy(results) | {
         "teach_s": report.teach_s if report else None,
@@ -66,13 +84,18 @@ def summarize(results: Sequence[QueryResult], report: SceneReport | None = None,
 
 
 def accuracy(results: Sequence[QueryResult]) -> Metrics:
-    """Recall (0..1) counts over all queries, so a query without a fix failed; medians and 99 % are over accepted fixes."""
+    """Recall (0..1) counts over all queries, so a query without a fix failed; medians and 99 % are
+    over accepted fixes."""
     if not results:
         raise ValueError("no query results: expected at least one to evaluate")
     metres, radians = np.array([r.errors for r in results]).T
     accepted = np.array([r.accepted for r in results])
-    recall = {f"recall_{cm}cm_{deg}deg": float(np.mean((metres <= cm / 100) & (np.degrees(radians) <= deg)))
-              for cm, deg in RECALL_CM_DEG}
+    recall = {
+        f"recall_{cm}cm_{deg}deg": float(
+            np.mean((metres <= cm / 100) & (np.degrees(radians) <= deg))
+        )
+        for cm, deg in RECALL_CM_DEG
+    }
     return {
         "queries": len(results),
         "accepted": int(accepted.sum()),
@@ -103,9 +126,13 @@ ROWS = (  # label, key of the metrics, how to print the value
 
 
 def table_rows(metrics: Metrics) -> list[list[str]]:
-    """Label and printed value of every metric; a third column holds the `tf_` metrics where there are any."""
+    """Label and printed value of every metric; a third column holds the `tf_` metrics where there
+    are any."""
     prefixes = ("", "tf_") if any(key.startswith("tf_") for key in metrics) else ("",)
-    return [[label, *(_printed(metrics, prefix + key, form) for prefix in prefixes)] for label, key, form in ROWS]
+    return [
+        [label, *(_printed(metrics, prefix + key, form) for prefix in prefixes)]
+        for label, key, form in ROWS
+    ]
 
 
 def format_table(metrics: Metrics) -> str:
@@ -114,8 +141,11 @@ def format_table(metrics: Metrics) -> str:
     if len(rows[0]) == 3:
         rows.insert(0, ["", "~/pose", "TF"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(row[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))
-                     for row in rows)
+    return "\n".join(
+        row[0].ljust(widths[0])
+        + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))
+        for row in rows
+    )
 
 
 def _printed(metrics: Metrics, key: str, form: str) -> str:

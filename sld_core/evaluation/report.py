@@ -1,4 +1,5 @@
 """A self-contained HTML page about a scene and how well queries were localized in it."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,28 +16,55 @@ from sld_core.types import Camera, Localization, SceneReport
 TRUTH, ESTIMATE, FAILED = "#2a7f62", "#d1495b", "#e6a100"
 
 
-def write_report(path: Path, title: str, metrics: Metrics, results: Sequence[QueryResult], *, scene: SceneReport | None = None,
-                 map_poses: Sequence[np.ndarray] = (), landmarks_L3: np.ndarray | None = None,
-                 overlays: Sequence[tuple[str, np.ndarray]] = (), notes: Sequence[str] = ()) -> None:
-    """Writes one HTML file with all pictures inside. `map_poses` are cameras to map, 4x4; `overlays` are captions with
-    images (H, W, 3) uint8 RGB, such as `overlay` draws."""
+def write_report(
+    path: Path,
+    title: str,
+    metrics: Metrics,
+    results: Sequence[QueryResult],
+    *,
+    scene: SceneReport | None = None,
+    map_poses: Sequence[np.ndarray] = (),
+    landmarks_L3: np.ndarray | None = None,
+    overlays: Sequence[tuple[str, np.ndarray]] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes one HTML file with all pictures inside. `map_poses` are cameras to map, 4x4;
+    `overlays` are captions with images (H, W, 3) uint8 RGB, such as `overlay` draws."""
     sections = [_metrics_table(metrics)] + [html.paragraph(note) for note in notes]
-    sections.append(html.figure(_trajectory(results, map_poses, landmarks_L3), "From above: the mapping drive, the true and the "
-                            "estimated position of every query. Red lines join each estimate to its truth."))
+    sections.append(
+        html.figure(
+            _trajectory(results, map_poses, landmarks_L3),
+            "From above: the mapping drive, the true and the "
+            "estimated position of every query. Red lines join each estimate to its truth.",
+        )
+    )
     sections += [html.figure(image, caption) for caption, image in overlays]
-    sections.append(html.figure(_error_histogram(results), "Errors of the accepted fixes; the lines mark 2, 5 and 10 cm or degrees."))
+    sections.append(
+        html.figure(
+            _error_histogram(results),
+            "Errors of the accepted fixes; the lines mark 2, 5 and 10 cm or degrees.",
+        )
+    )
     if scene:
         if scene.loss_curve:
             sections.append(html.figure(_loss_curve(scene), "Loss while the head was trained."))
-        sections.append(html.figure(html.stage_times(scene.seconds), f"Where the {scene.teach_s:.0f} s of teaching the scene went."))
+        sections.append(
+            html.figure(
+                html.stage_times(scene.seconds),
+                f"Where the {scene.teach_s:.0f} s of teaching the scene went.",
+            )
+        )
         sections += [html.paragraph(note) for note in scene.notes]
     sections.append(_failures(results))
     html.write_page(path, title, sections)
 
 
-def overlay(image_HW3: np.ndarray, camera: Camera, localization: Localization, landmarks_L3: np.ndarray) -> np.ndarray:
-    """The image with every landmark that was found (a dot), joined to where the estimated pose projects it: green where it
-    carried the pose, red where it did not, orange where there is no pose."""
+def overlay(
+    image_HW3: np.ndarray, camera: Camera, localization: Localization, landmarks_L3: np.ndarray
+) -> np.ndarray:
+    """The image with every landmark that was found (a dot), joined to where the estimated pose
+    projects it: green where it carried the pose, red where it did not, orange where there is no
+    pose."""
     image, scale = _enlarged(image_HW3)
     found = localization.detections
     projected, inlier = found.xy_px_K2, np.zeros(len(found), bool)
@@ -45,9 +73,23 @@ def overlay(image_HW3: np.ndarray, camera: Camera, localization: Localization, l
         T_camera_world = geometry.invert(localization.pose.T_world_camera)
         projected, _ = geometry.project(camera, T_camera_world, landmarks_L3[found.landmark_K])
     for xy, target, good in zip(found.xy_px_K2, projected, inlier):
-        color = (60, 220, 90) if good else (235, 60, 60) if localization.pose is not None else (255, 170, 0)
+        color = (
+            (60, 220, 90)
+            if good
+            else (235, 60, 60)
+            if localization.pose is not None
+            else (255, 170, 0)
+        )
         if np.isfinite(target).all():
-            cv2.line(image, _sixteenths(xy * scale), _sixteenths(target * scale), color, 1, cv2.LINE_AA, shift=4)
+            cv2.line(
+                image,
+                _sixteenths(xy * scale),
+                _sixteenths(target * scale),
+                color,
+                1,
+                cv2.LINE_AA,
+                shift=4,
+            )
         cv2.circle(image, _sixteenths(xy * scale), 16 * 3, (0, 0, 0), 2, cv2.LINE_AA, shift=4)
         cv2.circle(image, _sixteenths(xy * scale), 16 * 3, color, 1, cv2.LINE_AA, shift=4)
     return image
@@ -73,20 +115,35 @@ def _metrics_table(metrics: Metrics) -> str:
 def _failures(results: Sequence[QueryResult]) -> str:
     """Queries without a fix, with the reasons, and wrong fixes."""
     lines = [f"{r.name}: {r.reason}" for r in results if not r.accepted]
-    lines += [f"{r.name}: wrong by {100 * r.position_error_m:.0f} cm, {np.degrees(r.rotation_error_rad):.1f} deg"
-              for r in results if r.is_wrong_fix]
+    lines += [
+        f"{r.name}: wrong by {100 * r.position_error_m:.0f} cm, "
+        f"{np.degrees(r.rotation_error_rad):.1f} deg"
+        for r in results
+        if r.is_wrong_fix
+    ]
     if not lines:
         return html.paragraph("Every query was localized, none of them wrongly.")
     return html.heading("Queries without a right fix") + html.bullets(lines)
 
 
-def _trajectory(results: Sequence[QueryResult], map_poses: Sequence[np.ndarray], landmarks_L3: np.ndarray | None) -> Figure:
-    to_plan = html.seen_from_above(geometry.mean_up(np.stack([r.T_true for r in results] + list(map_poses))))
+def _trajectory(
+    results: Sequence[QueryResult], map_poses: Sequence[np.ndarray], landmarks_L3: np.ndarray | None
+) -> Figure:
+    to_plan = html.seen_from_above(
+        geometry.mean_up(np.stack([r.T_true for r in results] + list(map_poses)))
+    )
     figure, axes = html.figure_axes(8.4, 6.6)
     if landmarks_L3 is not None:
         axes.scatter(*to_plan(landmarks_L3), s=3, color=html.QUIET, label="landmarks")
     if len(map_poses):
-        axes.plot(*to_plan(_positions(map_poses)), ".-", color=html.BLUE, lw=0.6, ms=3, label="mapping drive")
+        axes.plot(
+            *to_plan(_positions(map_poses)),
+            ".-",
+            color=html.BLUE,
+            lw=0.6,
+            ms=3,
+            label="mapping drive",
+        )
     fixed = [r for r in results if r.accepted]
     true = to_plan(_positions([r.T_true for r in results]))
     axes.plot(*true, "o", color=TRUTH, ms=5, mfc="none", label="query, truth")
@@ -97,13 +154,17 @@ def _trajectory(results: Sequence[QueryResult], map_poses: Sequence[np.ndarray],
         axes.plot(x, y, ".", color=ESTIMATE, ms=4, label="query, estimate")
     missed = [r.T_true for r in results if not r.accepted]
     if missed:
-        axes.plot(*to_plan(_positions(missed)), "x", color=FAILED, ms=8, label="query without a fix")
+        axes.plot(
+            *to_plan(_positions(missed)), "x", color=FAILED, ms=8, label="query without a fix"
+        )
     axes.set(aspect="equal", xlabel="metres", ylabel="metres")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     # a wrong fix far away or a stray landmark must not shrink the picture
     points = np.stack(true, 1)
     if landmarks_L3 is not None:
-        points = np.concatenate([points, np.percentile(np.stack(to_plan(landmarks_L3), 1), [2, 98], axis=0)])
+        points = np.concatenate(
+            [points, np.percentile(np.stack(to_plan(landmarks_L3), 1), [2, 98], axis=0)]
+        )
     low, high = points.min(0) - 0.5, points.max(0) + 0.5
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
@@ -116,7 +177,9 @@ def _positions(poses: Sequence[np.ndarray]) -> np.ndarray:
 def _error_histogram(results: Sequence[QueryResult]) -> Figure:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     errors = np.array([r.errors for r in results if r.accepted]).reshape(-1, 2)
-    for axes, values, unit in zip(figure.subplots(1, 2), (100 * errors[:, 0], np.degrees(errors[:, 1])), ("cm", "degrees")):
+    for axes, values, unit in zip(
+        figure.subplots(1, 2), (100 * errors[:, 0], np.degrees(errors[:, 1])), ("cm", "degrees")
+    ):
         axes.hist(np.clip(values, 0.02, 100), bins=np.geomspace(0.02, 100, 45), color=TRUTH)
         for limit in (2, 5, 10):
             axes.axvline(limit, color=ESTIMATE, lw=0.8, ls=":")

@@ -1,14 +1,15 @@
 """Which way the surface at each landmark faces, from depth images.
 
-The neighbouring points of a sparse reconstruction do not tell: 1-2 % of landmarks lay on a plane of their 16 neighbours, and on
-the desk these normals were off by 70 degrees in the median."""
+The neighbouring points of a sparse reconstruction do not tell: 1-2 % of landmarks lay on a plane of
+their 16 neighbours, and on the desk these normals were off by 70 degrees in the median."""
+
 from __future__ import annotations
 
 import numpy as np
 
 from sld_core import geometry
-from sld_core.config.scene import LabelConfig
 from sld_core.camera.images import read_depth
+from sld_core.config.scene import LabelConfig
 from sld_core.types import Frame, Landmarks, Reconstruction
 
 WINDOW = 0.015  # of the width of a depth image, to either side of a landmark
@@ -19,24 +20,33 @@ FLAT = 0.05  # variance across the plane, as part of the smaller one along it
 MIN_VIEWS, MIN_AGREEMENT = 2, 0.94  # of the normals of single views: length of their mean
 
 
-def normals_of(reconstruction: Reconstruction, landmarks: Landmarks, config: LabelConfig) -> np.ndarray:
-    """Unit normals (L, 3) in world axes, towards the cameras; NaN without depth, where the surface is not flat, where views
-    disagree, or where a track saw the landmark from an angle at which its normal would hide it."""
+def normals_of(
+    reconstruction: Reconstruction, landmarks: Landmarks, config: LabelConfig
+) -> np.ndarray:
+    """Unit normals (L, 3) in world axes, towards the cameras; NaN without depth, where the surface
+    is not flat, where views disagree, or where a track saw the landmark from an angle at which its
+    normal would hide it."""
     normals_L3 = from_depth(reconstruction, landmarks)
     point, frame = observations(reconstruction, landmarks)
     centre_F3 = np.stack([f.T_world_camera[:3, 3] for f in reconstruction.frames])
-    normals_L3[point[faces_away(normals_L3[point], centre_F3[frame] - landmarks.xyz_L3[point], config)]] = np.nan
+    normals_L3[
+        point[faces_away(normals_L3[point], centre_F3[frame] - landmarks.xyz_L3[point], config)]
+    ] = np.nan
     return normals_L3
 
 
 def faces_away(normal_K3: np.ndarray, to_camera_K3: np.ndarray, config: LabelConfig) -> np.ndarray:
-    """Which surfaces (K,) are seen from more than normal_max_deg off their normal; false where the normal is NaN."""
-    cosine = np.einsum("ki,ki->k", normal_K3, to_camera_K3) / np.maximum(np.linalg.norm(to_camera_K3, axis=1), 1e-12)
+    """Which surfaces (K,) are seen from more than normal_max_deg off their normal; false where the
+    normal is NaN."""
+    cosine = np.einsum("ki,ki->k", normal_K3, to_camera_K3) / np.maximum(
+        np.linalg.norm(to_camera_K3, axis=1), 1e-12
+    )
     return cosine < np.cos(np.radians(config.normal_max_deg))
 
 
 def from_depth(reconstruction: Reconstruction, landmarks: Landmarks) -> np.ndarray:
-    """Normals (L, 3) of planes through the depth images around the landmarks, averaged over the frames that track them."""
+    """Normals (L, 3) of planes through the depth images around the landmarks, averaged over the
+    frames that track them."""
     sum_L3, views_L = np.zeros((len(landmarks), 3)), np.zeros(len(landmarks))
     landmark, frame = observations(reconstruction, landmarks)
     for i, f in enumerate(reconstruction.frames):
@@ -54,7 +64,8 @@ def from_depth(reconstruction: Reconstruction, landmarks: Landmarks) -> np.ndarr
 
 
 def depth_normals(frame: Frame, depth_HW: np.ndarray, xyz_K3: np.ndarray) -> np.ndarray:
-    """Normals (K, 3) in world axes of the surfaces that one depth image shows at world points; NaN where there is no plane."""
+    """Normals (K, 3) in world axes of the surfaces that one depth image shows at world points; NaN
+    where there is no plane."""
     T_camera_world = geometry.invert(frame.T_world_camera)
     camera = frame.camera.resized(depth_HW.shape[1], depth_HW.shape[0])
     xy_K2, z_K = geometry.project(camera, T_camera_world, xyz_K3)
@@ -66,15 +77,21 @@ def depth_normals(frame: Frame, depth_HW: np.ndarray, xyz_K3: np.ndarray) -> np.
     inside = (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height) & (z_K > 0)[:, None]
     z = depth_HW[y * inside, x * inside]
     good = inside & (z > 0) & (np.abs(z - z_K[:, None]) < SURFACE * z_K[:, None])
-    points = np.stack([(x + 0.5 - camera.cx) / camera.fx * z, (y + 0.5 - camera.cy) / camera.fy * z, z], 2)
+    points = np.stack(
+        [(x + 0.5 - camera.cx) / camera.fx * z, (y + 0.5 - camera.cy) / camera.fy * z, z], 2
+    )
     normal_K3 = plane_normals(points, good)
     normal_K3[good.mean(1) < MIN_SHARE] = np.nan
-    towards = np.einsum("ki,ki->k", normal_K3, xyz_K3 @ T_camera_world[:3, :3].T + T_camera_world[:3, 3]) < 0
+    towards = (
+        np.einsum("ki,ki->k", normal_K3, xyz_K3 @ T_camera_world[:3, :3].T + T_camera_world[:3, 3])
+        < 0
+    )
     return np.where(towards[:, None], normal_K3, -normal_K3) @ frame.T_world_camera[:3, :3].T
 
 
 def plane_normals(points_KP3: np.ndarray, good_KP: np.ndarray) -> np.ndarray:
-    """Unit normals (K, 3), of either sign, of planes through the good points of each row; NaN where they are not flat."""
+    """Unit normals (K, 3), of either sign, of planes through the good points of each row; NaN where
+    they are not flat."""
     weight = good_KP[..., None] / np.maximum(good_KP.sum(1), 1)[:, None, None]
     centred = points_KP3 - (points_KP3 * weight).sum(1, keepdims=True)
     values, vectors = np.linalg.eigh(np.einsum("kpi,kpj->kij", centred * weight, centred))

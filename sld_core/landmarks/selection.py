@@ -1,4 +1,6 @@
-"""Reconstruction -> Landmarks: salient track points, spread over the scene (after SLD, Do et al., CVPR 2022, section 3.1)."""
+"""Reconstruction -> Landmarks: salient track points, spread over the scene (after SLD, Do et al.,
+CVPR 2022, section 3.1)."""
+
 from __future__ import annotations
 
 import logging
@@ -11,15 +13,22 @@ from sld_core.types import Landmarks, Reconstruction, SldError
 log = logging.getLogger(__name__)
 
 
-def select(reconstruction: Reconstruction, config: LandmarkConfig, matchability_N: np.ndarray | None = None) -> Landmarks:
+def select(
+    reconstruction: Reconstruction, config: LandmarkConfig, matchability_N: np.ndarray | None = None
+) -> Landmarks:
     """Up to config.count landmarks; the first n are those a selection of n would give.
 
-    Only the frames and observations of `reconstruction` count: hand in the training images alone. `matchability_N` in 0..1
-    (landmarks.matchability) says how well each point is told apart in the frozen features; weighted, it adds to the saliency."""
+    Only the frames and observations of `reconstruction` count: hand in the training images alone.
+    `matchability_N` in 0..1 (landmarks.matchability) says how well each point is told apart in the
+    frozen features; weighted, it adds to the saliency."""
     candidates = np.flatnonzero(is_candidate(reconstruction, config))
     if len(candidates) < 20:
-        raise SldError(f"only {len(candidates)} points are seen by {config.min_views} frames from {config.min_span_deg} degrees "
-                       "apart; at least 20 are needed: record a slower drive with sideways motion, or more light")
+        raise SldError(
+            f"only {len(candidates)} points are seen by {config.min_views} frames from "
+            f"{config.min_span_deg} degrees "
+            "apart; at least 20 are needed: record a slower drive with sideways motion, or "
+            "more light"
+        )
     saliency = saliency_of(reconstruction)[candidates]
     if matchability_N is not None:
         saliency = saliency + config.matchability_weight * matchability_N[candidates]
@@ -32,14 +41,19 @@ def select(reconstruction: Reconstruction, config: LandmarkConfig, matchability_
 def is_candidate(reconstruction: Reconstruction, config: LandmarkConfig) -> np.ndarray:
     """Which points (N,) are seen often, precisely, and from far enough apart."""
     views = np.bincount(reconstruction.obs_point_M, minlength=len(reconstruction.points_N3))
-    return ((views >= config.min_views) & (reprojection_px(reconstruction) < config.max_error_px)
-            & (angular_span(reconstruction) > np.radians(config.min_span_deg)))
+    return (
+        (views >= config.min_views)
+        & (reprojection_px(reconstruction) < config.max_error_px)
+        & (angular_span(reconstruction) > np.radians(config.min_span_deg))
+    )
 
 
 def reprojection_px(reconstruction: Reconstruction) -> np.ndarray:
-    """Mean distance (N,) of each point's projections from where it was seen; infinite where none was.
+    """Mean distance (N,) of each point's projections from where it was seen; infinite where none
+    was.
 
-    Of the observations at hand: `error_px_N` is that of the whole reconstruction, and may know of images left out since."""
+    Of the observations at hand: `error_px_N` is that of the whole reconstruction, and may know of
+    images left out since."""
     r, n = reconstruction, len(reconstruction.points_N3)
     R_F33 = np.stack([f.T_world_camera[:3, :3] for f in r.frames])
     focal_F2 = np.array([(f.camera.fx, f.camera.fy) for f in r.frames])
@@ -64,11 +78,17 @@ def saliency_of(reconstruction: Reconstruction) -> np.ndarray:
     sessions, session_F = np.unique([f.session for f in r.frames], return_inverse=True)
     pairs = np.unique(r.obs_point_M.astype(np.int64) * len(sessions) + session_F[r.obs_frame_M])
     share = np.bincount(pairs // len(sessions), minlength=n) / len(sessions)
-    return np.minimum(1, np.sqrt(variance) / np.maximum(mean, 1e-6)) + np.log2(views) / 4 + share + angular_span(r)
+    return (
+        np.minimum(1, np.sqrt(variance) / np.maximum(mean, 1e-6))
+        + np.log2(views) / 4
+        + share
+        + angular_span(r)
+    )
 
 
 def angular_span(reconstruction: Reconstruction) -> np.ndarray:
-    """Largest angle (N,), radians, between a point's mean viewing direction and any of them, doubled."""
+    """Largest angle (N,), radians, between a point's mean viewing direction and any of them,
+    doubled."""
     r, n = reconstruction, len(reconstruction.points_N3)
     ray = -_rays(r)
     ray /= np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-12)
@@ -87,11 +107,13 @@ def _rays(r: Reconstruction) -> np.ndarray:
 
 
 def spread(points_N3: np.ndarray, count: int, config: LandmarkConfig) -> np.ndarray:
-    """Indices of up to `count` points in the order chosen: greedily by rank, none nearer to an earlier one than a
-    spacing that shrinks from pass to pass until all are placed."""
+    """Indices of up to `count` points in the order chosen: greedily by rank, none nearer to an
+    earlier one than a spacing that shrinks from pass to pass until all are placed."""
     low, high = np.percentile(points_N3, [5, 95], axis=0)
     spacing2 = (config.first_spacing * float(np.linalg.norm(high - low))) ** 2
-    axes = [np.ascontiguousarray(points_N3[:, k]) for k in range(3)]  # one by one: three times faster than rows of three
+    axes = [
+        np.ascontiguousarray(points_N3[:, k]) for k in range(3)
+    ]  # one by one: three times faster than rows of three
     nearest2 = np.full(len(points_N3), np.inf)
     chosen: list[int] = []
     while len(chosen) < min(count, len(points_N3)) and (nearest2 > 0).any():

@@ -1,17 +1,20 @@
-"""Reconstruction -> metric and upright: a similarity from odometry, depth images, tags or measured distances, and gravity."""
+"""Reconstruction -> metric and upright: a similarity from odometry, depth images, tags or measured
+distances, and gravity."""
+
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
 from sld_core import geometry
 from sld_core.config.mapping import MetricConfig
-from sld_core.metric.gravity import angle_deg, find_up, upright_rotation
 from sld_core.metric.distances import distance_scale, parse_distance
+from sld_core.metric.gravity import angle_deg, find_up, upright_rotation
 from sld_core.metric.odometry import PoseFit, fit_poses, misfit_of, odometry_scale, residual_of
 from sld_core.metric.scale import Scale, depth_scale, median_depth
 from sld_core.metric.tags import tag_scale
@@ -22,15 +25,18 @@ log = logging.getLogger(__name__)
 __all__ = ["Alignment", "align", "moved", "parse_distance"]
 SOURCES = ("odometry", "depth", "tags", "distance")  # in the order in which "auto" takes them
 UPRIGHT = ("tf", "planes", "views", "none")
-UNSCALED_DEPTH = 3.0  # median depth of a scene without scale: its depth images in 1/1000 unit are then well quantised
+# median depth of a scene without scale: its depth images in 1/1000 unit are then well quantised
+UNSCALED_DEPTH = 3.0
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """x_world = scale * R @ x_sfm + t; where `metric`, in metres as `source` says ("none" otherwise).
+    """x_world = scale * R @ x_sfm + t; where `metric`, in metres as `source` says ("none"
+    otherwise).
 
-    `upright`: what makes z point up: "tf" (the frame of the given poses), "planes", "views", or "none" (given poses whose
-    frame is not known to have z up). `residual` holds what every source that was at hand left unexplained."""
+    `upright`: what makes z point up: "tf" (the frame of the given poses), "planes", "views", or
+    "none" (given poses whose frame is not known to have z up). `residual` holds what every source
+    that was at hand left unexplained."""
 
     scale: float
     R: np.ndarray
@@ -43,41 +49,79 @@ class Alignment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back equal."""
-        return {"scale": self.scale, "R": self.R.tolist(), "t": self.t.tolist(), "metric": self.metric, "source": self.source,
-                "upright": self.upright, "residual": dict(self.residual), "notes": list(self.notes)}
+        return {
+            "scale": self.scale,
+            "R": self.R.tolist(),
+            "t": self.t.tolist(),
+            "metric": self.metric,
+            "source": self.source,
+            "upright": self.upright,
+            "residual": dict(self.residual),
+            "notes": list(self.notes),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Alignment:
         """From `to_dict`'s values, all of them checked."""
         try:
-            out = cls(float(values["scale"]), np.array(values["R"], float).reshape(3, 3), np.array(values["t"], float).reshape(3),
-                      values["metric"], values["source"], values["upright"],
-                      {str(k): float(v) for k, v in values["residual"].items()}, [str(note) for note in values["notes"]])
+            out = cls(
+                float(values["scale"]),
+                np.array(values["R"], float).reshape(3, 3),
+                np.array(values["t"], float).reshape(3),
+                values["metric"],
+                values["source"],
+                values["upright"],
+                {str(k): float(v) for k, v in values["residual"].items()},
+                [str(note) for note in values["notes"]],
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SldError(f"alignment: {type(error).__name__} {error}; expected what `sld map` writes to metric.json") from None
-        rigid = np.isfinite(out.R).all() and np.allclose(out.R @ out.R.T, np.eye(3), atol=1e-6) and np.linalg.det(out.R) > 0
+            raise SldError(
+                f"alignment: {type(error).__name__} {error}; expected what `sld map` writes to "
+                "metric.json"
+            ) from None
+        rigid = (
+            np.isfinite(out.R).all()
+            and np.allclose(out.R @ out.R.T, np.eye(3), atol=1e-6)
+            and np.linalg.det(out.R) > 0
+        )
         if not (rigid and np.isfinite(out.t).all() and math.isfinite(out.scale) and out.scale > 0):
-            raise SldError("alignment: expected a scale > 0, a rotation and a translation, all finite")
-        if type(out.metric) is not bool or out.source not in (*SOURCES, "none") or out.upright not in UPRIGHT:
-            raise SldError(f"alignment: metric={out.metric!r}, source={out.source!r}, upright={out.upright!r} are none of ours")
+            raise SldError(
+                "alignment: expected a scale > 0, a rotation and a translation, all finite"
+            )
+        if (
+            type(out.metric) is not bool
+            or out.source not in (*SOURCES, "none")
+            or out.upright not in UPRIGHT
+        ):
+            raise SldError(
+                f"alignment: metric={out.metric!r}, source={out.source!r}, "
+                f"upright={out.upright!r} are none of ours"
+            )
         return out
 
 
-def align(reconstruction: Reconstruction, frame_set: FrameSet, config: MetricConfig,
-          progress: Callable[[Progress], None] = lambda _: None) -> Alignment:
+def align(
+    reconstruction: Reconstruction,
+    frame_set: FrameSet,
+    config: MetricConfig,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Alignment:
     """The similarity that makes a reconstruction metric and upright.
 
-    Scale: `config.source`; "auto" takes the first that can tell of odometry (or TF, or poses of the user), depth images, tags
-    (where `tag_size_m` is given) and measured distances (where `distance` is given). All that are at hand are measured: the
-    residual has the scale each gives relative to the chosen one, and a note says where they differ by more than
-    `max_disagreement`. So a tag size or distance given beside odometry checks the odometry and does not replace it, as a robot
-    navigates in the frame and the metres of its odometry. Who trusts the tape measure more sets `source` to "distance":
-    the scale is then the measured one, and the frame still that of the odometry.
-    A source asked for by name, or a tag size or distance given where nothing else tells the scale, raises SldError when it
-    cannot be used. Without any scale the scene is not metric, and sized so that the median depth is 3 units.
+    Scale: `config.source`; "auto" takes the first that can tell of odometry (or TF, or poses of the
+    user), depth images, tags (where `tag_size_m` is given) and measured distances (where `distance`
+    is given). All that are at hand are measured: the residual has the scale each gives relative to
+    the chosen one, and a note says where they differ by more than `max_disagreement`. So a tag size
+    or distance given beside odometry checks the odometry and does not replace it, as a robot
+    navigates in the frame and the metres of its odometry. Who trusts the tape measure more sets
+    `source` to "distance": the scale is then the measured one, and the frame still that of the
+    odometry. A source asked for by name, or a tag size or distance given where nothing else tells
+    the scale, raises SldError when it cannot be used. Without any scale the scene is not metric,
+    and sized so that the median depth is 3 units.
 
-    Frame: of the given poses (the robot's odom or map frame) wherever they fit the images; else origin at the first camera, z up by
-    planes or views, x along the first view. A scene that is not metric takes only the up direction from given poses."""
+    Frame: of the given poses (the robot's odom or map frame) wherever they fit the images; else
+    origin at the first camera, z up by planes or views, x along the first view. A scene that is not
+    metric takes only the up direction from given poses."""
     _check(reconstruction)
     reconstruction = _with_depth_paths(reconstruction, frame_set)
     T_sfm, T_given = _posed_pairs(reconstruction, frame_set)
@@ -87,14 +131,21 @@ def align(reconstruction: Reconstruction, frame_set: FrameSet, config: MetricCon
     progress(Progress("finding up", 0.9))
     metric = chosen is not None
     scale = chosen.metres_per_unit if metric else UNSCALED_DEPTH / median_depth(reconstruction)
-    fit, reason = _frame_fit(T_sfm, T_given, scale if metric and chosen.source != "odometry" else None, config)
+    fit, reason = _frame_fit(
+        T_sfm, T_given, scale if metric and chosen.source != "odometry" else None, config
+    )
     if reason:
         notes.append(f"the frame of the given poses is not used: {reason}")
     R, t, upright = _frame(reconstruction, frame_set, fit, scale, metric, config, residual, notes)
     if not metric:
-        notes.append(f"nothing tells the scale: this scene is not metric (its unit is 1/{UNSCALED_DEPTH:g} of the median depth)")
+        notes.append(
+            "nothing tells the scale: this scene is not metric (its unit is "
+            f"1/{UNSCALED_DEPTH:g} of the median depth)"
+        )
     progress(Progress("metric and upright", 1.0))
-    out = Alignment(float(scale), R, t, metric, chosen.source if metric else "none", upright, residual, notes)
+    out = Alignment(
+        float(scale), R, t, metric, chosen.source if metric else "none", upright, residual, notes
+    )
     log.info("scale %.5g from %s, up from %s", out.scale, out.source, out.upright)
     return out
 
@@ -110,13 +161,22 @@ def moved(reconstruction: Reconstruction, alignment: Alignment) -> Reconstructio
 def _check(reconstruction: Reconstruction) -> None:
     frames, points = reconstruction.frames, reconstruction.points_N3
     if len(frames) < 2 or len(points) < 3 or not len(reconstruction.obs_point_M):
-        raise SldError(f"{len(frames)} registered images and {len(points)} points: too few for a scene; see the report of SfM")
+        raise SldError(
+            f"{len(frames)} registered images and {len(points)} points: too few for a scene; "
+            "see the report of SfM"
+        )
     for f in frames:
         _check_pose(f.name, f.T_world_camera, "reconstruction")
     if not np.isfinite(points).all():
-        raise SldError(f"{int((~np.isfinite(points).all(1)).sum())} of {len(points)} points of the reconstruction are not finite")
+        raise SldError(
+            f"{int((~np.isfinite(points).all(1)).sum())} of {len(points)} points of the "
+            "reconstruction are not finite"
+        )
     if not median_depth(reconstruction) > 0:
-        raise SldError("most points of the reconstruction lie behind the cameras that see them; are the poses camera to world?")
+        raise SldError(
+            "most points of the reconstruction lie behind the cameras that see them; are the "
+            "poses camera to world?"
+        )
 
 
 def _check_pose(name: str, T: np.ndarray | None, whose: str) -> None:
@@ -124,19 +184,30 @@ def _check_pose(name: str, T: np.ndarray | None, whose: str) -> None:
         raise SldError(f"{name}: no pose in the {whose}; expected registered images only")
     R = T[:3, :3]
     if not np.isfinite(T).all() or np.abs(R @ R.T - np.eye(3)).max() > 1e-3 or np.linalg.det(R) < 0:
-        raise SldError(f"{name}: the pose in the {whose} is no finite rigid transform: {np.round(T[:3], 3).tolist()}")
+        raise SldError(
+            f"{name}: the pose in the {whose} is no finite rigid transform: "
+            f"{np.round(T[:3], 3).tolist()}"
+        )
 
 
 def _with_depth_paths(reconstruction: Reconstruction, frame_set: FrameSet) -> Reconstruction:
     given = {f.name: f for f in frame_set.frames}
     unknown = [f.name for f in reconstruction.frames if f.name not in given]
     if unknown:
-        raise SldError(f"{len(unknown)} images of the reconstruction are not among the {len(given)} frames, the first is {unknown[0]}")
-    frames = tuple(replace(f, depth_path=f.depth_path or given[f.name].depth_path) for f in reconstruction.frames)
+        raise SldError(
+            f"{len(unknown)} images of the reconstruction are not among the {len(given)} "
+            f"frames, the first is {unknown[0]}"
+        )
+    frames = tuple(
+        replace(f, depth_path=f.depth_path or given[f.name].depth_path)
+        for f in reconstruction.frames
+    )
     return replace(reconstruction, frames=frames)
 
 
-def _posed_pairs(reconstruction: Reconstruction, frame_set: FrameSet) -> tuple[np.ndarray, np.ndarray]:
+def _posed_pairs(
+    reconstruction: Reconstruction, frame_set: FrameSet
+) -> tuple[np.ndarray, np.ndarray]:
     """Poses (N, 4, 4) in the reconstruction and as given, of the frames that have both."""
     given = {f.name: f.T_world_camera for f in frame_set.frames if f.T_world_camera is not None}
     pairs = [(f.T_world_camera, given[f.name]) for f in reconstruction.frames if f.name in given]
@@ -146,7 +217,9 @@ def _posed_pairs(reconstruction: Reconstruction, frame_set: FrameSet) -> tuple[n
     return tuple(np.array(side).reshape(-1, 4, 4) for side in (zip(*pairs) if pairs else ((), ())))
 
 
-def _measure(reconstruction, frame_set, T_sfm, T_given, config: MetricConfig, progress) -> dict[str, Scale]:
+def _measure(
+    reconstruction, frame_set, T_sfm, T_given, config: MetricConfig, progress
+) -> dict[str, Scale]:
     """What every source says; all of them where any scale is wanted at all."""
     parse_distance(config.distance)  # a mistake is told at once, not when it is first needed
     scales = {"odometry": _odometry(T_sfm, T_given, config)}
@@ -159,13 +232,19 @@ def _measure(reconstruction, frame_set, T_sfm, T_given, config: MetricConfig, pr
 
 def _odometry(T_sfm: np.ndarray, T_given: np.ndarray, config: MetricConfig) -> Scale:
     if len(T_sfm) < 3:
-        return Scale("odometry", None, f"{len(T_sfm)} registered images have a pose from odometry, TF or the user; expected at least 3",
-                     absent=not len(T_sfm))
+        return Scale(
+            "odometry",
+            None,
+            f"{len(T_sfm)} registered images have a pose from odometry, TF or the user; "
+            "expected at least 3",
+            absent=not len(T_sfm),
+        )
     return odometry_scale(fit_poses(T_sfm, T_given, config), config)
 
 
 def _choose(scales: dict[str, Scale], config: MetricConfig) -> Scale | None:
-    """The scale to use, None for a scene without one; SldError where what the user asked for cannot be had."""
+    """The scale to use, None for a scene without one; SldError where what the user asked for cannot
+    be had."""
     if config.source == "none":
         return None
     if config.source != "auto":
@@ -181,7 +260,9 @@ def _choose(scales: dict[str, Scale], config: MetricConfig) -> Scale | None:
     return usable[0] if usable else None
 
 
-def _summary(scales: dict[str, Scale], chosen: Scale | None, config: MetricConfig) -> tuple[dict[str, float], list[str]]:
+def _summary(
+    scales: dict[str, Scale], chosen: Scale | None, config: MetricConfig
+) -> tuple[dict[str, float], list[str]]:
     """The residuals and notes of all sources, and how they agree with the chosen one."""
     residual, notes = {}, []
     for s in scales.values():
@@ -193,13 +274,19 @@ def _summary(scales: dict[str, Scale], chosen: Scale | None, config: MetricConfi
         if chosen and s.metres_per_unit is not None and s is not chosen:
             ratio = residual[f"{s.source}_scale_ratio"] = s.metres_per_unit / chosen.metres_per_unit
             if abs(math.log(ratio)) > config.max_disagreement:
-                notes.append(f"{s.source} gives a scale {100 * (ratio - 1):+.1f} % off that from {chosen.source}, which is used "
-                             f"(metric.source={s.source} uses the other)")
+                notes.append(
+                    f"{s.source} gives a scale {100 * (ratio - 1):+.1f} % off that from "
+                    f"{chosen.source}, which is used "
+                    f"(metric.source={s.source} uses the other)"
+                )
     return residual, notes
 
 
-def _frame_fit(T_sfm: np.ndarray, T_given: np.ndarray, scale: float | None, config: MetricConfig) -> tuple[PoseFit | None, str]:
-    """The fit to the given poses that fixes the frame, or why there is none (empty where there are no such poses)."""
+def _frame_fit(
+    T_sfm: np.ndarray, T_given: np.ndarray, scale: float | None, config: MetricConfig
+) -> tuple[PoseFit | None, str]:
+    """The fit to the given poses that fixes the frame, or why there is none (empty where there are
+    no such poses)."""
     if len(T_sfm) < 3:
         return None, ""
     # a camera that turned on the spot has no free scale to fit; any fixed one gives its rotation
@@ -208,8 +295,16 @@ def _frame_fit(T_sfm: np.ndarray, T_given: np.ndarray, scale: float | None, conf
     return (None, misfit) if misfit else (fit, "")
 
 
-def _frame(reconstruction, frame_set: FrameSet, fit: PoseFit | None, scale: float, metric: bool, config: MetricConfig,
-           residual: dict[str, float], notes: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
+def _frame(
+    reconstruction,
+    frame_set: FrameSet,
+    fit: PoseFit | None,
+    scale: float,
+    metric: bool,
+    config: MetricConfig,
+    residual: dict[str, float],
+    notes: list[str],
+) -> tuple[np.ndarray, np.ndarray, str]:
     """R, t and what makes z point up; adds to `residual` and `notes` how planes and views agree."""
     up = find_up(reconstruction, config)
     if up.kind == "planes":
@@ -219,11 +314,17 @@ def _frame(reconstruction, frame_set: FrameSet, fit: PoseFit | None, scale: floa
         direction, upright = fit.R[2], "tf"
         residual["up_to_tf_deg"] = angle_deg(up.direction_3, direction)
         if up.kind == "planes" and residual["up_to_tf_deg"] > 5:
-            notes.append(f"floors and walls are tilted by {residual['up_to_tf_deg']:.1f} deg in the frame of the given poses")
+            notes.append(
+                f"floors and walls are tilted by {residual['up_to_tf_deg']:.1f} deg in the "
+                "frame of the given poses"
+            )
     if fit is not None and metric:
         residual |= residual_of(fit)
         if upright != "tf":
-            notes.append(f"the frame of the given poses ({frame_set.world_frame or 'unnamed'}) is kept; it is not known to have z up")
+            notes.append(
+                f"the frame of the given poses ({frame_set.world_frame or 'unnamed'}) is kept; "
+                "it is not known to have z up"
+            )
         return fit.R, fit.t, upright if upright == "tf" else "none"
     if upright != "tf" and up.note:
         notes.append(up.note)

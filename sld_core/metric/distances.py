@@ -1,4 +1,6 @@
-"""Scale from distances that the user measured: between camera positions, or between points clicked in images."""
+"""Scale from distances that the user measured: between camera positions, or between points clicked
+in images."""
+
 from __future__ import annotations
 
 import math
@@ -12,15 +14,18 @@ from sld_core.config.mapping import MetricConfig
 from sld_core.metric.scale import Scale, depths_in, log_median, median_depth
 from sld_core.types import FrameSet, Reconstruction, SldError
 
-HOW = ('expected "NAME NAME METRES" for the distance between the camera positions of two images, or "NAME:x,y NAME:x,y METRES" between '
-       'two points by their pixels; several are separated by ";"')
+HOW = (
+    'expected "NAME NAME METRES" for the distance between the camera positions of two images, '
+    'or "NAME:x,y NAME:x,y METRES" between '
+    'two points by their pixels; several are separated by ";"'
+)
 CLICK = re.compile(r"(?P<name>.+):(?P<x>\d+(\.\d+)?),(?P<y>\d+(\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a measured distance: the camera of a frame or, with `xy` (pixel centres at integers, as image viewers
-    count), the point of the scene that the frame shows there."""
+    """One end of a measured distance: the camera of a frame or, with `xy` (pixel centres at
+    integers, as image viewers count), the point of the scene that the frame shows there."""
 
     name: str
     xy: tuple[float, float] | None = None
@@ -37,7 +42,8 @@ MAX_SPREAD = 0.25  # median deviation of the scales that several distances give,
 
 
 def parse_distance(text: str) -> list[Distance]:
-    """The measured distances in `text`, such as "image-000000 image-000041 3.20; lobby.jpg:312,200 lobby.jpg:400,210 = 1.85".
+    """The measured distances in `text`, such as "image-000000 image-000041 3.20; lobby.jpg:312,200
+    lobby.jpg:400,210 = 1.85".
 
     A name is an id (image-000003) or a source file's name; names with spaces stand in quotes."""
     return [_parse_one(part.strip()) for part in text.split(";") if part.strip()]
@@ -60,7 +66,9 @@ def _parse_metres(text: str, number: str) -> float:
     try:
         metres = float(number.removesuffix("m"))
     except ValueError:
-        raise SldError(f"distance {text!r}: {number!r} is no number of metres, such as 1.85; {HOW}") from None
+        raise SldError(
+            f"distance {text!r}: {number!r} is no number of metres, such as 1.85; {HOW}"
+        ) from None
     if not (math.isfinite(metres) and 1e-3 <= metres <= 1e5):
         raise SldError(f"distance {text!r}: {number} metres; expected 0.001 to 100000")
     return metres
@@ -71,53 +79,100 @@ def _parse_end(word: str) -> End:
     return End(match["name"], (float(match["x"]), float(match["y"]))) if match else End(word)
 
 
-def distance_scale(reconstruction: Reconstruction, frame_set: FrameSet, config: MetricConfig) -> Scale:
+def distance_scale(
+    reconstruction: Reconstruction, frame_set: FrameSet, config: MetricConfig
+) -> Scale:
     """From the distances of `config.distance`: the median of what each says.
 
-    A name that no frame has is an error; a frame that was not registered, or a click far from any point, is a reason."""
+    A name that no frame has is an error; a frame that was not registered, or a click far from any
+    point, is a reason."""
     measured = parse_distance(config.distance)
     if not measured:
-        return Scale("distance", None, 'no distance is given (metric.distance="NAME NAME METRES")', absent=True)
-    resolved = [(_frame_id(d.a.name, frame_set), _frame_id(d.b.name, frame_set), d) for d in measured]
+        return Scale(
+            "distance",
+            None,
+            'no distance is given (metric.distance="NAME NAME METRES")',
+            absent=True,
+        )
+    resolved = [
+        (_frame_id(d.a.name, frame_set), _frame_id(d.b.name, frame_set), d) for d in measured
+    ]
     index = {f.name: i for i, f in enumerate(reconstruction.frames)}
     logs = []
     for a, b, d in resolved:
         lost = [name for name in (a, b) if name not in index]
         if lost:
-            return Scale("distance", None, f"{lost[0]} was not registered; measure between images that were, such as "
-                                           f"{reconstruction.frames[0].name} and {reconstruction.frames[-1].name}")
-        ends = [_position(reconstruction, index[name], end, config) for name, end in ((a, d.a), (b, d.b))]
+            return Scale(
+                "distance",
+                None,
+                f"{lost[0]} was not registered; measure between images that were, such as "
+                f"{reconstruction.frames[0].name} and {reconstruction.frames[-1].name}",
+            )
+        ends = [
+            _position(reconstruction, index[name], end, config)
+            for name, end in ((a, d.a), (b, d.b))
+        ]
         for end in ends:
             if isinstance(end, str):
                 return Scale("distance", None, end)
         units = float(np.linalg.norm(ends[0] - ends[1]))
         if units < 0.01 * median_depth(reconstruction):
-            return Scale("distance", None, f"the two ends of {d.a.name} - {d.b.name} ({d.metres:g} m) lie at the same place in the "
-                                           "reconstruction; measure between places further apart")
+            return Scale(
+                "distance",
+                None,
+                f"the two ends of {d.a.name} - {d.b.name} ({d.metres:g} m) lie at the same "
+                "place in the "
+                "reconstruction; measure between places further apart",
+            )
         logs.append(math.log(d.metres / units))
     scale, _ = log_median(np.array(logs))
     spread = 100 * float(np.abs(np.array(logs) - math.log(scale)).max())
     if np.median(np.abs(np.array(logs) - math.log(scale))) > MAX_SPREAD:
-        return Scale("distance", None, f"the measured distances contradict each other: they differ by up to {spread:.0f} % from their "
-                                       "median; measure again, and check that the names are those of the images meant")
-    notes = [f"the measured distances differ by up to {spread:.1f} % from their median"] if spread > 100 * config.max_disagreement else []
-    return Scale("distance", scale, residual={"distance_count": float(len(logs)), "distance_spread_percent": spread}, notes=notes)
+        return Scale(
+            "distance",
+            None,
+            f"the measured distances contradict each other: they differ by up to {spread:.0f} "
+            "% from their "
+            "median; measure again, and check that the names are those of the images meant",
+        )
+    notes = (
+        [f"the measured distances differ by up to {spread:.1f} % from their median"]
+        if spread > 100 * config.max_disagreement
+        else []
+    )
+    return Scale(
+        "distance",
+        scale,
+        residual={"distance_count": float(len(logs)), "distance_spread_percent": spread},
+        notes=notes,
+    )
 
 
 def _frame_id(name: str, frame_set: FrameSet) -> str:
     """The id of the frame of this id, source, or source file name."""
-    for matches in ([f.name for f in frame_set.frames if f.name == name], [f.name for f in frame_set.frames if f.source == name],
-                    [f.name for f in frame_set.frames if f.source.rpartition("/")[2] == name]):
+    for matches in (
+        [f.name for f in frame_set.frames if f.name == name],
+        [f.name for f in frame_set.frames if f.source == name],
+        [f.name for f in frame_set.frames if f.source.rpartition("/")[2] == name],
+    ):
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise SldError(f"distance: {len(matches)} images come from {name!r}, the first are {matches[0]} and {matches[1]}; give the id")
+            raise SldError(
+                f"distance: {len(matches)} images come from {name!r}, the first are "
+                f"{matches[0]} and {matches[1]}; give the id"
+            )
     first = frame_set.frames[0]
-    raise SldError(f"distance: no image is called {name!r}; expected an id such as {first.name} or the name of a source file"
-                   + (f" such as {first.source.rpartition('/')[2]}" if first.source else ""))
+    raise SldError(
+        f"distance: no image is called {name!r}; expected an id such as {first.name} or the "
+        "name of a source file"
+        + (f" such as {first.source.rpartition('/')[2]}" if first.source else "")
+    )
 
 
-def _position(reconstruction: Reconstruction, frame: int, end: End, config: MetricConfig) -> np.ndarray | str:
+def _position(
+    reconstruction: Reconstruction, frame: int, end: End, config: MetricConfig
+) -> np.ndarray | str:
     """Where an end lies (3,), in units of the reconstruction, or why that is not known."""
     f = reconstruction.frames[frame]
     if end.xy is None:
@@ -125,17 +180,24 @@ def _position(reconstruction: Reconstruction, frame: int, end: End, config: Metr
     xy = np.array(end.xy) + 0.5
     where = f"{f.name}:{end.xy[0]:g},{end.xy[1]:g}"
     if not ((xy < [f.camera.width, f.camera.height]) & (xy >= 0)).all():
-        raise SldError(f"distance: {where} lies outside of the image of {f.camera.width}x{f.camera.height} pixels")
+        raise SldError(
+            f"distance: {where} lies outside of the image of "
+            f"{f.camera.width}x{f.camera.height} pixels"
+        )
     of_frame = np.flatnonzero(reconstruction.obs_frame_M == frame)
     away = np.linalg.norm(reconstruction.obs_xy_M2[of_frame] - xy, axis=1)
     order = np.argsort(away, kind="stable")[:5]
     near = order[away[order] <= config.pick_radius_px]
     if not len(near):
         nearest = f"the nearest is {away.min():.0f} px away" if len(away) else "it has none"
-        return (f"{where}: no point is known within {config.pick_radius_px:g} px (metric.pick_radius_px), {nearest}; "
-                "click on a corner of something with texture")
+        return (
+            f"{where}: no point is known within {config.pick_radius_px:g} px "
+            f"(metric.pick_radius_px), {nearest}; "
+            "click on a corner of something with texture"
+        )
     z = depths_in(reconstruction, frame, reconstruction.obs_point_M[of_frame[near]])
-    # neighbours on the same surface steady the depth; what is behind or before the nearest says nothing
+    # neighbours on the same surface steady the depth; what is behind or before the nearest says
+    # nothing
     same = np.abs(z - z[0]) <= 0.1 * abs(z[0])
     depth = 1 / np.average(1 / z[same], weights=1 / (1 + away[order][: len(z)][same] ** 2))
     ray = np.array([(xy[0] - f.camera.cx) / f.camera.fx, (xy[1] - f.camera.cy) / f.camera.fy, 1.0])

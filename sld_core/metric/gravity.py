@@ -1,4 +1,6 @@
-"""Which way is up in a reconstruction: from its floors, tables, ceilings and walls, or from how the images were held."""
+"""Which way is up in a reconstruction: from its floors, tables, ceilings and walls, or from how the
+images were held."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,12 +16,15 @@ HYPOTHESES = 400
 MAX_POINTS = 3000
 NEIGHBOURS = 40  # a plane is proposed by points near each other
 MAX_PLANES = 10
-HORIZONTAL_SHARE = 0.35  # of the unit length of a viewing direction: below, it looks nearly straight up or down
+HORIZONTAL_SHARE = (
+    0.35  # of the unit length of a viewing direction: below, it looks nearly straight up or down
+)
 
 
 @dataclass(frozen=True)
 class Up:
-    """The direction (3,) of up, "planes" or "views", the angle between the two, and the share of points on the planes used."""
+    """The direction (3,) of up, "planes" or "views", the angle between the two, and the share of
+    points on the planes used."""
 
     direction_3: np.ndarray
     kind: str
@@ -29,20 +34,28 @@ class Up:
 
 
 def find_up(reconstruction: Reconstruction, config: MetricConfig) -> Up:
-    """Up from the dominant horizontal and vertical planes within `config.max_tilt_deg` of what the images say, or that."""
+    """Up from the dominant horizontal and vertical planes within `config.max_tilt_deg` of what the
+    images say, or that."""
     prior = up_of_views(np.stack([f.T_world_camera for f in reconstruction.frames]))
     normals, support = dominant_planes(reconstruction, prior, config)
     found = _up_of_planes(normals, support, prior, config) if len(normals) else None
     if found is None:
-        return Up(prior, "views", 0.0, 0.0, "no floor, table or pair of walls was found: up is what the images have on average upwards, "
-                                            "and off by as much as the camera was tilted")
+        return Up(
+            prior,
+            "views",
+            0.0,
+            0.0,
+            "no floor, table or pair of walls was found: up is what the images have on average "
+            "upwards, "
+            "and off by as much as the camera was tilted",
+        )
     up, share = found
     return Up(up, "planes", angle_deg(up, prior), share)
 
 
 def up_of_views(T_world_camera_F44: np.ndarray) -> np.ndarray:
-    """Up (3,) as the images say: perpendicular to their rows where the camera turned about, as it then hardly rolls whatever
-    its pitch; else their mean upward direction."""
+    """Up (3,) as the images say: perpendicular to their rows where the camera turned about, as it
+    then hardly rolls whatever its pitch; else their mean upward direction."""
     mean = geometry.mean_up(T_world_camera_F44)
     x = T_world_camera_F44[:, :3, 0]
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
@@ -51,8 +64,11 @@ def up_of_views(T_world_camera_F44: np.ndarray) -> np.ndarray:
     return up if turned_about and angle_deg(up, mean) < 35 else mean
 
 
-def dominant_planes(reconstruction: Reconstruction, prior_3: np.ndarray, config: MetricConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals (P, 3) of planes nearly level or nearly upright as `prior_3` says, and the share of points on each."""
+def dominant_planes(
+    reconstruction: Reconstruction, prior_3: np.ndarray, config: MetricConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals (P, 3) of planes nearly level or nearly upright as `prior_3` says, and the share
+    of points on each."""
     rng = np.random.default_rng(0)
     views = np.bincount(reconstruction.obs_point_M, minlength=len(reconstruction.points_N3))
     points = reconstruction.points_N3[views >= 3]
@@ -69,9 +85,11 @@ def dominant_planes(reconstruction: Reconstruction, prior_3: np.ndarray, config:
     return np.array(normals).reshape(-1, 3), np.array(support)
 
 
-def _largest_plane(points_N3: np.ndarray, prior_3: np.ndarray, tolerance: float, max_tilt_deg: float,
-                   rng) -> tuple[np.ndarray, np.ndarray] | None:
-    """Normal and members (N,) of the plane with most points among those of the wanted directions."""
+def _largest_plane(
+    points_N3: np.ndarray, prior_3: np.ndarray, tolerance: float, max_tilt_deg: float, rng
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Normal and members (N,) of the plane with most points among those of the wanted
+    directions."""
     count = min(HYPOTHESES, len(points_N3))
     seeds = rng.permutation(len(points_N3))[:count]
     away = ((points_N3[seeds, None] - points_N3[None]) ** 2).sum(2)
@@ -82,7 +100,9 @@ def _largest_plane(points_N3: np.ndarray, prior_3: np.ndarray, tolerance: float,
     length = np.linalg.norm(normals, axis=1)
     normals = normals / np.maximum(length, 1e-12)[:, None]
     cosine = np.abs(normals @ prior_3)
-    wanted = (length > 1e-12) & ((cosine > np.cos(np.radians(max_tilt_deg))) | (cosine < np.sin(np.radians(max_tilt_deg))))
+    wanted = (length > 1e-12) & (
+        (cosine > np.cos(np.radians(max_tilt_deg))) | (cosine < np.sin(np.radians(max_tilt_deg)))
+    )
     if not wanted.any():
         return None
     seeds, normals = seeds[wanted], normals[wanted]
@@ -98,9 +118,11 @@ def _largest_plane(points_N3: np.ndarray, prior_3: np.ndarray, tolerance: float,
     return normal, best
 
 
-def _up_of_planes(normals_P3: np.ndarray, support_P: np.ndarray, prior_3: np.ndarray, config: MetricConfig):
-    """The direction with which most points on planes agree, and their share; None where no level plane and no two walls
-    in different directions agree."""
+def _up_of_planes(
+    normals_P3: np.ndarray, support_P: np.ndarray, prior_3: np.ndarray, config: MetricConfig
+):
+    """The direction with which most points on planes agree, and their share; None where no level
+    plane and no two walls in different directions agree."""
     cosine = normals_P3 @ prior_3
     level = np.abs(cosine) > np.cos(np.radians(config.max_tilt_deg))
     walls = normals_P3[~level]
@@ -127,14 +149,21 @@ def _up_of_planes(normals_P3: np.ndarray, support_P: np.ndarray, prior_3: np.nda
     return up * np.sign(up @ prior_3), float(support_P[used].sum())
 
 
-def _agrees(normals_P3: np.ndarray, level_P: np.ndarray, up_3: np.ndarray, tolerance_deg: float) -> np.ndarray:
+def _agrees(
+    normals_P3: np.ndarray, level_P: np.ndarray, up_3: np.ndarray, tolerance_deg: float
+) -> np.ndarray:
     cosine = np.abs(normals_P3 @ up_3)
-    return np.where(level_P, cosine >= np.cos(np.radians(tolerance_deg)), cosine <= np.sin(np.radians(tolerance_deg)))
+    return np.where(
+        level_P,
+        cosine >= np.cos(np.radians(tolerance_deg)),
+        cosine <= np.sin(np.radians(tolerance_deg)),
+    )
 
 
 def upright_rotation(up_3: np.ndarray, T_first: np.ndarray) -> np.ndarray:
-    """R (3x3) into a frame with z up and x along the horizontal viewing direction of a camera (REP-103); of one that looks
-    straight up or down, along the horizontal upward direction of its image."""
+    """R (3x3) into a frame with z up and x along the horizontal viewing direction of a camera
+    (REP-103); of one that looks straight up or down, along the horizontal upward direction of its
+    image."""
     z = up_3 / np.linalg.norm(up_3)
     flat = lambda v: v - (v @ z) * z
     x = flat(T_first[:3, 2])

@@ -1,15 +1,17 @@
 """The similarity that lays the cameras of a reconstruction over those of odometry, TF or the user.
 
-Odometry drifts, is off in scale, and jumps when it is lost. Positions and orientations both take part, each weighted by how well
-it fits: orientations alone settle a drive along a straight line, positions alone a camera whose mounting angle is wrong."""
+Odometry drifts, is off in scale, and jumps when it is lost. Positions and orientations both take
+part, each weighted by how well it fits: orientations alone settle a drive along a straight line,
+positions alone a camera whose mounting angle is wrong."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from sld_core.geometry import rotation_from_vector
 from sld_core.config.mapping import MetricConfig
+from sld_core.geometry import rotation_from_vector
 from sld_core.metric.scale import Scale
 
 HYPOTHESES = 400
@@ -18,8 +20,9 @@ MEDIAN_OF_NORM = 1.538  # of a 3D Gaussian of unit standard deviation per axis
 
 @dataclass(frozen=True)
 class PoseFit:
-    """x_world = scale * R @ x_sfm + t, and per frame what is left: metres, radians, and whether it counts as an inlier.
-    `scale_sigma` is the relative standard deviation of the scale (0 where it was given)."""
+    """x_world = scale * R @ x_sfm + t, and per frame what is left: metres, radians, and whether it
+    counts as an inlier. `scale_sigma` is the relative standard deviation of the scale (0 where it
+    was given)."""
 
     scale: float
     R: np.ndarray
@@ -31,14 +34,25 @@ class PoseFit:
     scale_sigma: float
 
 
-def fit_poses(T_sfm_N44: np.ndarray, T_world_N44: np.ndarray, config: MetricConfig, scale: float | None = None) -> PoseFit | None:
-    """The robust similarity from camera poses in the reconstruction to those of the same cameras in the world, N >= 3;
-    with `scale` given, only rotation and translation. None where the cameras do not move, and scale is asked for.
+def fit_poses(
+    T_sfm_N44: np.ndarray, T_world_N44: np.ndarray, config: MetricConfig, scale: float | None = None
+) -> PoseFit | None:
+    """The robust similarity from camera poses in the reconstruction to those of the same cameras in
+    the world, N >= 3; with `scale` given, only rotation and translation. None where the cameras do
+    not move, and scale is asked for.
 
-    Hypotheses from three frames each (least median, then truncated sum), then iteratively reweighted Gauss-Newton with
-    Cauchy weights on positions and orientations."""
-    middle_c, middle_p = np.median(T_sfm_N44[:, :3, 3], axis=0), np.median(T_world_N44[:, :3, 3], axis=0)
-    poses = _Poses(T_sfm_N44[:, :3, 3] - middle_c, T_sfm_N44[:, :3, :3], T_world_N44[:, :3, 3] - middle_p, T_world_N44[:, :3, :3])
+    Hypotheses from three frames each (least median, then truncated sum), then iteratively
+    reweighted Gauss-Newton with Cauchy weights on positions and orientations."""
+    middle_c, middle_p = (
+        np.median(T_sfm_N44[:, :3, 3], axis=0),
+        np.median(T_world_N44[:, :3, 3], axis=0),
+    )
+    poses = _Poses(
+        T_sfm_N44[:, :3, 3] - middle_c,
+        T_sfm_N44[:, :3, :3],
+        T_world_N44[:, :3, 3] - middle_p,
+        T_world_N44[:, :3, :3],
+    )
     start = _best_hypothesis(poses, scale, config)
     if start is None:
         return None
@@ -58,39 +72,66 @@ def odometry_scale(fit: PoseFit | None, config: MetricConfig) -> Scale:
         return Scale("odometry", None, "the camera did not move: positions give no scale")
     residual = residual_of(fit) | {"odometry_scale_sigma_percent": 100 * fit.scale_sigma}
     if fit.baseline_m < config.min_baseline_m:
-        return Scale("odometry", None, f"the camera moved over {fit.baseline_m:.2f} m only; expected at least {config.min_baseline_m:g} m "
-                                       "(metric.min_baseline_m)", residual)
+        return Scale(
+            "odometry",
+            None,
+            f"the camera moved over {fit.baseline_m:.2f} m only; expected at least "
+            f"{config.min_baseline_m:g} m "
+            "(metric.min_baseline_m)",
+            residual,
+        )
     misfit = misfit_of(fit, config)
     if misfit:
         return Scale("odometry", None, misfit, residual)
     if fit.scale_sigma > config.max_scale_sigma:
-        return Scale("odometry", None, f"the scale is uncertain by {100 * fit.scale_sigma:.0f} %; expected at most "
-                                       f"{100 * config.max_scale_sigma:g} % (metric.max_scale_sigma)", residual)
+        return Scale(
+            "odometry",
+            None,
+            f"the scale is uncertain by {100 * fit.scale_sigma:.0f} %; expected at most "
+            f"{100 * config.max_scale_sigma:g} % (metric.max_scale_sigma)",
+            residual,
+        )
     return Scale("odometry", fit.scale, residual=residual)
 
 
 def misfit_of(fit: PoseFit, config: MetricConfig) -> str:
     """Why the given poses cannot be those of the cameras; empty where they can."""
-    metres, degrees = float(np.median(fit.position_error_N)), float(np.degrees(np.median(fit.angle_error_N)))
+    metres, degrees = (
+        float(np.median(fit.position_error_N)),
+        float(np.degrees(np.median(fit.angle_error_N))),
+    )
     if degrees > config.max_odometry_deg:
-        return (f"the given orientations do not fit those of the images: median {degrees:.0f} deg; expected are poses of the camera "
-                "optical frame (z forward, x right, y down), camera to world")
+        return (
+            f"the given orientations do not fit those of the images: median {degrees:.0f} deg; "
+            "expected are poses of the camera "
+            "optical frame (z forward, x right, y down), camera to world"
+        )
     if metres > max(config.max_odometry_misfit * fit.baseline_m, config.min_baseline_m):
-        return f"the given positions do not fit those of the images: median {metres:.2f} m in a drive over {fit.baseline_m:.2f} m"
+        return (
+            f"the given positions do not fit those of the images: median {metres:.2f} m in "
+            f"a drive over {fit.baseline_m:.2f} m"
+        )
     return ""
 
 
 def residual_of(fit: PoseFit) -> dict[str, float]:
-    """Median and 90th percentile of what is left, over all frames with poses, and the share of inliers."""
+    """Median and 90th percentile of what is left, over all frames with poses, and the share of
+    inliers."""
     degrees = np.degrees(fit.angle_error_N)
-    return {"odometry_median_m": float(np.median(fit.position_error_N)), "odometry_p90_m": float(np.percentile(fit.position_error_N, 90)),
-            "odometry_median_deg": float(np.median(degrees)), "odometry_p90_deg": float(np.percentile(degrees, 90)),
-            "odometry_inlier_share": float(fit.inlier_N.mean()), "odometry_frames": float(len(fit.inlier_N))}
+    return {
+        "odometry_median_m": float(np.median(fit.position_error_N)),
+        "odometry_p90_m": float(np.percentile(fit.position_error_N, 90)),
+        "odometry_median_deg": float(np.median(degrees)),
+        "odometry_p90_deg": float(np.percentile(degrees, 90)),
+        "odometry_inlier_share": float(fit.inlier_N.mean()),
+        "odometry_frames": float(len(fit.inlier_N)),
+    }
 
 
 @dataclass(frozen=True)
 class _Poses:
-    """Positions and rotations of the same cameras: c, C in the reconstruction, p, P in the world."""
+    """Positions and rotations of the same cameras: c, C in the reconstruction, p, P in the
+    world."""
 
     c: np.ndarray
     C: np.ndarray
@@ -105,19 +146,26 @@ def _best_hypothesis(poses: _Poses, scale: float | None, config: MetricConfig):
     """The similarity of three frames that fits most frames best; None where none moves."""
     rng = np.random.default_rng(0)
     samples = [rng.choice(len(poses.c), 3, replace=False) for _ in range(HYPOTHESES)]
-    found = [h for h in [_closed_form(poses, scale), *(_closed_form(poses[s], scale) for s in samples)] if h]
+    found = [
+        h
+        for h in [_closed_form(poses, scale), *(_closed_form(poses[s], scale) for s in samples)]
+        if h
+    ]
     if not found:
         return None
     # a radian counts as much as half of the drive
     lever = max(float(np.median(np.linalg.norm(poses.p - np.median(poses.p, axis=0), axis=1))), 0.1)
-    errors = np.stack([metres + lever * radians for metres, radians in (_errors(poses, *h) for h in found)])
+    errors = np.stack(
+        [metres + lever * radians for metres, radians in (_errors(poses, *h) for h in found)]
+    )
     # the median alone is content with the frames of a robot that stood still most of the time
     limit = max(3 * float(np.median(errors, axis=1).min()), 10 * config.odometry_noise_m)
     return found[int(np.minimum(errors, limit).sum(1).argmin())]
 
 
 def _closed_form(poses: _Poses, scale: float | None):
-    """Least squares over positions and axis points, weighted so that both settle the rotation (Umeyama, TPAMI 1991)."""
+    """Least squares over positions and axis points, weighted so that both settle the rotation
+    (Umeyama, TPAMI 1991)."""
     c, p = poses.c - poses.c.mean(0), poses.p - poses.p.mean(0)
     size_c, size_p = float(np.sqrt((c**2).sum(1).mean())), float(np.sqrt((p**2).sum(1).mean()))
     if scale is None and (size_c < 1e-9 or size_p < 1e-9):
@@ -130,13 +178,18 @@ def _closed_form(poses: _Poses, scale: float | None):
 
 
 def _errors(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (np.linalg.norm(poses.p - s * poses.c @ R.T - t, axis=1), np.linalg.norm(_rotation_vectors(poses.P, R @ poses.C), axis=1))
+    return (
+        np.linalg.norm(poses.p - s * poses.c @ R.T - t, axis=1),
+        np.linalg.norm(_rotation_vectors(poses.P, R @ poses.C), axis=1),
+    )
 
 
 def _rotation_vectors(A_N33: np.ndarray, B_N33: np.ndarray) -> np.ndarray:
     """The vectors (N, 3) with A = exp(vector) B."""
     D = A_N33 @ np.swapaxes(B_N33, 1, 2)
-    axis = np.stack([D[:, 2, 1] - D[:, 1, 2], D[:, 0, 2] - D[:, 2, 0], D[:, 1, 0] - D[:, 0, 1]], 1) / 2
+    axis = (
+        np.stack([D[:, 2, 1] - D[:, 1, 2], D[:, 0, 2] - D[:, 2, 0], D[:, 1, 0] - D[:, 0, 1]], 1) / 2
+    )
     sine = np.linalg.norm(axis, axis=1)
     angle = np.arctan2(sine, (np.trace(D, axis1=1, axis2=2) - 1) / 2)
     # half a turn has no unique axis; such a frame is an outlier along any
@@ -145,13 +198,16 @@ def _rotation_vectors(A_N33: np.ndarray, B_N33: np.ndarray) -> np.ndarray:
 
 
 def _sigma(error_N: np.ndarray, floor: float) -> float:
-    """ChannelNormalization deviation per axis of errors given by their length, as half of them say."""
+    """ChannelNormalization deviation per axis of errors given by their length, as half of them
+    say."""
     return max(float(np.median(error_N)) / MEDIAN_OF_NORM, floor)
 
 
-def _refine(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, free_scale: bool, config: MetricConfig):
-    """Gauss-Newton in (log scale, rotation, translation) with Cauchy weights; returns scale, R, t and the relative standard
-    deviation of the scale, were all errors independent."""
+def _refine(
+    poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, free_scale: bool, config: MetricConfig
+):
+    """Gauss-Newton in (log scale, rotation, translation) with Cauchy weights; returns scale, R, t
+    and the relative standard deviation of the scale, were all errors independent."""
     first = 0 if free_scale else 1
     sigma = 0.0
     for _ in range(60):
@@ -167,7 +223,9 @@ def _refine(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, free_scale: b
     return s, R, t, sigma
 
 
-def _normal_equations(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, config: MetricConfig) -> tuple[np.ndarray, np.ndarray]:
+def _normal_equations(
+    poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, config: MetricConfig
+) -> tuple[np.ndarray, np.ndarray]:
     a = s * poses.c @ R.T
     e, r = poses.p - a - t, _rotation_vectors(poses.P, R @ poses.C)
     weight_e = _cauchy(e, config.odometry_noise_m)
@@ -187,15 +245,17 @@ def _normal_equations(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, con
 def _cauchy(vectors_N3: np.ndarray, floor: float) -> np.ndarray:
     length = np.linalg.norm(vectors_N3, axis=1)
     sigma = _sigma(length, floor)
-    return 1 / sigma**2 / (1 + (length / (3 * sigma))**2)
+    return 1 / sigma**2 / (1 + (length / (3 * sigma)) ** 2)
 
 
-def _jackknife(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, config: MetricConfig) -> float:
-    """Relative standard deviation of the scale from leaving out one stretch of the drive after the other: drift is no
-    independent noise, so the formal one is far too small."""
+def _jackknife(
+    poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, config: MetricConfig
+) -> float:
+    """Relative standard deviation of the scale from leaving out one stretch of the drive after the
+    other: drift is no independent noise, so the formal one is far too small."""
     blocks = min(5, len(poses.c) // 3)
     if blocks < 2:
         return 0.0
     stretch = np.arange(len(poses.c)) * blocks // len(poses.c)
     logs = np.log([_refine(poses[stretch != k], s, R, t, True, config)[0] for k in range(blocks)])
-    return float(np.sqrt((blocks - 1) / blocks * ((logs - logs.mean())**2).sum()))
+    return float(np.sqrt((blocks - 1) / blocks * ((logs - logs.mean()) ** 2).sum()))

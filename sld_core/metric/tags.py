@@ -1,10 +1,11 @@
 """Scale from AprilTags or ArUco markers of known size that the images show."""
+
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Callable
 
 import cv2
 import numpy as np
@@ -15,9 +16,20 @@ from sld_core.config.mapping import MetricConfig
 from sld_core.metric.scale import Scale, log_median, spread
 from sld_core.types import Camera, Progress, Reconstruction
 
-FAMILIES = {"apriltag_36h11": cv2.aruco.DICT_APRILTAG_36h11, "apriltag_25h9": cv2.aruco.DICT_APRILTAG_25h9,
-            "apriltag_16h5": cv2.aruco.DICT_APRILTAG_16h5, "aruco_4x4_50": cv2.aruco.DICT_4X4_50}
-EDGES = ((0, 1, 1.0), (1, 2, 1.0), (2, 3, 1.0), (3, 0, 1.0), (0, 2, 2**0.5), (1, 3, 2**0.5))  # corners, length in sides
+FAMILIES = {
+    "apriltag_36h11": cv2.aruco.DICT_APRILTAG_36h11,
+    "apriltag_25h9": cv2.aruco.DICT_APRILTAG_25h9,
+    "apriltag_16h5": cv2.aruco.DICT_APRILTAG_16h5,
+    "aruco_4x4_50": cv2.aruco.DICT_4X4_50,
+}
+EDGES = (
+    (0, 1, 1.0),
+    (1, 2, 1.0),
+    (2, 3, 1.0),
+    (3, 0, 1.0),
+    (0, 2, 2**0.5),
+    (1, 3, 2**0.5),
+)  # corners, length in sides
 MAX_PAIRS = 200  # of views from which a tag is proposed
 
 
@@ -29,15 +41,30 @@ class Sighting:
     xy_42: np.ndarray
 
 
-def tag_scale(reconstruction: Reconstruction, config: MetricConfig, progress: Callable[[Progress], None] = lambda _: None) -> Scale:
-    """From the sides and diagonals of all tags whose corners can be triangulated: the median of size / length.
+def tag_scale(
+    reconstruction: Reconstruction,
+    config: MetricConfig,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Scale:
+    """From the sides and diagonals of all tags whose corners can be triangulated: the median of
+    size / length.
 
-    A tag whose sightings do not fit one place (printed twice, or moved) is left out, with a note."""
+    A tag whose sightings do not fit one place (printed twice, or moved) is left out, with a
+    note."""
     if config.tag_size_m <= 0:
-        return Scale("tags", None, "the size of the tags is not given (metric.tag_size_m, metres)", absent=True)
+        return Scale(
+            "tags",
+            None,
+            "the size of the tags is not given (metric.tag_size_m, metres)",
+            absent=True,
+        )
     sightings = find_tags(reconstruction, config, progress)
     if not sightings:
-        return Scale("tags", None, f"no tag of {config.tag_family} was found in the images; is metric.tag_family right?")
+        return Scale(
+            "tags",
+            None,
+            f"no tag of {config.tag_family} was found in the images; is metric.tag_family right?",
+        )
     notes, logs, views, used = [], [], 0, 0
     for tag, seen in sorted(sightings.items()):
         result = _log_scales(reconstruction, seen, config)
@@ -49,18 +76,28 @@ def tag_scale(reconstruction: Reconstruction, config: MetricConfig, progress: Ca
     if not logs:
         return Scale("tags", None, "; ".join(notes), notes=notes)
     scale, mad = log_median(np.concatenate(logs))
-    return Scale("tags", scale, residual={"tags_mad_percent": mad, "tags": float(used), "tags_views": float(views)}, notes=notes)
+    return Scale(
+        "tags",
+        scale,
+        residual={"tags_mad_percent": mad, "tags": float(used), "tags_views": float(views)},
+        notes=notes,
+    )
 
 
-def find_tags(reconstruction: Reconstruction, config: MetricConfig,
-              progress: Callable[[Progress], None] = lambda _: None) -> dict[int, list[Sighting]]:
+def find_tags(
+    reconstruction: Reconstruction,
+    config: MetricConfig,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> dict[int, list[Sighting]]:
     """The sightings of every tag id in at most `config.max_tag_frames` frames."""
     chosen = spread(range(len(reconstruction.frames)), config.max_tag_frames)
     sightings = defaultdict(list)
     for k, i in enumerate(chosen):
         progress(Progress("looking for tags", k / len(chosen)))
         frame = reconstruction.frames[i]
-        image, _ = images.fit(images.read_image(frame.image_path), frame.camera, 10**6)  # of the camera's size, or an error
+        image, _ = images.fit(
+            images.read_image(frame.image_path), frame.camera, 10**6
+        )  # of the camera's size, or an error
         for tag, xy in detect(image, config.tag_family):
             sightings[tag].append(Sighting(i, xy))
     return dict(sightings)
@@ -70,19 +107,27 @@ def detect(image_HW3: np.ndarray, family: str) -> list[tuple[int, np.ndarray]]:
     """Ids and corners (4, 2; pixels, corner origin) of the tags in an RGB image."""
     parameters = cv2.aruco.DetectorParameters()
     parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-    dictionary, gray = cv2.aruco.getPredefinedDictionary(FAMILIES[family]), cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY)
+    dictionary, gray = (
+        cv2.aruco.getPredefinedDictionary(FAMILIES[family]),
+        cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY),
+    )
     corners, ids, _ = cv2.aruco.ArucoDetector(dictionary, parameters).detectMarkers(gray)
     if ids is None:
         return []
-    sharp = [_on_edges(gray, xy.reshape(4, 2).astype(float), dictionary.markerSize + 2) for xy in corners]
+    sharp = [
+        _on_edges(gray, xy.reshape(4, 2).astype(float), dictionary.markerSize + 2) for xy in corners
+    ]
     return [(int(tag), xy + 0.5) for tag, xy in zip(np.ravel(ids), sharp) if xy is not None]
 
 
 def _on_edges(gray_HW: np.ndarray, xy_42: np.ndarray, modules: int) -> np.ndarray | None:
-    """Corners (4, 2; pixel centres at integers) where lines through the edges of the black square meet; None where an edge
-    cannot be seen. Corner refinement moves blurred corners inwards: lengths came out 0.4 to 1.4 % too short."""
+    """Corners (4, 2; pixel centres at integers) where lines through the edges of the black square
+    meet; None where an edge cannot be seen. Corner refinement moves blurred corners inwards:
+    lengths came out 0.4 to 1.4 % too short."""
     for _ in range(3):
-        lines = [_edge(gray_HW, xy_42[k], xy_42[(k + 1) % 4], xy_42.mean(0), modules) for k in range(4)]
+        lines = [
+            _edge(gray_HW, xy_42[k], xy_42[(k + 1) % 4], xy_42.mean(0), modules) for k in range(4)
+        ]
         if any(line is None for line in lines):
             return None
         meet = np.array([np.cross(lines[k - 1], lines[k]) for k in range(4)])
@@ -93,29 +138,42 @@ def _on_edges(gray_HW: np.ndarray, xy_42: np.ndarray, modules: int) -> np.ndarra
     return xy_42
 
 
-def _edge(gray_HW: np.ndarray, a_2: np.ndarray, b_2: np.ndarray, centre_2: np.ndarray, modules: int) -> np.ndarray | None:
+def _edge(
+    gray_HW: np.ndarray, a_2: np.ndarray, b_2: np.ndarray, centre_2: np.ndarray, modules: int
+) -> np.ndarray | None:
     """The line (3,) of one side from about a to b: where, across it, black turns to white."""
     along = b_2 - a_2
     length = float(np.linalg.norm(along))
     normal = np.array([along[1], -along[0]]) / max(length, 1e-9)
     normal *= np.sign(normal @ (a_2 + b_2 - 2 * centre_2)) or 1.0
-    reach = np.clip(0.6 * length / modules, 1.5, 4.0)  # the border is one module wide, and so is the white around it
-    part, across = np.linspace(0.1, 0.9, int(np.clip(length, 8, 64))), np.linspace(-reach, reach, 25)
+    reach = np.clip(
+        0.6 * length / modules, 1.5, 4.0
+    )  # the border is one module wide, and so is the white around it
+    part, across = (
+        np.linspace(0.1, 0.9, int(np.clip(length, 8, 64))),
+        np.linspace(-reach, reach, 25),
+    )
     xy = (a_2 + part[:, None] * along)[:, None] + across[:, None] * normal
-    profile = cv2.remap(gray_HW, xy.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(float)
+    profile = cv2.remap(
+        gray_HW, xy.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    ).astype(float)
     rise = np.diff(profile, axis=1)
     rise = np.where(rise > 0.2 * rise.max(1, keepdims=True), rise, 0)
     good = rise.sum(1) > 20  # grey values from black to white
     if good.sum() < 4:
         return None
     offset = (rise[good] @ ((across[1:] + across[:-1]) / 2)) / rise[good].sum(1)
-    kept = np.abs(offset - np.median(offset)) <= 3 * max(float(np.median(np.abs(offset - np.median(offset)))), 0.05)
+    kept = np.abs(offset - np.median(offset)) <= 3 * max(
+        float(np.median(np.abs(offset - np.median(offset)))), 0.05
+    )
     slope, start = np.polyfit(part[good][kept], offset[kept], 1)
     p, q = a_2 + start * normal, b_2 + (start + slope) * normal
     return np.cross([*p, 1.0], [*q, 1.0])
 
 
-def _log_scales(reconstruction: Reconstruction, seen: list[Sighting], config: MetricConfig) -> np.ndarray | str:
+def _log_scales(
+    reconstruction: Reconstruction, seen: list[Sighting], config: MetricConfig
+) -> np.ndarray | str:
     """log(size / length) of the six lines of a tag, or why it cannot be used."""
     frames = [s.frame for s in seen]
     if len(set(frames)) < len(frames):
@@ -128,17 +186,34 @@ def _log_scales(reconstruction: Reconstruction, seen: list[Sighting], config: Me
     corners, good = _place(cameras, T, xy, config.tag_reprojection_px)
     lost = len(seen) - int(good.sum())
     if good.sum() < 2 or lost >= max(2, 0.25 * len(seen)):
-        return f"{lost} of {len(seen)} sightings do not fit the place of the others; was it printed twice, or moved?"
+        return (
+            f"{lost} of {len(seen)} sightings do not fit the place of the others; was it "
+            "printed twice, or moved?"
+        )
     if _parallax_deg(T[good], corners.mean(0)) < config.min_tag_parallax_deg:
-        return f"it was seen from one direction only (less than {config.min_tag_parallax_deg:g} deg of parallax)"
-    logs = np.array([np.log(config.tag_size_m * sides / np.linalg.norm(corners[a] - corners[b])) for a, b, sides in EDGES])
+        return (
+            "it was seen from one direction only (less than "
+            f"{config.min_tag_parallax_deg:g} deg of parallax)"
+        )
+    logs = np.array(
+        [
+            np.log(config.tag_size_m * sides / np.linalg.norm(corners[a] - corners[b]))
+            for a, b, sides in EDGES
+        ]
+    )
     if np.ptp(logs) > config.max_tag_skew:
-        return f"its sides differ by {100 * np.ptp(logs):.0f} %; it is not flat, or too small in the images"
+        return (
+            f"its sides differ by {100 * np.ptp(logs):.0f} %; it is not flat, or too small "
+            "in the images"
+        )
     return logs
 
 
-def _place(cameras: list[Camera], T_V44: np.ndarray, xy_V42: np.ndarray, max_error_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (4, 3) that most views agree on, and which views (V,) do; proposed by pairs of views, refined with all that agree."""
+def _place(
+    cameras: list[Camera], T_V44: np.ndarray, xy_V42: np.ndarray, max_error_px: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (4, 3) that most views agree on, and which views (V,) do; proposed by pairs of views,
+    refined with all that agree."""
     P = np.stack([c.K @ T[:3] for c, T in zip(cameras, T_V44)])
     pairs = list(combinations(range(len(P)), 2))
     best = np.zeros((4, 3)), np.zeros(len(P), bool), np.inf
@@ -147,7 +222,9 @@ def _place(cameras: list[Camera], T_V44: np.ndarray, xy_V42: np.ndarray, max_err
         best = _better(best, _judge(P, xy_V42, _triangulate(P[two], xy_V42[two]), max_error_px))
     for _ in range(3):
         if best[1].sum() >= 2:
-            best = _better(best, _judge(P, xy_V42, _triangulate(P[best[1]], xy_V42[best[1]]), max_error_px))
+            best = _better(
+                best, _judge(P, xy_V42, _triangulate(P[best[1]], xy_V42[best[1]]), max_error_px)
+            )
     return best[0], best[1]
 
 
@@ -159,13 +236,16 @@ def _better(a, b):
 def _judge(P_V34: np.ndarray, xy_V42: np.ndarray, corners_43: np.ndarray, max_error_px: float):
     h = np.einsum("vij,cj->vci", P_V34, np.column_stack([corners_43, np.ones(4)]))
     ahead = (h[:, :, 2] > 1e-9).all(1)
-    error = np.linalg.norm(h[:, :, :2] / np.where(h[:, :, 2:] > 1e-9, h[:, :, 2:], np.inf) - xy_V42, axis=2).max(1)
+    error = np.linalg.norm(
+        h[:, :, :2] / np.where(h[:, :, 2:] > 1e-9, h[:, :, 2:], np.inf) - xy_V42, axis=2
+    ).max(1)
     good = ahead & (error <= max_error_px)
     return corners_43, good, float((error[good] ** 2).sum())
 
 
 def _triangulate(P_V34: np.ndarray, xy_V42: np.ndarray) -> np.ndarray:
-    """Corners (4, 3) with least reprojection error: the linear solution, its rows reweighted by depth (Hartley and Sturm, 1997)."""
+    """Corners (4, 3) with least reprojection error: the linear solution, its rows reweighted by
+    depth (Hartley and Sturm, 1997)."""
     out = np.zeros((4, 3))
     for c in range(4):
         rows = xy_V42[:, c, :, None] * P_V34[:, None, 2] - P_V34[:, :2]  # V, 2, 4

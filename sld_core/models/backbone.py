@@ -1,10 +1,12 @@
-"""The scene-agnostic backbones: image_B3HW in 0..1 -> features_BChw at stride 8, frozen for a scene or to be trained on many.
+"""The scene-agnostic backbones: image_B3HW in 0..1 -> features_BChw at stride 8, frozen for a scene
+or to be trained on many.
 
 `weights`, wherever it is asked for, is
-    ""          the network's own: those installed with sld, or those that torchvision would download
-    "imagenet"  the same where they are of ImageNet, an error where they are not
-    "random"    none, from a seed
-    a path      a file of `save_weights`, or for networks of torchvision a checkpoint of the whole network"""
+    ""          the network's own: those installed with sld, or those that torchvision would
+    download "imagenet"  the same where they are of ImageNet, an error where they are not "random"
+    none, from a seed a path      a file of `save_weights`, or for networks of torchvision a
+    checkpoint of the whole network"""
+
 from __future__ import annotations
 
 import hashlib
@@ -27,7 +29,7 @@ from sld_core.models.imagenet import ImageNetNetwork
 from sld_core.models.lite0 import Lite0
 from sld_core.models.resnext import resnext
 from sld_core.models.swin import swin
-from sld_core.models.weights import LITE0, WebFile, WeightsFile, XFEAT
+from sld_core.models.weights import LITE0, XFEAT, WebFile, WeightsFile
 from sld_core.models.xfeat import XFeat
 from sld_core.types import SldError
 
@@ -58,7 +60,9 @@ class BackboneKind:
 
 
 def _of_torchvision(network: Callable[[], nn.Module], channels: int, file: str) -> BackboneKind:
-    return BackboneKind(network, channels, (WebFile("https://download.pytorch.org/models/" + file),))
+    return BackboneKind(
+        network, channels, (WebFile("https://download.pytorch.org/models/" + file),)
+    )
 
 
 RESNEXT = "resnext101_32x8d-110c445d.pth"  # IMAGENET1K_V2
@@ -69,22 +73,38 @@ BACKBONES = {
     "resnext101": _of_torchvision(partial(resnext, 4), 512, RESNEXT),
     "resnext101-layer3": _of_torchvision(partial(resnext, 3), 512, RESNEXT),
     "resnext101-layer2": _of_torchvision(partial(resnext, 2), 512, RESNEXT),
-    "efficientnet-b0": _of_torchvision(partial(efficientnet, "b0"), 328, "efficientnet_b0_rwightman-7f5810bc.pth"),
-    "efficientnet-b1": _of_torchvision(partial(efficientnet, "b1"), 328, "efficientnet_b1-c27df63c.pth"),
-    "efficientnet-b2": _of_torchvision(partial(efficientnet, "b2"), 352, "efficientnet_b2_rwightman-c35c1473.pth"),
-    "efficientnet-b3": _of_torchvision(partial(efficientnet, "b3"), 408, "efficientnet_b3_rwightman-b3899882.pth"),
-    "efficientnet-b4": _of_torchvision(partial(efficientnet, "b4"), 456, "efficientnet_b4_rwightman-23ab8bcd.pth"),
+    "efficientnet-b0": _of_torchvision(
+        partial(efficientnet, "b0"), 328, "efficientnet_b0_rwightman-7f5810bc.pth"
+    ),
+    "efficientnet-b1": _of_torchvision(
+        partial(efficientnet, "b1"), 328, "efficientnet_b1-c27df63c.pth"
+    ),
+    "efficientnet-b2": _of_torchvision(
+        partial(efficientnet, "b2"), 352, "efficientnet_b2_rwightman-c35c1473.pth"
+    ),
+    "efficientnet-b3": _of_torchvision(
+        partial(efficientnet, "b3"), 408, "efficientnet_b3_rwightman-b3899882.pth"
+    ),
+    "efficientnet-b4": _of_torchvision(
+        partial(efficientnet, "b4"), 456, "efficientnet_b4_rwightman-23ab8bcd.pth"
+    ),
     "swin-t": _of_torchvision(swin, 192, "swin_t-704ceda3.pth"),
 }
 
 
 class Backbone(nn.Module):
-    """A frozen backbone by name; takes images of any size and returns one feature per cell of heatmap.grid_size."""
+    """A frozen backbone by name; takes images of any size and returns one feature per cell of
+    heatmap.grid_size."""
 
     def __init__(self, name: str, weights: str = ""):
         super().__init__()
         self.name, self.weights, self.channels = name, weights, _kind(name).channels
-        self.network = _network(name, weights, seed=0).requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.network = (
+            _network(name, weights, seed=0)
+            .requires_grad_(False)
+            .eval()
+            .to(memory_format=torch.channels_last)
+        )
         for module in self.network.modules():
             if isinstance(module, ImageNetNetwork):
                 fold_normalisation(module.body)
@@ -115,24 +135,34 @@ class Backbone(nn.Module):
         if any(pad):
             image_B3HW = F.pad(image_B3HW, pad, mode="replicate")
         h, w = grid_size(height, width)
-        return self.network(image_B3HW.contiguous(memory_format=torch.channels_last))[..., :h, :w].float()
+        return self.network(image_B3HW.contiguous(memory_format=torch.channels_last))[
+            ..., :h, :w
+        ].float()
 
     def features(self, image_HW3: np.ndarray, device: str = "cpu") -> torch.Tensor:
         """features_Chw of one uint8 RGB image."""
-        image = torch.from_numpy(np.ascontiguousarray(image_HW3)).to(device).permute(2, 0, 1)[None].float() / 255
+        image = (
+            torch.from_numpy(np.ascontiguousarray(image_HW3))
+            .to(device)
+            .permute(2, 0, 1)[None]
+            .float()
+            / 255
+        )
         return self(image)[0]
 
 
 def trainable(name: str, weights: str = "", seed: int = 0) -> nn.Module:
-    """The network of `Backbone` in float32 with gradients: image_B3HW in 0..1, sides multiples of 32 -> features_BChw.
+    """The network of `Backbone` in float32 with gradients: image_B3HW in 0..1, sides multiples of
+    32 -> features_BChw.
 
-    Lite0 and XFeat have no batch normalisation left: it is folded into their convolutions, and they are trained so. `seed` is
-    that of random weights."""
+    Lite0 and XFeat have no batch normalisation left: it is folded into their convolutions, and they
+    are trained so. `seed` is that of random weights."""
     return _network(name, weights, seed).float().requires_grad_(True)
 
 
 def save_weights(network: nn.Module, name: str, path: Path, record: dict) -> None:
-    """The weights of a `trainable` network of this name as a file that `weights` may name, with a record of how they came about."""
+    """The weights of a `trainable` network of this name as a file that `weights` may name, with a
+    record of how they came about."""
     files.write(network.state_dict(), {"backbone": name, "record": json.dumps(record)}, path)
 
 
@@ -150,9 +180,14 @@ def weights_sha256(name: str, weights: str = "") -> str:
 
 @lru_cache
 def conv_dtype(device: str) -> torch.dtype:
-    """bfloat16 where a device of this type multiplies it natively (twice as fast, same accuracy), else float32."""
+    """bfloat16 where a device of this type multiplies it natively (twice as fast, same accuracy),
+    else float32."""
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -169,7 +204,10 @@ def _kind(name: str) -> BackboneKind:
 def _network(name: str, weights: str, seed: int) -> nn.Module:
     kind = _kind(name)
     if weights == IMAGENET and XFEAT in kind.files:
-        raise SldError(f"backbone {name} has no weights of ImageNet; leave weights empty for its own, or pass random or the path of a file")
+        raise SldError(
+            f"backbone {name} has no weights of ImageNet; leave weights empty for its own, or "
+            "pass random or the path of a file"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = kind.network()
@@ -187,20 +225,36 @@ def _network(name: str, weights: str, seed: int) -> nn.Module:
 
 
 def _load(network: nn.Module, name: str, path: Path) -> None:
-    """Fill the network from a file of `save_weights`, or its body from a checkpoint of the whole network it was cut from."""
+    """Fill the network from a file of `save_weights`, or its body from a checkpoint of the whole
+    network it was cut from."""
     state, text = files.read(path)
     ours = "backbone" in text
     if ours and text["backbone"] != name:
-        raise SldError(f"{path}: weights of backbone {text['backbone']!r}, expected {name!r}; name that backbone or other weights")
+        raise SldError(
+            f"{path}: weights of backbone {text['backbone']!r}, expected {name!r}; name that "
+            "backbone or other weights"
+        )
     if not ours and not isinstance(network, ImageNetNetwork):
-        raise SldError(f"{path}: not made by sld (no backbone is named in it); backbone {name} takes weights of `sld train backbone` only")
+        raise SldError(
+            f"{path}: not made by sld (no backbone is named in it); backbone {name} takes "
+            "weights of `sld train backbone` only"
+        )
     target = network if ours else network.body
     wanted = target.state_dict()
-    # a checkpoint has more than we use, and lacks our 1x1 and, if old, the counters of batch normalisation
-    lacking = [k for k in wanted if k not in state and (ours or not k.startswith("reduce.") and not k.endswith("num_batches_tracked"))]
+    # a checkpoint has more than we use, and lacks our 1x1 and, if old, the counters of batch
+    # normalisation
+    lacking = [
+        k
+        for k in wanted
+        if k not in state
+        and (ours or not k.startswith("reduce.") and not k.endswith("num_batches_tracked"))
+    ]
     other = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
     if lacking or other:
         what = f"{other[0]} has another shape" if other else f"{lacking[0]} is not in it"
-        raise SldError(f"{path}: not weights of backbone {name} ({what}); expected a file of `sld train backbone`"
-                       " or a checkpoint of torchvision's network")
+        raise SldError(
+            f"{path}: not weights of backbone {name} ({what}); expected a file of `sld train "
+            "backbone`"
+            " or a checkpoint of torchvision's network"
+        )
     target.load_state_dict(wanted | {k: t for k, t in state.items() if k in wanted})

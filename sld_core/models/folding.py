@@ -1,4 +1,5 @@
 """Convolutions of frozen networks with their batch normalisation folded in."""
+
 from __future__ import annotations
 
 import torch
@@ -10,10 +11,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 class FrozenConv(nn.Module):
     """A convolution whose output i is centred on input pixel stride * i + side, zeros outside."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, stride: int = 1, side: int = 0,
-                 groups: int = 1):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        stride: int = 1,
+        side: int = 0,
+        groups: int = 1,
+    ):
         super().__init__()
-        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.weight = nn.Parameter(
+            weight.contiguous(memory_format=torch.channels_last), requires_grad=False
+        )
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.stride, self.groups = stride, groups
         half = weight.shape[2] // 2
@@ -31,8 +40,11 @@ class FrozenConv(nn.Module):
         nn.init.zeros_(self.bias)
 
 
-def folded_conv(weight: torch.Tensor, state: dict[str, torch.Tensor], bn: str, eps: float, **kw) -> FrozenConv:
-    """FrozenConv of `weight` followed by the batch normalisation `bn` of `state` (affine or not)."""
+def folded_conv(
+    weight: torch.Tensor, state: dict[str, torch.Tensor], bn: str, eps: float, **kw
+) -> FrozenConv:
+    """FrozenConv of `weight` followed by the batch normalisation `bn` of `state` (affine or
+    not)."""
     scale = (state[bn + ".running_var"] + eps).rsqrt()
     if bn + ".weight" in state:
         scale = scale * state[bn + ".weight"]
@@ -41,7 +53,8 @@ def folded_conv(weight: torch.Tensor, state: dict[str, torch.Tensor], bn: str, e
 
 
 def fold_normalisation(network: nn.Module) -> nn.Module:
-    """`network` in evaluation mode with every batch normalisation taken into the convolution that stands before it, in place."""
+    """`network` in evaluation mode with every batch normalisation taken into the convolution that
+    stands before it, in place."""
     for module in network.modules():
         names = list(module._modules)
         for before, after in zip(names, names[1:]):

@@ -1,4 +1,6 @@
-"""Scene heads: features_BChw of the backbone -> heatmap.ScoreMaps. Which head it was matters to nobody downstream."""
+"""Scene heads: features_BChw of the backbone -> heatmap.ScoreMaps. Which head it was matters to
+nobody downstream."""
+
 from __future__ import annotations
 
 import math
@@ -20,12 +22,14 @@ WHITENING_FLOOR = 1e-3  # of the largest variance
 
 
 def limited(free: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """`free` within limits, but with its gradient: what early steps throw beyond them would else never come back."""
+    """`free` within limits, but with its gradient: what early steps throw beyond them would else
+    never come back."""
     return free + (free.clamp(low, high) - free).detach()
 
 
 class Whitening(nn.Module):
-    """The linear projection of backbone features to decorrelated channels of unit variance (PCA), fitted on the scene."""
+    """The linear projection of backbone features to decorrelated channels of unit variance (PCA),
+    fitted on the scene."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -37,7 +41,10 @@ class Whitening(nn.Module):
         """From at least `outputs` features."""
         out = cls(features_NC.shape[1], outputs)
         x = features_NC.double()
-        mean, scale = x.mean(0), x.std(0) + 1e-6  # networks side by side differ in scale by hundreds
+        mean, scale = (
+            x.mean(0),
+            x.std(0) + 1e-6,
+        )  # networks side by side differ in scale by hundreds
         x = (x - mean) / scale
         values, vectors = torch.linalg.eigh(x.T @ x / len(x))
         values, vectors = values.flip(0)[:outputs], vectors.flip(1)[:, :outputs]
@@ -51,9 +58,11 @@ class Whitening(nn.Module):
 
 
 class CellHead(nn.Module):
-    """Scores every cell against L landmarks and background by a 1x1 network, and says where in the cell the landmark is.
+    """Scores every cell against L landmarks and background by a 1x1 network, and says where in the
+    cell the landmark is.
 
-    Three ReLU-free outputs per cell beside the L + 1 logits: offset (x, y) in cells and log b of its Laplace error."""
+    Three ReLU-free outputs per cell beside the L + 1 logits: offset (x, y) in cells and log b of
+    its Laplace error."""
 
     def __init__(self, channels: int, hidden: int, landmarks: int):
         super().__init__()
@@ -75,7 +84,9 @@ class PrototypeHead(nn.Module):
     def __init__(self, channels: int, landmarks: int, temperature: float):
         super().__init__()
         self.register_buffer("prototype", torch.zeros(landmarks, channels))
-        self.register_buffer("background", torch.tensor(0.5))  # cosine at which a cell belongs to no landmark
+        self.register_buffer(
+            "background", torch.tensor(0.5)
+        )  # cosine at which a cell belongs to no landmark
         self.temperature = temperature
 
     def forward(self, cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,14 +113,21 @@ class SceneHead(nn.Module):
             logits, located = self.cells(cells_NC)
         score = logits.softmax(1, dtype=torch.float32)[:, :-1]
         located = located.float()
-        sigma = located[:, 2].clamp(MIN_LOG_B, MAX_LOG_B).exp() * math.sqrt(2)  # of a Laplace distribution
+        sigma = located[:, 2].clamp(MIN_LOG_B, MAX_LOG_B).exp() * math.sqrt(
+            2
+        )  # of a Laplace distribution
         # a view: the scores stay in memory as (cells, landmarks), which is how decode runs fastest
-        return ScoreMaps(score.T.unflatten(1, (h, w)), located[:, :2].T.unflatten(1, (h, w)), sigma.unflatten(0, (h, w)))
+        return ScoreMaps(
+            score.T.unflatten(1, (h, w)),
+            located[:, :2].T.unflatten(1, (h, w)),
+            sigma.unflatten(0, (h, w)),
+        )
 
 
 class HeatmapSceneHead(nn.Module):
-    """A whitening and the paper's head, one heatmap per landmark, decoded as `config` says. `sigma` is the standard
-    deviation of its positions per axis (cells), measured on frames it did not learn from."""
+    """A whitening and the paper's head, one heatmap per landmark, decoded as `config` says. `sigma`
+    is the standard deviation of its positions per axis (cells), measured on frames it did not learn
+    from."""
 
     def __init__(self, whitening: Whitening, maps: PaperHead, config: HeatmapConfig):
         super().__init__()
@@ -128,17 +146,32 @@ class HeatmapSceneHead(nn.Module):
             logits_1Lhw = self.maps(white_Chw[None])
         score_Lhw = scores(logits_1Lhw.float(), self.config.loss)[0]
         _, h, w = white_Chw.shape
-        return ScoreMaps(score_Lhw, score_Lhw.new_zeros(2, h, w), self.sigma.expand(h, w), self.config.reach, self.config.power,
-                         self.config.threshold)
+        return ScoreMaps(
+            score_Lhw,
+            score_Lhw.new_zeros(2, h, w),
+            self.sigma.expand(h, w),
+            self.config.reach,
+            self.config.power,
+            self.config.threshold,
+        )
 
 
-def from_state(config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int) -> SceneHead | HeatmapSceneHead:
-    """The head that `state` was saved from; raises where its tensors do not fit the configuration."""
+def from_state(
+    config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int
+) -> SceneHead | HeatmapSceneHead:
+    """The head that `state` was saved from; raises where its tensors do not fit the
+    configuration."""
     width = len(state["whitening.matrix"])
     whitening = Whitening(channels, width)
     if config.kind == "heatmap":
-        _expect_width(config.heatmap.width, 4 * len(state["maps.layers.0.branches.0.weight"]), "head.heatmap.width")
-        head = HeatmapSceneHead(whitening, PaperHead(width, landmarks, config.heatmap.width), config.heatmap)
+        _expect_width(
+            config.heatmap.width,
+            4 * len(state["maps.layers.0.branches.0.weight"]),
+            "head.heatmap.width",
+        )
+        head = HeatmapSceneHead(
+            whitening, PaperHead(width, landmarks, config.heatmap.width), config.heatmap
+        )
         head.load_state_dict(state)
         return head.eval()
     if config.kind == "prototype":

@@ -1,4 +1,5 @@
 """The paper's heads: features_BChw of a backbone -> logits_BLhw, one heatmap per landmark."""
+
 from __future__ import annotations
 
 import torch
@@ -11,8 +12,9 @@ DILATIONS = (1, 2, 3, 4)
 
 
 class TrainingHead(nn.Module):
-    """The head of one scene while the backbone is trained: a 1x1 skip block and a 1x1 layer to the heatmaps; where `dilated`,
-    the paper's final variant, a dilated block of `width` comes first. features_BChw -> logits_BLhw."""
+    """The head of one scene while the backbone is trained: a 1x1 skip block and a 1x1 layer to the
+    heatmaps; where `dilated`, the paper's final variant, a dilated block of `width` comes first.
+    features_BChw -> logits_BLhw."""
 
     def __init__(self, channels: int, landmarks: int, width: int, dilated: bool):
         super().__init__()
@@ -25,26 +27,36 @@ class TrainingHead(nn.Module):
 
 
 class PaperHead(nn.Module):
-    """The paper's scene head: two stacked pairs of a dilated block and a 1x1 skip block, then a 1x1 layer to the heatmaps.
-    features_BChw -> logits_BLhw; each heatmap cell sees 17 x 17 cells of features."""
+    """The paper's scene head: two stacked pairs of a dilated block and a 1x1 skip block, then a 1x1
+    layer to the heatmaps. features_BChw -> logits_BLhw; each heatmap cell sees 17 x 17 cells of
+    features."""
 
     def __init__(self, channels: int, landmarks: int, width: int):
         super().__init__()
-        self.layers = nn.Sequential(DilatedBlock(channels, width), SkipBlock(width), DilatedBlock(width, width), SkipBlock(width),
-                                    heatmaps(width, landmarks))
+        self.layers = nn.Sequential(
+            DilatedBlock(channels, width),
+            SkipBlock(width),
+            DilatedBlock(width, width),
+            SkipBlock(width),
+            heatmaps(width, landmarks),
+        )
 
     def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
         return self.layers(features_BChw)
 
 
 class DilatedBlock(nn.Module):
-    """Four 3x3 convolutions of dilation 1, 2, 3, 4 side by side, a quarter of `width` each, then ReLU; zeros outside the map."""
+    """Four 3x3 convolutions of dilation 1, 2, 3, 4 side by side, a quarter of `width` each, then
+    ReLU; zeros outside the map."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
         if width % len(DILATIONS):
             raise SldError(f"head of width {width}: expected a multiple of {len(DILATIONS)}")
-        self.branches = nn.ModuleList(nn.Conv2d(channels, width // len(DILATIONS), 3, padding=d, dilation=d) for d in DILATIONS)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(channels, width // len(DILATIONS), 3, padding=d, dilation=d)
+            for d in DILATIONS
+        )
         for branch in self.branches:
             started(branch)
 
@@ -57,7 +69,10 @@ class SkipBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.first, self.second = started(nn.Conv2d(channels, channels, 1)), nn.Conv2d(channels, channels, 1)
+        self.first, self.second = (
+            started(nn.Conv2d(channels, channels, 1)),
+            nn.Conv2d(channels, channels, 1),
+        )
         nn.init.zeros_(self.second.weight)  # it starts as the identity
         nn.init.zeros_(self.second.bias)
 
@@ -66,7 +81,8 @@ class SkipBlock(nn.Module):
 
 
 def heatmaps(channels: int, landmarks: int) -> nn.Conv2d:
-    """The last 1x1 layer; it starts near zero, for nearly every cell of nearly every heatmap is zero."""
+    """The last 1x1 layer; it starts near zero, for nearly every cell of nearly every heatmap is
+    zero."""
     layer = nn.Conv2d(channels, landmarks, 1)
     nn.init.normal_(layer.weight, std=0.1 * channels**-0.5)
     nn.init.zeros_(layer.bias)
@@ -81,14 +97,16 @@ def started(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 def scores(logits_BLhw: torch.Tensor, loss: str) -> torch.Tensor:
-    """Scores in 0..1 (B, L, h, w) of logits that were trained with this loss of training.targets."""
+    """Scores in 0..1 (B, L, h, w) of logits that were trained with this loss of
+    training.targets."""
     if loss == "squares":
         return logits_BLhw.clamp(0, 1)
     if loss == "focal":
         return logits_BLhw.sigmoid()
     if loss == "cells":  # each cell: which landmark, or none, whose logit is 0
         return (logits_BLhw - F.softplus(logits_BLhw.logsumexp(1, keepdim=True))).exp()
-    # "softmax", each heatmap: which cell, or none; the best cell gets the probability that there is one
+    # "softmax", each heatmap: which cell, or none; the best cell gets the probability that there is
+    # one
     flat = logits_BLhw.flatten(2)
     present = flat.logsumexp(2, keepdim=True).sigmoid()
     return (present * (flat - flat.amax(2, keepdim=True)).exp()).unflatten(2, logits_BLhw.shape[2:])

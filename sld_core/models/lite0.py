@@ -1,9 +1,12 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, Lite variant) up to its last stride-16 stage, as a frozen feature network.
+"""EfficientNet-Lite0 (Tan and Le 2019, Lite variant) up to its last stride-16 stage, as a frozen
+feature network.
 
-Only strides and padding are free here: a strided convolution reads pixel 2i or 2i+1 as the centre of output i. The
-sides are chosen so that every stage's grid stays close to the stride-8 cells: with pixels counted from 0 the centres
-are 4k+3 at stride 4, 8j+3 at stride 8 and 16i+3 at stride 16 (cell centre: 8j+3.5), so that even cells of the
-stride-8 grid coincide with the stride-16 grid and odd ones lie midway."""
+Only strides and padding are free here: a strided convolution reads pixel 2i or 2i+1 as the centre
+of output i. The sides are chosen so that every stage's grid stays close to the stride-8 cells: with
+pixels counted from 0 the centres are 4k+3 at stride 4, 8j+3 at stride 8 and 16i+3 at stride 16
+(cell centre: 8j+3.5), so that even cells of the stride-8 grid coincide with the stride-16 grid and
+odd ones lie midway."""
+
 from __future__ import annotations
 
 import torch
@@ -13,21 +16,30 @@ from torch import nn
 from sld_core.models import weights
 from sld_core.models.folding import folded_conv
 
-# (expansion, kernel, stride, output channels, repeats, centre of output i in input pixels: 2i + side)
-STAGES = ((1, 3, 1, 16, 1, 0), (6, 3, 2, 24, 2, 1), (6, 5, 2, 40, 2, 0), (6, 3, 2, 80, 3, 0), (6, 5, 1, 112, 3, 0))
+# (expansion, kernel, stride, output channels, repeats, centre of output i in input pixels: 2i +
+# side)
+STAGES = (
+    (1, 3, 1, 16, 1, 0),
+    (6, 3, 2, 24, 2, 1),
+    (6, 5, 2, 40, 2, 0),
+    (6, 3, 2, 80, 3, 0),
+    (6, 5, 1, 112, 3, 0),
+)
 BN_EPS = 1e-3
 
 
 class Lite0(nn.Module):
-    """image_B3HW in 0..1, sides multiples of 16 -> features_BChw at stride 8, C = 328:
-    stride-4 stage as 2x2 blocks (96), stride 8 (40), both stride-16 stages up-sampled (80 + 112)."""
+    """image_B3HW in 0..1, sides multiples of 16 -> features_BChw at stride 8, C = 328: stride-4
+    stage as 2x2 blocks (96), stride 8 (40), both stride-16 stages up-sampled (80 + 112)."""
 
     channels = 328
 
     def __init__(self):
         super().__init__()
         state = weights.load(weights.LITE0)
-        conv = lambda prefix, bn, **kw: folded_conv(state[prefix + ".weight"], state, bn, BN_EPS, **kw)
+        conv = lambda prefix, bn, **kw: folded_conv(
+            state[prefix + ".weight"], state, bn, BN_EPS, **kw
+        )
         self.stem = conv("_conv_stem", "_bn0", stride=2, side=1)
         blocks, index = [], 0
         for expansion, kernel, stride, _, repeats, side in STAGES:
@@ -36,8 +48,16 @@ class Lite0(nn.Module):
                 p = f"_blocks.{index}."
                 s = stride if repeat == 0 else 1
                 parts = [conv(p + "_expand_conv", p + "_bn0")] if expansion > 1 else []
-                parts += [conv(p + "_depthwise_conv", p + "_bn1", stride=s, side=side if s == 2 else 0, groups=len(state[p + "_bn1.bias"])),
-                          conv(p + "_project_conv", p + "_bn2")]
+                parts += [
+                    conv(
+                        p + "_depthwise_conv",
+                        p + "_bn1",
+                        stride=s,
+                        side=side if s == 2 else 0,
+                        groups=len(state[p + "_bn1.bias"]),
+                    ),
+                    conv(p + "_project_conv", p + "_bn2"),
+                ]
                 stage.append(InvertedResidual(parts, skip=repeat > 0))
                 index += 1
             blocks.append(nn.Sequential(*stage))
@@ -75,7 +95,9 @@ class InvertedResidual(nn.Module):
 
 def upsample_even(x_BChw: torch.Tensor) -> torch.Tensor:
     """Twice as large: sample i goes to 2i, the mean of i and i+1 to 2i+1 (the last one repeats)."""
+
     def double(x, dim):
         following = torch.cat([x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, -1, 1)], dim)
         return torch.stack([x, (x + following) / 2], dim + 1).flatten(dim, dim + 1)
+
     return double(double(x_BChw, 2), 3)

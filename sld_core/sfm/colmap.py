@@ -1,4 +1,6 @@
-"""What tracks with known poses and structure from motion have in common in their use of pycolmap."""
+"""What tracks with known poses and structure from motion have in common in their use of
+pycolmap."""
+
 from __future__ import annotations
 
 import logging
@@ -20,16 +22,20 @@ CHUNK = 16  # images or, times the partners of each, pairs between two signs of 
 
 
 def quiet(seed: int) -> None:
-    """No chatter of pycolmap on the terminal, and its random choices repeatable. What it calls errors, such as that there is no
-    model, our own error says in words that help; with -v both are there."""
+    """No chatter of pycolmap on the terminal, and its random choices repeatable. What it calls
+    errors, such as that there is no model, our own error says in words that help; with -v both are
+    there."""
     level = pycolmap.logging.Level
-    pycolmap.logging.minloglevel = (level.ERROR if log.isEnabledFor(logging.INFO) else level.FATAL).value
+    pycolmap.logging.minloglevel = (
+        level.ERROR if log.isEnabledFor(logging.INFO) else level.FATAL
+    ).value
     pycolmap.logging.logtostderr = True  # and no files in the temporary folder
     pycolmap.set_random_seed(seed)
 
 
 def drop_if_damaged(database: Path) -> None:
-    """Features and matches that a killed run left are used; a database that cannot be read is begun anew."""
+    """Features and matches that a killed run left are used; a database that cannot be read is begun
+    anew."""
     if not database.exists():
         return
     try:
@@ -38,7 +44,11 @@ def drop_if_damaged(database: Path) -> None:
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        log.warning("%s is damaged (%s): features and matches are found again", database, " ".join(found.split()))
+        log.warning(
+            "%s is damaged (%s): features and matches are found again",
+            database,
+            " ".join(found.split()),
+        )
         for ending in ("", "-wal", "-shm", "-journal"):
             database.with_name(database.name + ending).unlink(missing_ok=True)
 
@@ -48,9 +58,11 @@ def pose_of(image: pycolmap.Image) -> np.ndarray:
     return geometry.invert(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
 
 
-def bundle_setup(model: pycolmap.Reconstruction, refine_lenses: bool,
-                 max_iterations: int) -> tuple[pycolmap.BundleAdjustmentOptions, pycolmap.BundleAdjustmentConfig]:
-    """How and what a robust bundle adjustment of all images of `model` adjusts; the gauge is the caller's."""
+def bundle_setup(
+    model: pycolmap.Reconstruction, refine_lenses: bool, max_iterations: int
+) -> tuple[pycolmap.BundleAdjustmentOptions, pycolmap.BundleAdjustmentConfig]:
+    """How and what a robust bundle adjustment of all images of `model` adjusts; the gauge is the
+    caller's."""
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = options.refine_extra_params = refine_lenses
     options.print_summary = False
@@ -64,32 +76,61 @@ def bundle_setup(model: pycolmap.Reconstruction, refine_lenses: bool,
 
 
 def read_model(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> Reconstruction:
-    """The registered images that `frame_of` names, in its order, with the model's poses, and all points as the pinhole cameras
-    of those frames see them: observations in the pixels of a lens with distortion are moved to where a pinhole has them."""
-    image_of = {image.name: image for image in model.images.values() if image.has_pose and image.name in frame_of}
+    """The registered images that `frame_of` names, in its order, with the model's poses, and all
+    points as the pinhole cameras of those frames see them: observations in the pixels of a lens
+    with distortion are moved to where a pinhole has them."""
+    image_of = {
+        image.name: image
+        for image in model.images.values()
+        if image.has_pose and image.name in frame_of
+    }
     names = [name for name in frame_of if name in image_of]
     index = {image_of[name].image_id: i for i, name in enumerate(names)}
-    pixels = {image_of[name].image_id: _pinhole_pixels(image_of[name], model, frame_of[name]) for name in names}
+    pixels = {
+        image_of[name].image_id: _pinhole_pixels(image_of[name], model, frame_of[name])
+        for name in names
+    }
     points, errors, observations = [], [], []
     for point in model.points3D.values():
-        seen = [(len(points), index[e.image_id], *pixels[e.image_id][e.point2D_idx]) for e in point.track.elements if e.image_id in index]
+        seen = [
+            (len(points), index[e.image_id], *pixels[e.image_id][e.point2D_idx])
+            for e in point.track.elements
+            if e.image_id in index
+        ]
         if seen:
             points.append(point.xyz)
             errors.append(point.error)
             observations += seen
     if not points:
-        raise SldError("no feature could be triangulated: the images lack texture, or the camera only turned on the spot, "
-                       "or the poses are not those of the camera (camera to world, metres)")
+        raise SldError(
+            "no feature could be triangulated: the images lack texture, or the camera only "
+            "turned on the spot, "
+            "or the poses are not those of the camera (camera to world, metres)"
+        )
     table = np.array(observations)
-    frames = tuple(replace(frame_of[name], T_world_camera=pose_of(image_of[name])) for name in names)
+    frames = tuple(
+        replace(frame_of[name], T_world_camera=pose_of(image_of[name])) for name in names
+    )
     log.info("%d points from %d observations in %d frames", len(points), len(table), len(frames))
-    return Reconstruction(frames, np.array(points), np.array(errors), table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:])
+    return Reconstruction(
+        frames,
+        np.array(points),
+        np.array(errors),
+        table[:, 0].astype(int),
+        table[:, 1].astype(int),
+        table[:, 2:],
+    )
 
 
-def _pinhole_pixels(image: pycolmap.Image, model: pycolmap.Reconstruction, frame: Frame) -> np.ndarray:
+def _pinhole_pixels(
+    image: pycolmap.Image, model: pycolmap.Reconstruction, frame: Frame
+) -> np.ndarray:
     xy = np.array([p.xy for p in image.points2D]).reshape(-1, 2)
     lens = model.cameras[image.camera_id]
     if lens.model_name == "PINHOLE" or not len(xy):
         return xy
     rays = lens.cam_from_img(xy)
-    return np.asarray(rays) * [frame.camera.fx, frame.camera.fy] + [frame.camera.cx, frame.camera.cy]
+    return np.asarray(rays) * [frame.camera.fx, frame.camera.fy] + [
+        frame.camera.cx,
+        frame.camera.cy,
+    ]

@@ -1,9 +1,11 @@
-"""Depth images in the bundle adjustment, as a stereo camera would have it: beside each image with depth stands a second camera, whose
-image shows what lies at depth z by f b / z pixels farther left.
+"""Depth images in the bundle adjustment, as a stereo camera would have it: beside each image with
+depth stands a second camera, whose image shows what lies at depth z by f b / z pixels farther left.
 
-A camera that hardly moves, or that turns through a doorway, leaves the size of what it sees open: matches fit, and yet one part of
-the map is half as large as it should be. Depth holds the parts together. Where parallax tells more than the sensor, whose errors
-are of the same kind everywhere, it only harms: so it takes part where the images' depths contradict each other (sfm)."""
+A camera that hardly moves, or that turns through a doorway, leaves the size of what it sees open:
+matches fit, and yet one part of the map is half as large as it should be. Depth holds the parts
+together. Where parallax tells more than the sensor, whose errors are of the same kind everywhere,
+it only harms: so it takes part where the images' depths contradict each other (sfm)."""
+
 from __future__ import annotations
 
 import logging
@@ -16,8 +18,8 @@ import pycolmap
 
 from sld_core.camera.images import read_depth
 from sld_core.config.mapping import MetricConfig
-from sld_core.sfm.colmap import bundle_setup
 from sld_core.metric.scale import sample_smooth, spread_over_images
+from sld_core.sfm.colmap import bundle_setup
 from sld_core.types import Frame
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ MIN_SAMPLES = 100
 
 @dataclass(frozen=True)
 class DepthSamples:
-    """Measured depths at observations of points: ids of image and point, keypoint and its pixel, metres along the optical axis."""
+    """Measured depths at observations of points: ids of image and point, keypoint and its pixel,
+    metres along the optical axis."""
 
     image_K: np.ndarray
     point_K: np.ndarray
@@ -38,26 +41,40 @@ class DepthSamples:
         return len(self.depth_K)
 
 
-def adjust_with_depth(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], baseline_m: float) -> bool:
-    """Bundle adjustment of poses and points of `model`, by pixels and by the depth images of `frame_of` (image name -> frame, of
-    known pinhole lenses). `model` is in metres afterwards. False, and nothing is done, where too few points lie on measured depth.
+def adjust_with_depth(
+    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], baseline_m: float
+) -> bool:
+    """Bundle adjustment of poses and points of `model`, by pixels and by the depth images of
+    `frame_of` (image name -> frame, of known pinhole lenses). `model` is in metres afterwards.
+    False, and nothing is done, where too few points lie on measured depth.
 
-    With `baseline_m` b, one pixel of a match weighs as much as z² / (f b) metres of depth: 8 cm at 2 m for 0.1 m and f = 500."""
+    With `baseline_m` b, one pixel of a match weighs as much as z² / (f b) metres of depth: 8 cm at
+    2 m for 0.1 m and f = 500."""
     samples = _samples(model, frame_of)
     if len(samples) < MIN_SAMPLES:
         return False
-    model.transform(pycolmap.Sim3d(float(np.exp(np.median(_log_ratios(model, samples)))), pycolmap.Rotation3d(), np.zeros(3)))
+    model.transform(
+        pycolmap.Sim3d(
+            float(np.exp(np.median(_log_ratios(model, samples)))),
+            pycolmap.Rotation3d(),
+            np.zeros(3),
+        )
+    )
     log.info("%d depths take part in the adjustment", len(samples))
     stereo, point_of = _stereo(model, samples, baseline_m)
     _solve(stereo)
     for image_id in model.reg_image_ids():
-        model.frame(model.image(image_id).frame_id).rig_from_world = stereo.image(image_id).cam_from_world()
+        model.frame(model.image(image_id).frame_id).rig_from_world = stereo.image(
+            image_id
+        ).cam_from_world()
     for point_id, twin_id in point_of.items():
         model.point3D(point_id).xyz = stereo.point3D(twin_id).xyz
     return True
 
 
-def scale_spread(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> np.ndarray | None:
+def scale_spread(
+    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]
+) -> np.ndarray | None:
     """metric_scale.spread_over_images of a model; None where there is too little depth."""
     samples = _samples(model, frame_of)
     if len(samples) < MIN_SAMPLES:
@@ -76,7 +93,9 @@ def _samples(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> D
             continue
         seen = image.get_observation_points2D()
         xy_K2 = np.array([p.xy for p in seen]).reshape(-1, 2)
-        depth_K = sample_smooth(read_depth(frame.depth_path), frame.camera, xy_K2, MetricConfig().depth_jump)
+        depth_K = sample_smooth(
+            read_depth(frame.depth_path), frame.camera, xy_K2, MetricConfig().depth_jump
+        )
         good = depth_K > 0
         point_K = np.array([p.point3D_id for p in seen], int)
         found.append((np.full(good.sum(), image_id), point_K[good], xy_K2[good], depth_K[good]))
@@ -85,21 +104,31 @@ def _samples(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> D
 
 def _log_ratios(model: pycolmap.Reconstruction, samples: DepthSamples) -> np.ndarray:
     """log(measured depth / depth of the point), infinite behind the camera."""
-    pose_of = {i: model.image(i).cam_from_world().matrix() for i in np.unique(samples.image_K).tolist()}
+    pose_of = {
+        i: model.image(i).cam_from_world().matrix() for i in np.unique(samples.image_K).tolist()
+    }
     axis_K4 = np.array([pose_of[i][2] for i in samples.image_K.tolist()])
     xyz_K3 = np.array([model.point3D(p).xyz for p in samples.point_K.tolist()])
     z_K = (axis_K4[:, :3] * xyz_K3).sum(1) + axis_K4[:, 3]
     return np.where(z_K > 0, np.log(samples.depth_K / np.where(z_K > 0, z_K, 1.0)), np.inf)
 
 
-def _stereo(model: pycolmap.Reconstruction, samples: DepthSamples, baseline_m: float) -> tuple[pycolmap.Reconstruction, dict[int, int]]:
-    """`model` with the second cameras, and its ids of points -> those there. Ids of images are the same."""
+def _stereo(
+    model: pycolmap.Reconstruction, samples: DepthSamples, baseline_m: float
+) -> tuple[pycolmap.Reconstruction, dict[int, int]]:
+    """`model` with the second cameras, and its ids of points -> those there. Ids of images are the
+    same."""
     stereo = pycolmap.Reconstruction()
     second_of_camera = {c: max(model.cameras) + c for c in model.cameras}
     to_the_right = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([-baseline_m, 0, 0]))
     for camera_id, camera in model.cameras.items():
-        second = pycolmap.Camera(model=camera.model, width=camera.width, height=camera.height, params=camera.params,
-                                 camera_id=second_of_camera[camera_id])
+        second = pycolmap.Camera(
+            model=camera.model,
+            width=camera.width,
+            height=camera.height,
+            params=camera.params,
+            camera_id=second_of_camera[camera_id],
+        )
         stereo.add_camera(camera)
         stereo.add_camera(second)
         rig = pycolmap.Rig(rig_id=camera_id)
@@ -107,18 +136,34 @@ def _stereo(model: pycolmap.Reconstruction, samples: DepthSamples, baseline_m: f
         rig.add_sensor(second.sensor_id, to_the_right)
         stereo.add_rig(rig)
     measured = defaultdict(list)
-    for image_id, *sample in zip(samples.image_K.tolist(), samples.point_K.tolist(), samples.xy_K2, samples.depth_K):
+    for image_id, *sample in zip(
+        samples.image_K.tolist(), samples.point_K.tolist(), samples.xy_K2, samples.depth_K
+    ):
         measured[image_id].append(sample)
     second_of_image = {i: max(model.images) + i for i in measured}
     for image_id in model.reg_image_ids():
         image = model.image(image_id)
         focal_px = model.cameras[image.camera_id].focal_length_x
-        images = [pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image_id,
-                                 keypoints=np.array([p.xy for p in image.points2D]))]
+        images = [
+            pycolmap.Image(
+                name=image.name,
+                camera_id=image.camera_id,
+                image_id=image_id,
+                keypoints=np.array([p.xy for p in image.points2D]),
+            )
+        ]
         if image_id in measured:
-            shifted = np.array([xy - [focal_px * baseline_m / depth, 0] for _, xy, depth in measured[image_id]])
-            images.append(pycolmap.Image(name=f"depth of {image.name}", camera_id=second_of_camera[image.camera_id],
-                                         image_id=second_of_image[image_id], keypoints=shifted))
+            shifted = np.array(
+                [xy - [focal_px * baseline_m / depth, 0] for _, xy, depth in measured[image_id]]
+            )
+            images.append(
+                pycolmap.Image(
+                    name=f"depth of {image.name}",
+                    camera_id=second_of_camera[image.camera_id],
+                    image_id=second_of_image[image_id],
+                    keypoints=shifted,
+                )
+            )
         frame = pycolmap.Frame(frame_id=image_id, rig_id=image.camera_id)
         for each in images:
             frame.add_data_id(each.data_id)
@@ -128,17 +173,26 @@ def _stereo(model: pycolmap.Reconstruction, samples: DepthSamples, baseline_m: f
         for each in images:
             stereo.add_image(each)
         stereo.register_frame(image_id)
-    point_of = {point_id: stereo.add_point3D(point.xyz, point.track) for point_id, point in model.points3D.items()}
+    point_of = {
+        point_id: stereo.add_point3D(point.xyz, point.track)
+        for point_id, point in model.points3D.items()
+    }
     for image_id, of_image in measured.items():
         for keypoint, (point_id, _, _) in enumerate(of_image):
-            stereo.add_observation(point_of[point_id], pycolmap.TrackElement(second_of_image[image_id], keypoint))
+            stereo.add_observation(
+                point_of[point_id], pycolmap.TrackElement(second_of_image[image_id], keypoint)
+            )
     return stereo, point_of
 
 
 def _solve(stereo: pycolmap.Reconstruction) -> None:
     options, which = bundle_setup(stereo, refine_lenses=False, max_iterations=100)
     options.refine_sensor_from_rig = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY  # many depths are far off at first, and some for good
+    options.ceres.loss_function_type = (
+        pycolmap.LossFunctionType.CAUCHY
+    )  # many depths are far off at first, and some for good
     options.ceres.solver_options.function_tolerance = 0.0  # torn parts come together slowly
-    which.set_constant_rig_from_world_pose(min(stereo.reg_frame_ids()))  # the baselines hold the scale
+    which.set_constant_rig_from_world_pose(
+        min(stereo.reg_frame_ids())
+    )  # the baselines hold the scale
     pycolmap.create_default_bundle_adjuster(options, which, stereo).solve()

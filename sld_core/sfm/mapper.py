@@ -1,4 +1,6 @@
-"""Features and matches in a database -> camera poses and points: COLMAP image by image, GLOMAP all at once, and a last polish."""
+"""Features and matches in a database -> camera poses and points: COLMAP image by image, GLOMAP all
+at once, and a last polish."""
+
 from __future__ import annotations
 
 import copy
@@ -12,8 +14,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from sld_core.config.mapping import SfmConfig
-from sld_core.sfm.pair_agreement import agreement
 from sld_core.sfm.colmap import bundle_setup
+from sld_core.sfm.pair_agreement import agreement
 from sld_core.sfm.track_completion import complete_tracks
 from sld_core.types import FrameSet, Progress, SldError
 
@@ -23,49 +25,82 @@ MIN_OBSERVATIONS = 15  # of an image
 WEAK = 0.35  # of the median image's points
 
 
-def solve_poses(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-                progress: Callable[[Progress], None]) -> tuple[list[pycolmap.Reconstruction], float]:
-    """The pieces that hang together, largest first, and how well the largest agrees with the pairs matched.
+def solve_poses(
+    database: Path,
+    frame_set: FrameSet,
+    config: SfmConfig,
+    seed: int,
+    folder: Path,
+    progress: Callable[[Progress], None],
+) -> tuple[list[pycolmap.Reconstruction], float]:
+    """The pieces that hang together, largest first, and how well the largest agrees with the pairs
+    matched.
 
-    Image by image is precise and fast where images overlap well; where rooms hang together by a few views it breaks or folds
-    them, which the agreement tells: then all poses are solved at once, weak images are placed again, and the better of both is taken."""
+    Image by image is precise and fast where images overlap well; where rooms hang together by a few
+    views it breaks or folds them, which the agreement tells: then all poses are solved at once,
+    weak images are placed again, and the better of both is taken."""
     best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
             solve = _one_by_one if mapper == "incremental" else _all_at_once
             models = solve(database, frame_set, config, seed, folder / f"pieces-{mapper}", progress)
             # poses that hardly a point holds are an accident of images taken from nearly one spot
-            models = [m for m in models if m.compute_num_observations() > MIN_OBSERVATIONS * m.num_reg_images()]
+            models = [
+                m
+                for m in models
+                if m.compute_num_observations() > MIN_OBSERVATIONS * m.num_reg_images()
+            ]
             agreed = agreement(models[0], db) if models else 0.0
             if mapper == "global" and models:
-                again = _placed_again(models[0], database, frame_set, config, seed, folder / "pieces-again", progress)
-                if again and again.num_reg_images() >= models[0].num_reg_images() and (better := agreement(again, db)) >= agreed:
+                again = _placed_again(
+                    models[0], database, frame_set, config, seed, folder / "pieces-again", progress
+                )
+                if (
+                    again
+                    and again.num_reg_images() >= models[0].num_reg_images()
+                    and (better := agreement(again, db)) >= agreed
+                ):
                     models[0], agreed = again, better
-            log.info("%s: %s images, %.1f %% of the pairs agree", mapper, [m.num_reg_images() for m in models], 100 * agreed)
+            log.info(
+                "%s: %s images, %.1f %% of the pairs agree",
+                mapper,
+                [m.num_reg_images() for m in models],
+                100 * agreed,
+            )
             if models and agreed > best[1]:
                 best = models, agreed
             if agreed >= config.good_agreement:
                 break
     if not best[0]:
-        raise SldError(f"no two of the {len(frame_set.frames)} images could be put together: they overlap too little, lack texture or are "
-                       "blurred, or the camera only turned on the spot; take images from places 10 to 30 cm apart that look the same way")
+        raise SldError(
+            f"no two of the {len(frame_set.frames)} images could be put together: they overlap "
+            "too little, lack texture or are "
+            "blurred, or the camera only turned on the spot; take images from places 10 to 30 "
+            "cm apart that look the same way"
+        )
     return best
 
 
-def _one_by_one(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-                progress) -> list[pycolmap.Reconstruction]:
+def _one_by_one(
+    database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress
+) -> list[pycolmap.Reconstruction]:
     folder.mkdir(exist_ok=True)
     count = iter(range(len(frame_set.frames) * 100))
-    step = lambda: progress(Progress("solving poses", min(1.0, next(count) / len(frame_set.frames))))
+    step = lambda: progress(
+        Progress("solving poses", min(1.0, next(count) / len(frame_set.frames)))
+    )
     options = _incremental(frame_set.intrinsics_known, seed)
     if config.mapper == "auto":  # a camera that turns on the spot, as on the desk, takes for ever
         options.max_runtime_seconds = round(60 + config.patience_s * len(frame_set.frames))
-    models = pycolmap.incremental_mapping(database, _images(frame_set), folder, options, next_image_callback=step)
+    models = pycolmap.incremental_mapping(
+        database, _images(frame_set), folder, options, next_image_callback=step
+    )
     return _largest_first(models)
 
 
-def _all_at_once(database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-                 progress) -> list[pycolmap.Reconstruction]:
+def _all_at_once(
+    database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress
+) -> list[pycolmap.Reconstruction]:
     folder.mkdir(exist_ok=True)
     progress(Progress("solving all poses at once", 0.0))
     options = pycolmap.GlobalPipelineOptions()
@@ -75,10 +110,18 @@ def _all_at_once(database: Path, frame_set: FrameSet, config: SfmConfig, seed: i
     return _largest_first(pycolmap.global_mapping(database, _images(frame_set), folder, options))
 
 
-def _placed_again(model: pycolmap.Reconstruction, database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-                  progress) -> pycolmap.Reconstruction | None:
-    """The model with images that share few points, and those that it lacks, placed image by image: solved all at once, they lie where
-    a few wrong matches or a lack of parallax put them, together and metres off."""
+def _placed_again(
+    model: pycolmap.Reconstruction,
+    database: Path,
+    frame_set: FrameSet,
+    config: SfmConfig,
+    seed: int,
+    folder: Path,
+    progress,
+) -> pycolmap.Reconstruction | None:
+    """The model with images that share few points, and those that it lacks, placed image by image:
+    solved all at once, they lie where a few wrong matches or a lack of parallax put them, together
+    and metres off."""
     model = copy.deepcopy(model)
     shown = {i: model.image(i).num_points3D for i in model.reg_image_ids()}
     few = WEAK * np.median(list(shown.values()))
@@ -111,15 +154,23 @@ def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
     options.extract_colors = False
     options.min_model_size = 3  # pieces that are small are reported all the same
     options.ba_refine_focal_length = options.ba_refine_extra_params = not known
-    options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = not known
+    options.mapper.abs_pose_refine_focal_length = (
+        options.mapper.abs_pose_refine_extra_params
+    ) = not known
     return options
 
 
-def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, known: bool,
-           progress: Callable[[Progress], None]) -> tuple[dict[str, str], list[int]]:
-    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter windows; then what the points
-    do not hold loses its pose, which can be metres off: single images, and whole parts of the place that hardly share a point
-    with the largest. Returns these images' names with the reason, and how many images each such part has. All may lose it."""
+def polish(
+    model: pycolmap.Reconstruction,
+    database: Path,
+    config: SfmConfig,
+    known: bool,
+    progress: Callable[[Progress], None],
+) -> tuple[dict[str, str], list[int]]:
+    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter
+    windows; then what the points do not hold loses its pose, which can be metres off: single
+    images, and whole parts of the place that hardly share a point with the largest. Returns these
+    images' names with the reason, and how many images each such part has. All may lose it."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -137,37 +188,56 @@ def polish(model: pycolmap.Reconstruction, database: Path, config: SfmConfig, kn
     return dropped, apart
 
 
-def drop_what_is_loose(model: pycolmap.Reconstruction, config: SfmConfig) -> tuple[dict[str, str], list[int]]:
-    """Take the poses of images away that too few points hold, and of parts that hardly share a point with the largest. Returns
-    these images' names with the reason, and how many images each such part has."""
+def drop_what_is_loose(
+    model: pycolmap.Reconstruction, config: SfmConfig
+) -> tuple[dict[str, str], list[int]]:
+    """Take the poses of images away that too few points hold, and of parts that hardly share a
+    point with the largest. Returns these images' names with the reason, and how many images each
+    such part has."""
     dropped = _drop_loose(model)
     apart = parts(model, config.min_shared)[1:]
     for part in apart:
-        dropped |= _drop(model, dict.fromkeys(part, f"in a piece of {len(part)} images that hardly shares a point with the largest"))
+        dropped |= _drop(
+            model,
+            dict.fromkeys(
+                part,
+                f"in a piece of {len(part)} images that hardly shares a point with the largest",
+            ),
+        )
     dropped |= _drop_loose(model)
     model.update_point_3d_errors()
     return dropped, [len(part) for part in apart]
 
 
 def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
-    """Ids of the images of each part that hangs together by pairs that share at least `min_shared` points, largest first. Parts
-    that a few points join lie wherever these few are wrong, and are of any size."""
+    """Ids of the images of each part that hangs together by pairs that share at least `min_shared`
+    points, largest first. Parts that a few points join lie wherever these few are wrong, and are of
+    any size."""
     image_ids = sorted(model.reg_image_ids())
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     tracks = (point.track.elements for point in model.points3D.values())
-    seen = np.array([(row_of[e.image_id], k) for k, track in enumerate(tracks) for e in track]).reshape(-1, 2)
+    seen = np.array(
+        [(row_of[e.image_id], k) for k, track in enumerate(tracks) for e in track]
+    ).reshape(-1, 2)
     seen = np.unique(seen, axis=0)  # an image may show a point twice
-    shows = csr_array((np.ones(len(seen), np.int32), tuple(seen.T)), shape=(len(image_ids), model.num_points3D()))
+    shows = csr_array(
+        (np.ones(len(seen), np.int32), tuple(seen.T)), shape=(len(image_ids), model.num_points3D())
+    )
     count, part_F = connected_components(shows @ shows.T >= min_shared, directed=False)
     found = [[image_ids[i] for i in np.flatnonzero(part_F == part)] for part in range(count)]
     return sorted(found, key=len, reverse=True)
 
 
 def _drop_loose(model: pycolmap.Reconstruction) -> dict[str, str]:
-    """Take the poses of images away that too few points hold, until there is no such image: each takes points from others with it."""
+    """Take the poses of images away that too few points hold, until there is no such image: each
+    takes points from others with it."""
     dropped: dict[str, str] = {}
-    while loose := {i: n for i in model.reg_image_ids() if (n := model.image(i).num_points3D) < MIN_OBSERVATIONS}:
-        dropped |= _drop(model, {i: f"only {count} points hold its pose" for i, count in loose.items()})
+    while loose := {
+        i: n for i in model.reg_image_ids() if (n := model.image(i).num_points3D) < MIN_OBSERVATIONS
+    }:
+        dropped |= _drop(
+            model, {i: f"only {count} points hold its pose" for i, count in loose.items()}
+        )
     return dropped
 
 
@@ -179,8 +249,11 @@ def _drop(model: pycolmap.Reconstruction, reasons: dict[int, str]) -> dict[str, 
     return {model.image(image_id).name: reason for image_id, reason in reasons.items()}
 
 
-def drop_misfits(model: pycolmap.Reconstruction, config: SfmConfig, min_angle_deg: float = 1.5) -> None:
-    """Drop observations too far from where their point projects, and points that are seen from too nearly the same direction."""
+def drop_misfits(
+    model: pycolmap.Reconstruction, config: SfmConfig, min_angle_deg: float = 1.5
+) -> None:
+    """Drop observations too far from where their point projects, and points that are seen from too
+    nearly the same direction."""
     observations = pycolmap.ObservationManager(model)
     observations.filter_observations_with_negative_depth()
     observations.filter_all_points3D(config.reprojection_px, min_angle_deg)

@@ -1,4 +1,6 @@
-"""Whether a reconstruction agrees with the pairs of images it was made from: a room that was folded onto another does not."""
+"""Whether a reconstruction agrees with the pairs of images it was made from: a room that was folded
+onto another does not."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,9 +14,12 @@ MAX_ERROR_PX = 8.0  # from the epipolar line
 EXPLAINED = 0.7  # of a pair's matches
 
 
-def agreement(model: pycolmap.Reconstruction, database: pycolmap.Database, min_inliers: int = 30) -> float:
-    """The share of verified pairs (those with `min_inliers` matches of one geometry) that the poses of `model` explain; a pair
-    of which an image has no pose is not explained. Weighs whether all hangs together rightly, which no reprojection error does."""
+def agreement(
+    model: pycolmap.Reconstruction, database: pycolmap.Database, min_inliers: int = 30
+) -> float:
+    """The share of verified pairs (those with `min_inliers` matches of one geometry) that the poses
+    of `model` explain; a pair of which an image has no pose is not explained. Weighs whether all
+    hangs together rightly, which no reprojection error does."""
     image_of = {image.image_id: image for image in model.images.values() if image.has_pose}
     pose = {i: geometry.invert(pose_of(image)) for i, image in image_of.items()}
     rays: dict[int, np.ndarray] = {}
@@ -29,8 +34,12 @@ def agreement(model: pycolmap.Reconstruction, database: pycolmap.Database, min_i
             matches = matches[:: max(1, len(matches) // MAX_MATCHES)]
             for i in (a, b):
                 if i not in rays:
-                    rays[i] = _rays(model.cameras[image_of[i].camera_id], database.read_keypoints(i))
-            error = _epipolar_error(pose[b] @ geometry.invert(pose[a]), rays[a][matches[:, 0]], rays[b][matches[:, 1]])
+                    rays[i] = _rays(
+                        model.cameras[image_of[i].camera_id], database.read_keypoints(i)
+                    )
+            error = _epipolar_error(
+                pose[b] @ geometry.invert(pose[a]), rays[a][matches[:, 0]], rays[b][matches[:, 1]]
+            )
             focal = model.cameras[image_of[b].camera_id].mean_focal_length()
             explained += np.mean(error * focal < MAX_ERROR_PX) > EXPLAINED
     return explained / max(total, 1)
@@ -42,10 +51,12 @@ def _rays(camera: pycolmap.Camera, keypoints: np.ndarray) -> np.ndarray:
 
 
 def _epipolar_error(T_b_a: np.ndarray, xy_a_N2: np.ndarray, xy_b_N2: np.ndarray) -> np.ndarray:
-    """Distance (N,) of each point of b from the epipolar line of its match, on the plane one unit before the camera; for two
-    cameras in one place, from the point itself."""
+    """Distance (N,) of each point of b from the epipolar line of its match, on the plane one unit
+    before the camera; for two cameras in one place, from the point itself."""
     ray_a_N3 = np.column_stack([xy_a_N2, np.ones(len(xy_a_N2))]) @ T_b_a[:3, :3].T
     if np.linalg.norm(T_b_a[:3, 3]) < 1e-9:
         return np.linalg.norm(ray_a_N3[:, :2] / ray_a_N3[:, 2:] - xy_b_N2, axis=1)
     line_N3 = np.cross(T_b_a[:3, 3], ray_a_N3)
-    return np.abs((line_N3[:, :2] * xy_b_N2).sum(1) + line_N3[:, 2]) / np.maximum(np.linalg.norm(line_N3[:, :2], axis=1), 1e-12)
+    return np.abs((line_N3[:, :2] * xy_b_N2).sum(1) + line_N3[:, 2]) / np.maximum(
+        np.linalg.norm(line_N3[:, :2], axis=1), 1e-12
+    )

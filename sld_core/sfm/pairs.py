@@ -1,4 +1,6 @@
-"""Which pairs of images are worth matching: neighbours in time, and images that look alike wherever they are in time."""
+"""Which pairs of images are worth matching: neighbours in time, and images that look alike wherever
+they are in time."""
+
 from __future__ import annotations
 
 import logging
@@ -27,7 +29,11 @@ VOCABULARY_FRAMES, VOCABULARY_CELLS = 100, 200
 
 def is_exhaustive(frames: Sequence[Frame], config: SfmConfig) -> bool:
     """Whether simply all pairs are matched."""
-    return config.matching == "exhaustive" or config.matching == "auto" and len(frames) <= config.exhaustive_up_to
+    return (
+        config.matching == "exhaustive"
+        or config.matching == "auto"
+        and len(frames) <= config.exhaustive_up_to
+    )
 
 
 def all_pairs(count: int) -> Pairs:
@@ -35,14 +41,20 @@ def all_pairs(count: int) -> Pairs:
 
 
 def propose(frames: Sequence[Frame], likeness_FF: np.ndarray, config: SfmConfig) -> Pairs:
-    """Pairs (i < j) of frames to match first: neighbours in time, what looks most alike, and that of every other pass."""
-    return sorted({*neighbours(frames, config.overlap), *closest(likeness_FF, config.retrieval_pairs),
-                   *closest(likeness_FF, config.revisit_pairs, gap=OTHER_PASS)})
+    """Pairs (i < j) of frames to match first: neighbours in time, what looks most alike, and that
+    of every other pass."""
+    return sorted(
+        {
+            *neighbours(frames, config.overlap),
+            *closest(likeness_FF, config.retrieval_pairs),
+            *closest(likeness_FF, config.revisit_pairs, gap=OTHER_PASS),
+        }
+    )
 
 
 def bridges(likeness_FF: np.ndarray, verified_FF: np.ndarray, count: int) -> Pairs:
-    """Pairs that could join the parts into which verified matches fall: each frame with the `count` most like it in other
-    parts; none where all hangs together."""
+    """Pairs that could join the parts into which verified matches fall: each frame with the `count`
+    most like it in other parts; none where all hangs together."""
     parts, part_F = connected_components(csr_array(verified_FF), directed=False)
     if parts < 2:
         return []
@@ -50,7 +62,8 @@ def bridges(likeness_FF: np.ndarray, verified_FF: np.ndarray, count: int) -> Pai
 
 
 def neighbours(frames: Sequence[Frame], overlap: int) -> Pairs:
-    """Each frame with the `overlap` next ones of its session, and with those 2 and 4 times `overlap` away: wide baselines."""
+    """Each frame with the `overlap` next ones of its session, and with those 2 and 4 times
+    `overlap` away: wide baselines."""
     steps = sorted({*range(1, overlap + 1), *(overlap * 2**k for k in range(1, 3))})
     pairs = []
     for session in dict.fromkeys(f.session for f in frames):
@@ -61,8 +74,9 @@ def neighbours(frames: Sequence[Frame], overlap: int) -> Pairs:
 
 
 def closest(likeness_FF: np.ndarray, count: int, gap: int = 1) -> Pairs:
-    """Each frame with the `count` that are most like it, at least `gap` apart in their order and from the frame itself: with
-    a gap of 1 simply the nearest, with a larger one the best of every other pass through the place."""
+    """Each frame with the `count` that are most like it, at least `gap` apart in their order and
+    from the frame itself: with a gap of 1 simply the nearest, with a larger one the best of every
+    other pass through the place."""
     pairs = set()
     for i, order in enumerate(np.argsort(-likeness_FF, axis=1, kind="stable")):
         free = np.ones(len(likeness_FF), bool)
@@ -77,15 +91,22 @@ def closest(likeness_FF: np.ndarray, count: int, gap: int = 1) -> Pairs:
     return sorted(pairs)
 
 
-def global_descriptors(frames: Sequence[Frame], seed: int, progress: Callable[[Progress], None], words: int = 32) -> np.ndarray:
-    """One unit vector (F, C) per frame: residuals of the frozen backbone's cells to `words` visual words, summed per word
-    (VLAD, Jégou et al., CVPR 2010), with words that are clustered from these very images."""
+def global_descriptors(
+    frames: Sequence[Frame], seed: int, progress: Callable[[Progress], None], words: int = 32
+) -> np.ndarray:
+    """One unit vector (F, C) per frame: residuals of the frozen backbone's cells to `words` visual
+    words, summed per word (VLAD, Jégou et al., CVPR 2010), with words that are clustered from these
+    very images."""
     backbone = Backbone("xfeat")
     cells = []
     for i, frame in enumerate(frames):
         image = read_image(frame.image_path)
         scale = DESCRIPTOR_SIDE_PX / max(image.shape[:2])
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        image = (
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            if scale < 1
+            else image
+        )
         cells.append(functional.normalize(backbone.features(image).flatten(1).T, dim=1).half())
         progress(Progress("describing images", (i + 1) / len(frames)))
     word_KC = _words(cells, words, seed)
@@ -96,17 +117,26 @@ def _words(cells: Sequence[torch.Tensor], count: int, seed: int) -> torch.Tensor
     """Spherical k-means over cells of frames spread over the set."""
     generator = torch.Generator().manual_seed(seed)
     frames = np.unique(np.linspace(0, len(cells) - 1, VOCABULARY_FRAMES).round().astype(int))
-    sample_NC = torch.cat([cells[i][torch.randperm(len(cells[i]), generator=generator)[:VOCABULARY_CELLS]] for i in frames]).float()
+    sample_NC = torch.cat(
+        [
+            cells[i][torch.randperm(len(cells[i]), generator=generator)[:VOCABULARY_CELLS]]
+            for i in frames
+        ]
+    ).float()
     word_KC = sample_NC[torch.randperm(len(sample_NC), generator=generator)[:count]]
     for _ in range(15):
         nearest_N = (sample_NC @ word_KC.T).argmax(1)
         total_KC = torch.zeros_like(word_KC).index_add_(0, nearest_N, sample_NC)
-        word_KC = torch.where(total_KC.norm(dim=1, keepdim=True) > 0, functional.normalize(total_KC, dim=1), word_KC)
+        word_KC = torch.where(
+            total_KC.norm(dim=1, keepdim=True) > 0, functional.normalize(total_KC, dim=1), word_KC
+        )
     return word_KC
 
 
 def _vlad(cell_NC: torch.Tensor, word_KC: torch.Tensor) -> torch.Tensor:
     nearest_N = (cell_NC @ word_KC.T).argmax(1)
     residual_KC = torch.zeros_like(word_KC).index_add_(0, nearest_N, cell_NC - word_KC[nearest_N])
-    residual_KC = functional.normalize(residual_KC, dim=1)  # a wall of one texture must not drown the rest
+    residual_KC = functional.normalize(
+        residual_KC, dim=1
+    )  # a wall of one texture must not drown the rest
     return functional.normalize(residual_KC.flatten(), dim=0)

@@ -1,4 +1,6 @@
-"""What stages leave in a map's work folder, read and written; a Reconstruction is reconstruction.npz, with the frames as JSON inside."""
+"""What stages leave in a map's work folder, read and written; a Reconstruction is
+reconstruction.npz, with the frames as JSON inside."""
+
 from __future__ import annotations
 
 import json
@@ -13,8 +15,8 @@ import numpy as np
 
 from sld_core import stages
 from sld_core.data.formats.scene_json import NAME, listed_files, read_scene_json
-from sld_core.data.frame_set import read_frame_set
 from sld_core.data.frame_folder import image_size
+from sld_core.data.frame_set import read_frame_set
 from sld_core.types import Camera, Frame, Landmarks, Reconstruction, SldError
 
 FILE, REPORT, DEPTH = "reconstruction.npz", "report.html", ".depth.png"
@@ -24,12 +26,22 @@ ARRAYS = ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2")
 
 def write_reconstruction(folder: Path, reconstruction: Reconstruction) -> None:
     """Paths of images are stored relative to `folder`, so that a map can be moved as a whole."""
-    frames = [asdict(replace(f, T_world_camera=None)) | {
-        "image_path": os.path.relpath(f.image_path, folder), "depth_path": os.path.relpath(f.depth_path, folder) if f.depth_path else None}
-        for f in reconstruction.frames]
+    frames = [
+        asdict(replace(f, T_world_camera=None))
+        | {
+            "image_path": os.path.relpath(f.image_path, folder),
+            "depth_path": os.path.relpath(f.depth_path, folder) if f.depth_path else None,
+        }
+        for f in reconstruction.frames
+    ]
     arrays = {name: getattr(reconstruction, name) for name in ARRAYS}
     temporary = folder / f"new-{FILE}"
-    np.savez(temporary, frames=json.dumps(frames), T_world_camera=np.stack([f.T_world_camera for f in reconstruction.frames]), **arrays)
+    np.savez(
+        temporary,
+        frames=json.dumps(frames),
+        T_world_camera=np.stack([f.T_world_camera for f in reconstruction.frames]),
+        **arrays,
+    )
     temporary.replace(folder / FILE)
 
 
@@ -41,7 +53,9 @@ def read_reconstruction(folder: Path) -> Reconstruction:
         frames = tuple(_frame(folder, entry, T) for entry, T in zip(entries, poses, strict=True))
         return Reconstruction(frames, *(data[name] for name in ARRAYS))
     except (ValueError, KeyError, TypeError) as error:
-        raise SldError(f"{folder / FILE}: cannot be read ({error}); delete {folder} and run the stage again") from None
+        raise SldError(
+            f"{folder / FILE}: cannot be read ({error}); delete {folder} and run the stage again"
+        ) from None
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -50,13 +64,22 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in names or data}
     except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        raise SldError(f"{path}: cannot be read ({error}); delete {path.parent} and run the stage again") from None
+        raise SldError(
+            f"{path}: cannot be read ({error}); delete {path.parent} and run the stage again"
+        ) from None
 
 
 def _frame(folder: Path, entry: dict, T_world_camera: np.ndarray) -> Frame:
     depth = entry["depth_path"]
-    return Frame(**entry | {"camera": Camera(**entry["camera"]), "image_path": _joined(folder, entry["image_path"]),
-                            "depth_path": _joined(folder, depth) if depth else None, "T_world_camera": T_world_camera})
+    return Frame(
+        **entry
+        | {
+            "camera": Camera(**entry["camera"]),
+            "image_path": _joined(folder, entry["image_path"]),
+            "depth_path": _joined(folder, depth) if depth else None,
+            "T_world_camera": T_world_camera,
+        }
+    )
 
 
 def _placed(folder: Path) -> Reconstruction:
@@ -73,15 +96,24 @@ def _chosen(folder: Path) -> tuple[Landmarks, tuple[str, ...]]:
 
 
 def _depths(folder: Path) -> dict[str, Path]:
-    """The depth images by name of their frame, none where the source is none. Headers and ends are looked at, not the pixels."""
+    """The depth images by name of their frame, none where the source is none. Headers and ends are
+    looked at, not the pixels."""
     done = stages.read_record(folder)
     if done is None:
-        raise SldError(f"{folder / stages.RECORD}: cannot be read; delete {folder} and run the stage again")
+        raise SldError(
+            f"{folder / stages.RECORD}: cannot be read; delete {folder} and run the stage again"
+        )
     if done.found["depth"]["source"] == "none":
         return {}
-    found = {path.relative_to(folder).as_posix().removesuffix(DEPTH): path for path in sorted(folder.rglob(f"*{DEPTH}"))}
+    found = {
+        path.relative_to(folder).as_posix().removesuffix(DEPTH): path
+        for path in sorted(folder.rglob(f"*{DEPTH}"))
+    }
     if len(found) != done.found["depth"]["frames"]:
-        raise SldError(f"{folder}: holds {len(found)} of {done.found['depth']['frames']} depth images; run the stage again")
+        raise SldError(
+            f"{folder}: holds {len(found)} of {done.found['depth']['frames']} depth images; "
+            "run the stage again"
+        )
     for path in found.values():
         image_size(path)
         with open(path, "rb") as file:
@@ -107,6 +139,11 @@ def _joined(folder: Path, relative: str) -> Path:
 
 # what a stage leaves for later ones, read from its folder; SldError where that is damaged
 READ: dict[str, Callable[[Path], Any]] = {
-    "frames": lambda folder: read_frame_set(folder / "images"), "sfm": _placed, "metric": read_reconstruction,
-    "depth": _depths, "landmarks": _chosen, "dataset": _dataset,
-    "labels": lambda folder: read_arrays(folder / "labels.npz", "visibility_FL")["visibility_FL"]}
+    "frames": lambda folder: read_frame_set(folder / "images"),
+    "sfm": _placed,
+    "metric": read_reconstruction,
+    "depth": _depths,
+    "landmarks": _chosen,
+    "dataset": _dataset,
+    "labels": lambda folder: read_arrays(folder / "labels.npz", "visibility_FL")["visibility_FL"],
+}

@@ -1,4 +1,6 @@
-"""The end of structure from motion: points of verified matches alone, and sizes that depth images agree with."""
+"""The end of structure from motion: points of verified matches alone, and sizes that depth images
+agree with."""
+
 from __future__ import annotations
 
 import copy
@@ -7,8 +9,8 @@ from pathlib import Path
 
 import pycolmap
 
-from sld_core.config.scene import TrackConfig
 from sld_core.config.mapping import SfmConfig
+from sld_core.config.scene import TrackConfig
 from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
 from sld_core.sfm.mapper import adjust, drop_misfits
 from sld_core.sfm.triangulation import triangulate
@@ -17,15 +19,25 @@ from sld_core.types import Frame, FrameSet, Progress
 KEPT_OBSERVATIONS = 0.9  # of those without depth images, that an adjustment by them must explain
 
 
-def retriangulate(model: pycolmap.Reconstruction, database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path,
-            progress: Callable[[Progress], None]) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model with points made anew of the matches in `database`, as `sld teach` makes them with its poses, and adjusted once
-    more; where depth images tell that its parts differ in size, also by these. And notes.
+def retriangulate(
+    model: pycolmap.Reconstruction,
+    database: Path,
+    frame_set: FrameSet,
+    config: SfmConfig,
+    seed: int,
+    folder: Path,
+    progress: Callable[[Progress], None],
+) -> tuple[pycolmap.Reconstruction, list[str]]:
+    """The model with points made anew of the matches in `database`, as `sld teach` makes them with
+    its poses, and adjusted once more; where depth images tell that its parts differ in size, also
+    by these. And notes.
 
-    Completed tracks make poses precise, but hold observations that were taken for a point's because it was believed to be there:
-    landmarks and labels made of them teach a head worse."""
+    Completed tracks make poses precise, but hold observations that were taken for a point's because
+    it was believed to be there: landmarks and labels made of them teach a head worse."""
     settings, images = TrackConfig(), frame_set.frames[0].image_path.parent
-    renewed = lambda model: triangulate(model, database, images, folder, settings.reprojection_px, settings, seed)
+    renewed = lambda model: triangulate(
+        model, database, images, folder, settings.reprojection_px, settings, seed
+    )
     progress(Progress("triangulating", 0.0))
     model = renewed(model)
     adjust(model, frame_set.intrinsics_known)
@@ -37,13 +49,21 @@ def retriangulate(model: pycolmap.Reconstruction, database: Path, frame_set: Fra
     return _held_by_depth(model, renewed, {f.image_path.name: f for f in frame_set.frames}, config)
 
 
-def _held_by_depth(model: pycolmap.Reconstruction, renewed: Callable[[pycolmap.Reconstruction], pycolmap.Reconstruction],
-                   frame_of: Mapping[str, Frame], config: SfmConfig) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model adjusted by depth images too, where these contradict each other in it and agree afterwards; else as it is."""
+def _held_by_depth(
+    model: pycolmap.Reconstruction,
+    renewed: Callable[[pycolmap.Reconstruction], pycolmap.Reconstruction],
+    frame_of: Mapping[str, Frame],
+    config: SfmConfig,
+) -> tuple[pycolmap.Reconstruction, list[str]]:
+    """The model adjusted by depth images too, where these contradict each other in it and agree
+    afterwards; else as it is."""
     before = scale_spread(model, frame_of)
     if before is None or before[1] <= config.depth_spread:
         return model, []
-    said = f"one image in ten disagreed with the map's scale by {100 * before[1]:.0f} % or more, by its depth"
+    said = (
+        f"one image in ten disagreed with the map's scale by {100 * before[1]:.0f} % or "
+        "more, by its depth"
+    )
     matched, held, done = copy.deepcopy(model), copy.deepcopy(model), True
     drop_misfits(matched, config, min_angle_deg=0.0)
     for renew in (False, True):
@@ -52,7 +72,17 @@ def _held_by_depth(model: pycolmap.Reconstruction, renewed: Callable[[pycolmap.R
         drop_misfits(held, config, min_angle_deg=0.0)
     held.update_point_3d_errors()
     after = scale_spread(held, frame_of)
-    helps = done and after is not None and (after < before / 2).any() and (after < 1.2 * before).all()
-    if not helps or held.compute_num_observations() < KEPT_OBSERVATIONS * matched.compute_num_observations():
-        return model, [f"{said}; depth images do not fit the matches, and the map is made without them: are they aligned with the images?"]
-    return held, [f"{said}: depth images took part in the adjustment, which leaves {100 * after[1]:.0f} %"]
+    helps = (
+        done and after is not None and (after < before / 2).any() and (after < 1.2 * before).all()
+    )
+    if (
+        not helps
+        or held.compute_num_observations() < KEPT_OBSERVATIONS * matched.compute_num_observations()
+    ):
+        return model, [
+            f"{said}; depth images do not fit the matches, and the map is made without them: "
+            "are they aligned with the images?"
+        ]
+    return held, [
+        f"{said}: depth images took part in the adjustment, which leaves {100 * after[1]:.0f} %"
+    ]

@@ -1,4 +1,5 @@
 """Parts of a reconstruction."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +11,8 @@ from sld_core.types import Reconstruction
 
 
 def without(reconstruction: Reconstruction, left_out: Sequence[int]) -> Reconstruction:
-    """The reconstruction as seen by all frames but those of `left_out`; indices of points stay as they are."""
+    """The reconstruction as seen by all frames but those of `left_out`; indices of points stay as
+    they are."""
     if not len(left_out):
         return reconstruction
     keep_F = np.ones(len(reconstruction.frames), bool)
@@ -18,6 +20,9 @@ def without(reconstruction: Reconstruction, left_out: Sequence[int]) -> Reconstr
     new_index = np.cumsum(keep_F) - 1
     keep = keep_F[reconstruction.obs_frame_M]
     return dataclasses.replace(
-        reconstruction, frames=tuple(f for f, k in zip(reconstruction.frames, keep_F) if k),
-        obs_point_M=reconstruction.obs_point_M[keep], obs_frame_M=new_index[reconstruction.obs_frame_M[keep]],
-        obs_xy_M2=reconstruction.obs_xy_M2[keep])
+        reconstruction,
+        frames=tuple(f for f, k in zip(reconstruction.frames, keep_F) if k),
+        obs_point_M=reconstruction.obs_point_M[keep],
+        obs_frame_M=new_index[reconstruction.obs_frame_M[keep]],
+        obs_xy_M2=reconstruction.obs_xy_M2[keep],
+    )

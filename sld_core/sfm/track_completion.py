@@ -1,8 +1,10 @@
 """Longer tracks: every point of a reconstruction is looked for in all images that should show it.
 
-Matching image pairs finds a point again only where a pair was tried and its ratio test passed; what it misses falls apart into
-several short tracks, and a reconstruction of short tracks bends. With poses at hand the search is a window of a few pixels,
-so a plain descriptor comparison suffices. On 120 kitchen images this does in seconds what matching all pairs does in minutes."""
+Matching image pairs finds a point again only where a pair was tried and its ratio test passed; what
+it misses falls apart into several short tracks, and a reconstruction of short tracks bends. With
+poses at hand the search is a window of a few pixels, so a plain descriptor comparison suffices. On
+120 kitchen images this does in seconds what matching all pairs does in minutes."""
+
 from __future__ import annotations
 
 import logging
@@ -24,7 +26,8 @@ NO_POINT = np.iinfo(np.uint64).max  # COLMAP's id of no point
 
 @dataclass(frozen=True)
 class _Points:
-    """Position, mean descriptor, mean direction towards the cameras, and the range of their distances, per point."""
+    """Position, mean descriptor, mean direction towards the cameras, and the range of their
+    distances, per point."""
 
     id_N: np.ndarray
     xyz_N3: np.ndarray
@@ -35,18 +38,25 @@ class _Points:
     seen: dict[int, np.ndarray]  # image id -> indices of the points it observes
 
 
-def complete_tracks(model: pycolmap.Reconstruction, database: pycolmap.Database, radius_px: float, config: SfmConfig) -> int:
-    """Adds to `model` the observations found within `radius_px` of where its points project, and joins points that turn out
-    to be the same one; returns how many observations were added and points joined. Poses and points do not move."""
+def complete_tracks(
+    model: pycolmap.Reconstruction, database: pycolmap.Database, radius_px: float, config: SfmConfig
+) -> int:
+    """Adds to `model` the observations found within `radius_px` of where its points project, and
+    joins points that turn out to be the same one; returns how many observations were added and
+    points joined. Poses and points do not move."""
     images = {i: model.image(i) for i in model.reg_image_ids()}
     if not model.num_points3D():
         return 0
-    descriptors = {i: _unit(np.asarray(database.read_descriptors(i).data, np.float32)) for i in images}
+    descriptors = {
+        i: _unit(np.asarray(database.read_descriptors(i).data, np.float32)) for i in images
+    }
     points = _describe(model, images, descriptors)
     added, same = 0, Counter()
     for i, image in images.items():
         index, xy = _expected(points, image, model.cameras[image.camera_id], config)
-        for point_id, keypoint, owner in _found(points, index, xy, image, descriptors[i], radius_px, config):
+        for point_id, keypoint, owner in _found(
+            points, index, xy, image, descriptors[i], radius_px, config
+        ):
             if owner == NO_POINT:
                 model.add_observation(point_id, pycolmap.TrackElement(i, keypoint))
                 added += 1
@@ -57,12 +67,21 @@ def complete_tracks(model: pycolmap.Reconstruction, database: pycolmap.Database,
     return added + joined
 
 
-def _describe(model: pycolmap.Reconstruction, images: dict, descriptors: dict[int, np.ndarray]) -> _Points:
+def _describe(
+    model: pycolmap.Reconstruction, images: dict, descriptors: dict[int, np.ndarray]
+) -> _Points:
     ids = np.array(sorted(model.point3D_ids()), np.uint64)
     xyz = np.array([model.point3D(i).xyz for i in ids.tolist()])
-    elements = [(n, e.image_id, e.point2D_idx) for n, i in enumerate(ids.tolist()) for e in model.point3D(i).track.elements]
+    elements = [
+        (n, e.image_id, e.point2D_idx)
+        for n, i in enumerate(ids.tolist())
+        for e in model.point3D(i).track.elements
+    ]
     point_M, image_M, keypoint_M = np.array(elements).T
-    descriptor, view = np.zeros((len(ids), next(iter(descriptors.values())).shape[1]), np.float32), np.zeros((len(ids), 3))
+    descriptor, view = (
+        np.zeros((len(ids), next(iter(descriptors.values())).shape[1]), np.float32),
+        np.zeros((len(ids), 3)),
+    )
     near, far, seen = np.full(len(ids), np.inf), np.zeros(len(ids)), {}
     for i in images:
         here = image_M == i
@@ -80,16 +99,23 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
-def _expected(points: _Points, image: pycolmap.Image, camera: pycolmap.Camera, config: SfmConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the points that the image should show though it is not known to, and where (pixels)."""
+def _expected(
+    points: _Points, image: pycolmap.Image, camera: pycolmap.Camera, config: SfmConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the points that the image should show though it is not known to, and where
+    (pixels)."""
     T = pose_of(image)
     ray = T[:3, 3] - points.xyz_N3
     distance = np.linalg.norm(ray, axis=1)
     along = np.einsum("ni,ni->n", ray, points.view_N3) / np.maximum(distance, 1e-9)
     xyz = geometry.transform(geometry.invert(T), points.xyz_N3)
     # seen at twice the size or half of it, or from far around, a descriptor is another
-    likely = ((xyz[:, 2] > 0) & (along > np.cos(np.radians(config.completion_view_deg)))
-              & (distance > points.near_N / 2) & (distance < points.far_N * 2))
+    likely = (
+        (xyz[:, 2] > 0)
+        & (along > np.cos(np.radians(config.completion_view_deg)))
+        & (distance > points.near_N / 2)
+        & (distance < points.far_N * 2)
+    )
     likely[points.seen[image.image_id]] = False
     index = np.flatnonzero(likely)
     if not len(index):
@@ -100,9 +126,17 @@ def _expected(points: _Points, image: pycolmap.Image, camera: pycolmap.Camera, c
     return index[inside], xy[inside]
 
 
-def _found(points: _Points, index: np.ndarray, xy: np.ndarray, image: pycolmap.Image, descriptor: np.ndarray,
-           radius_px: float, config: SfmConfig) -> list[tuple[int, int, int]]:
-    """(point id, keypoint, point that owns the keypoint already or NO_POINT), the most alike first, each used once."""
+def _found(
+    points: _Points,
+    index: np.ndarray,
+    xy: np.ndarray,
+    image: pycolmap.Image,
+    descriptor: np.ndarray,
+    radius_px: float,
+    config: SfmConfig,
+) -> list[tuple[int, int, int]]:
+    """(point id, keypoint, point that owns the keypoint already or NO_POINT), the most alike first,
+    each used once."""
     keypoints = image.points2D
     if not len(keypoints) or not len(index):
         return []
@@ -110,19 +144,32 @@ def _found(points: _Points, index: np.ndarray, xy: np.ndarray, image: pycolmap.I
     row = np.repeat(np.arange(len(index)), [len(n) for n in near])
     column = np.array([k for n in near for k in n], int)
     alike = np.einsum("ni,ni->n", points.descriptor_NC[index[row]], descriptor[column])
-    order = [o for o in np.argsort(-alike, kind="stable").tolist() if alike[o] >= config.completion_min_cosine]
+    order = [
+        o
+        for o in np.argsort(-alike, kind="stable").tolist()
+        if alike[o] >= config.completion_min_cosine
+    ]
     used_rows, used_columns, found = set(), set(), []
     for o in order:
         if row[o] not in used_rows and column[o] not in used_columns:
             used_rows.add(row[o])
             used_columns.add(column[o])
             keypoint = keypoints[column[o]]
-            found.append((int(points.id_N[index[row[o]]]), int(column[o]), keypoint.point3D_id if keypoint.has_point3D() else NO_POINT))
+            found.append(
+                (
+                    int(points.id_N[index[row[o]]]),
+                    int(column[o]),
+                    keypoint.point3D_id if keypoint.has_point3D() else NO_POINT,
+                )
+            )
     return found
 
 
-def _join(model: pycolmap.Reconstruction, images: dict, pairs: list[tuple[int, int]], radius_px: float) -> int:
-    """Merges pairs of points that no image shows side by side and whose mean explains the observations of both."""
+def _join(
+    model: pycolmap.Reconstruction, images: dict, pairs: list[tuple[int, int]], radius_px: float
+) -> int:
+    """Merges pairs of points that no image shows side by side and whose mean explains the
+    observations of both."""
     now: dict[int, int] = {}  # a merged point gets a new id
 
     def current(point_id: int) -> int:
@@ -139,14 +186,23 @@ def _join(model: pycolmap.Reconstruction, images: dict, pairs: list[tuple[int, i
             continue
         weight = len(track_a) / (len(track_a) + len(track_b))
         xyz = weight * model.point3D(a).xyz + (1 - weight) * model.point3D(b).xyz
-        if all(_error_px(model, images[e.image_id], e.point2D_idx, xyz) < radius_px for e in track_a + track_b):
+        if all(
+            _error_px(model, images[e.image_id], e.point2D_idx, xyz) < radius_px
+            for e in track_a + track_b
+        ):
             now[a] = now[b] = model.merge_points3D(a, b)
             joined += 1
     return joined
 
 
-def _error_px(model: pycolmap.Reconstruction, image: pycolmap.Image, keypoint: int, xyz: np.ndarray) -> float:
+def _error_px(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, keypoint: int, xyz: np.ndarray
+) -> float:
     in_camera = image.cam_from_world() * xyz
     if in_camera[2] <= 0:
         return np.inf
-    return float(np.linalg.norm(model.cameras[image.camera_id].img_from_cam(in_camera) - image.points2D[keypoint].xy))
+    return float(
+        np.linalg.norm(
+            model.cameras[image.camera_id].img_from_cam(in_camera) - image.points2D[keypoint].xy
+        )
+    )

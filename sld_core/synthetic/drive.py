@@ -1,4 +1,5 @@
 """Camera paths through the room, and sequences of rendered frames on disk."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,8 +17,9 @@ EYE_HEIGHT_M = 1.2
 
 
 def drive(seed: int, n: int, kind: str = "map") -> list[np.ndarray]:
-    """Poses (4x4, camera optical frame to world) of a smooth drive with looks around. `map` goes round twice and
-    turns to see every wall; `query` takes other places, the other way round, in the same space."""
+    """Poses (4x4, camera optical frame to world) of a smooth drive with looks around. `map` goes
+    round twice and turns to see every wall; `query` takes other places, the other way round, in the
+    same space."""
     if kind not in ("map", "query"):
         raise ValueError(f"drive kind {kind!r}: expected 'map' or 'query'")
     rng = np.random.default_rng([seed, kind == "query"])
@@ -26,7 +28,14 @@ def drive(seed: int, n: int, kind: str = "map") -> list[np.ndarray]:
     s = np.arange(n) / n * 2 * np.pi
     reach = 0.75 + 0.25 * np.cos(1.5 * rounds * s + phase[0])
     angle = way * rounds * s + phase[1]
-    position = np.stack([1.15 * reach * np.cos(angle), 0.85 * reach * np.sin(angle), EYE_HEIGHT_M + 0.04 * np.sin(5 * s + phase[2])], 1)
+    position = np.stack(
+        [
+            1.15 * reach * np.cos(angle),
+            0.85 * reach * np.sin(angle),
+            EYE_HEIGHT_M + 0.04 * np.sin(5 * s + phase[2]),
+        ],
+        1,
+    )
     yaw = way * turns * s + phase[3] + 0.5 * np.sin(3 * s)
     pitch = np.radians(-6 + 9 * np.sin(4 * s + phase[4]))
     roll = np.radians(1.0 * np.sin(7 * s))
@@ -34,7 +43,8 @@ def drive(seed: int, n: int, kind: str = "map") -> list[np.ndarray]:
 
 
 def looking(yaw: float, pitch: float, roll: float = 0.0) -> np.ndarray:
-    """Rotation camera to world (z up): forward along `yaw` from the x axis, up by `pitch`, clockwise by `roll` (radians)."""
+    """Rotation camera to world (z up): forward along `yaw` from the x axis, up by `pitch`,
+    clockwise by `roll` (radians)."""
     forward = np.array([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)])
     level = np.array([np.sin(yaw), -np.cos(yaw), 0.0])  # to the right
     down = np.cross(forward, level)
@@ -42,10 +52,18 @@ def looking(yaw: float, pitch: float, roll: float = 0.0) -> np.ndarray:
     return np.stack([right, np.cross(forward, right), forward], 1)
 
 
-def write_sequence(folder: Path, room: Room, camera: Camera, map_poses: list[np.ndarray], query_poses: list[np.ndarray],
-                   seed: int = 0, on_progress: Callable[[float], None] = lambda fraction: None) -> None:
-    """Renders both drives into `folder`: frames/frame-NNNNNN.{color.jpg,depth.png,pose.txt}, camera-intrinsics.txt (OpenCV
-    convention), map.txt and query.txt. Depth is uint16 millimetres."""
+def write_sequence(
+    folder: Path,
+    room: Room,
+    camera: Camera,
+    map_poses: list[np.ndarray],
+    query_poses: list[np.ndarray],
+    seed: int = 0,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+) -> None:
+    """Renders both drives into `folder`: frames/frame-NNNNNN.{color.jpg,depth.png,pose.txt},
+    camera-intrinsics.txt (OpenCV convention), map.txt and query.txt. Depth is uint16
+    millimetres."""
     folder = Path(folder)
     (folder / "frames").mkdir(parents=True, exist_ok=True)
     opencv_K = camera.K - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
@@ -55,10 +73,14 @@ def write_sequence(folder: Path, room: Room, camera: Camera, map_poses: list[np.
     for i, (name, pose) in enumerate(zip(names, poses)):
         image, depth = room.render(camera, pose, np.random.default_rng([seed, i]))
         _write_image(folder / f"{name}.color.jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        _write_image(folder / f"{name}.depth.png", np.round(1000 * depth).astype(np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        _write_image(
+            folder / f"{name}.depth.png",
+            np.round(1000 * depth).astype(np.uint16),
+            [cv2.IMWRITE_PNG_COMPRESSION, 1],
+        )
         np.savetxt(folder / f"{name}.pose.txt", pose, fmt="%.8f")
         on_progress((i + 1) / len(poses))
-    for list_name, chosen in (("map", names[:len(map_poses)]), ("query", names[len(map_poses):])):
+    for list_name, chosen in (("map", names[: len(map_poses)]), ("query", names[len(map_poses) :])):
         (folder / f"{list_name}.txt").write_text("\n".join(chosen) + "\n")
 
 

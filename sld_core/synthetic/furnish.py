@@ -1,7 +1,9 @@
-"""What stands in the room: walls, and furniture along them, in an order that the random generator deals.
+"""What stands in the room: walls, and furniture along them, in an order that the random generator
+deals.
 
-Every piece is built in the frame of its wall: x to the right along the wall, y into the wall (so the room is at y < 0),
-z up from the floor."""
+Every piece is built in the frame of its wall: x to the right along the wall, y into the wall (so
+the room is at y < 0), z up from the floor."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,8 +24,8 @@ PAINTS = ((214, 208, 192), (120, 142, 150), (168, 84, 64), (86, 112, 92), (222, 
 
 
 def furnish(rng: np.random.Generator) -> tuple[list[Quad], list[Lamp]]:
-    """All surfaces, floor at z = 0 and the room centred on the origin, and its lamps. The middle, 1.3 m by 1 m to each
-    side, stays free."""
+    """All surfaces, floor at z = 0 and the room centred on the origin, and its lamps. The middle,
+    1.3 m by 1 m to each side, stays free."""
     width, depth = rng.uniform(5.6, 6.2), rng.uniform(4.6, 5.0)
     builder = Builder(rng)
     _shell(builder, width, depth)
@@ -43,15 +45,41 @@ class Builder:
         self.quads: list[Quad] = []
         self.frame = np.eye(4)
 
-    def panel(self, origin, edge_u, edge_v, texture: tx.Texture, texels_per_m: float = FURNITURE_TEXELS_PER_M) -> None:
+    def panel(
+        self,
+        origin,
+        edge_u,
+        edge_v,
+        texture: tx.Texture,
+        texels_per_m: float = FURNITURE_TEXELS_PER_M,
+    ) -> None:
         """A textured parallelogram from its top-left corner."""
-        rows, columns = (max(8, int(np.linalg.norm(edge) * texels_per_m)) for edge in (edge_v, edge_u))
+        rows, columns = (
+            max(8, int(np.linalg.norm(edge) * texels_per_m)) for edge in (edge_v, edge_u)
+        )
         R = self.frame[:3, :3]
-        self.quads.append(Quad(transform(self.frame, np.array([origin], float))[0], R @ np.array(edge_u, float), R @ np.array(edge_v, float),
-                               texture(self.rng, rows, columns)))
+        self.quads.append(
+            Quad(
+                transform(self.frame, np.array([origin], float))[0],
+                R @ np.array(edge_u, float),
+                R @ np.array(edge_v, float),
+                texture(self.rng, rows, columns),
+            )
+        )
 
-    def box(self, left, front, bottom, width, depth, height, texture: tx.Texture, front_texture: tx.Texture | None = None) -> None:
-        """A box by its lower left front corner (the one nearest to the viewer of the wall) and its size."""
+    def box(
+        self,
+        left,
+        front,
+        bottom,
+        width,
+        depth,
+        height,
+        texture: tx.Texture,
+        front_texture: tx.Texture | None = None,
+    ) -> None:
+        """A box by its lower left front corner (the one nearest to the viewer of the wall) and its
+        size."""
         back, right, top = front + depth, left + width, bottom + height
         self.panel((left, front, top), (width, 0, 0), (0, 0, -height), front_texture or texture)
         self.panel((right, back, top), (-width, 0, 0), (0, 0, -height), texture)
@@ -64,7 +92,9 @@ class Builder:
     def hang(self, left, bottom, width, height, texture: tx.Texture) -> None:
         """A flat thing on the wall, in a thin frame."""
         frame = tx.wood(self.pick(WOODS))
-        self.box(left - 0.02, -2 * FLUSH_M, bottom - 0.02, width + 0.04, FLUSH_M, height + 0.04, frame)
+        self.box(
+            left - 0.02, -2 * FLUSH_M, bottom - 0.02, width + 0.04, FLUSH_M, height + 0.04, frame
+        )
         self.panel((left, -2.5 * FLUSH_M, bottom + height), (width, 0, 0), (0, 0, -height), texture)
 
     def pick(self, options: Sequence):
@@ -72,7 +102,8 @@ class Builder:
 
 
 def _wall_frame(turn: int, distance: float) -> np.ndarray:
-    """The frame of a wall at a distance from the room's centre; `turn` quarter turns from the wall at +y."""
+    """The frame of a wall at a distance from the room's centre; `turn` quarter turns from the wall
+    at +y."""
     R = rotation_from_vector(np.array([0, 0, turn * np.pi / 2]))
     return make_transform(R, R @ [0, distance, 0])
 
@@ -82,11 +113,21 @@ def _shell(builder: Builder, width: float, depth: float) -> None:
     builder.panel((-x, y, 0), (width, 0, 0), (0, -depth, 0), tx.planks, WALL_TEXELS_PER_M)
     builder.panel((-x, -y, HEIGHT_M), (width, 0, 0), (0, depth, 0), tx.ceiling, 200)
     builder.panel((-1.3, 0.9, FLUSH_M), (2.6, 0, 0), (0, -1.8, 0), tx.rug, 300)
-    walls = [tx.bricks, *(tx.plaster(tuple(int(c) for c in builder.rng.integers((170, 165, 150), (225, 222, 210)))) for _ in range(3))]
+    walls = [
+        tx.bricks,
+        *(
+            tx.plaster(
+                tuple(int(c) for c in builder.rng.integers((170, 165, 150), (225, 222, 210)))
+            )
+            for _ in range(3)
+        ),
+    ]
     for turn, i in enumerate(builder.rng.permutation(4)):
         span, distance = (width, y) if turn % 2 == 0 else (depth, x)
         builder.frame = _wall_frame(turn, distance)
-        builder.panel((-span / 2, 0, HEIGHT_M), (span, 0, 0), (0, 0, -HEIGHT_M), walls[i], WALL_TEXELS_PER_M)
+        builder.panel(
+            (-span / 2, 0, HEIGHT_M), (span, 0, 0), (0, 0, -HEIGHT_M), walls[i], WALL_TEXELS_PER_M
+        )
         builder.box(-span / 2, -0.015, 0, span, 0.015, 0.09, tx.wood((226, 222, 212)))
     builder.frame = np.eye(4)
 
@@ -102,10 +143,23 @@ def _along_wall(builder: Builder, pieces: list[Piece], span: float) -> None:
 
 
 def _lamps(width: float, depth: float) -> list[Lamp]:
-    """Two ceiling lamps, each of some points for soft shadows, and weak light from all over the room."""
-    spots = [(x + dx, dy, HEIGHT_M - 0.25) for x in (-width / 4, width / 4) for dx in (-0.15, 0.15) for dy in (-0.3, 0.3)]
-    fill = [(x, y, z) for x in (-0.25 * width, 0.25 * width) for y in (-0.25 * depth, 0.25 * depth) for z in (0.9, 1.8)]
-    return ([Lamp(np.array(p), np.array([0.42, 0.40, 0.36])) for p in spots] + [Lamp(np.array(p), np.array([0.09, 0.10, 0.11])) for p in fill])
+    """Two ceiling lamps, each of some points for soft shadows, and weak light from all over the
+    room."""
+    spots = [
+        (x + dx, dy, HEIGHT_M - 0.25)
+        for x in (-width / 4, width / 4)
+        for dx in (-0.15, 0.15)
+        for dy in (-0.3, 0.3)
+    ]
+    fill = [
+        (x, y, z)
+        for x in (-0.25 * width, 0.25 * width)
+        for y in (-0.25 * depth, 0.25 * depth)
+        for z in (0.9, 1.8)
+    ]
+    return [Lamp(np.array(p), np.array([0.42, 0.40, 0.36])) for p in spots] + [
+        Lamp(np.array(p), np.array([0.09, 0.10, 0.11])) for p in fill
+    ]
 
 
 # ---- pieces: (builder, left end, width), all along the wall ----
@@ -125,8 +179,20 @@ def bookshelf(b: Builder, left: float, width: float) -> None:
         x = left + 0.035
         while x < left + width - 0.12:
             thickness = b.rng.uniform(0.025, 0.07)
-            book_height, book_depth = b.rng.uniform(0.62, 0.92) * (above - z - 0.025), b.rng.uniform(0.16, 0.26)
-            b.box(x, -0.02 - book_depth, z + 0.025, thickness, book_depth, book_height, tx.plaster((225, 220, 205)), tx.spine)
+            book_height, book_depth = (
+                b.rng.uniform(0.62, 0.92) * (above - z - 0.025),
+                b.rng.uniform(0.16, 0.26),
+            )
+            b.box(
+                x,
+                -0.02 - book_depth,
+                z + 0.025,
+                thickness,
+                book_depth,
+                book_height,
+                tx.plaster((225, 220, 205)),
+                tx.spine,
+            )
             x += thickness + (0.004 if b.rng.random() < 0.85 else 0.1)
 
 
@@ -134,7 +200,12 @@ def cupboard(b: Builder, left: float, width: float) -> None:
     color, depth, height = b.pick(PAINTS), 0.45, b.rng.uniform(1.6, 2.0)
     b.box(left, -depth, 0, width, depth, height, tx.wood(color))
     for door in range(2):
-        b.panel((left + door * width / 2, -depth - FLUSH_M, height), (width / 2, 0, 0), (0, 0, -height), tx.panelled(color))
+        b.panel(
+            (left + door * width / 2, -depth - FLUSH_M, height),
+            (width / 2, 0, 0),
+            (0, 0, -height),
+            tx.panelled(color),
+        )
     b.box(left + 0.1, -0.4, height, 0.4 * width, 0.32, 0.3, tx.carton)
 
 
@@ -142,7 +213,12 @@ def sideboard(b: Builder, left: float, width: float) -> None:
     wood, height = b.pick(WOODS), b.rng.uniform(0.7, 0.85)
     b.box(left, -0.42, 0, width, 0.42, height, tx.wood(wood))
     for door in range(3):
-        b.panel((left + door * width / 3, -0.42 - FLUSH_M, height), (width / 3, 0, 0), (0, 0, -height), tx.panelled(wood))
+        b.panel(
+            (left + door * width / 3, -0.42 - FLUSH_M, height),
+            (width / 3, 0, 0),
+            (0, 0, -height),
+            tx.panelled(wood),
+        )
     _clutter(b, left, width, height)
     _gallery(b, left, width, 1.25)
 
@@ -231,13 +307,34 @@ def noticeboard(b: Builder, left: float, width: float) -> None:
     for column in range(4):
         for row in range(3):
             w, h = b.rng.uniform(0.14, 0.22) * width, b.rng.uniform(0.22, 0.3)
-            x, top = left + (column * 0.245 + b.rng.uniform(0.01, 0.03)) * width, 2.08 - 0.36 * row - b.rng.uniform(0, 0.04)
-            b.panel((x, -3 * FLUSH_M, top), (w, 0, b.rng.normal(0, 0.01)), (0, 0, -h), b.pick((tx.page, tx.abstract, tx.chart)))
+            x, top = (
+                left + (column * 0.245 + b.rng.uniform(0.01, 0.03)) * width,
+                2.08 - 0.36 * row - b.rng.uniform(0, 0.04),
+            )
+            b.panel(
+                (x, -3 * FLUSH_M, top),
+                (w, 0, b.rng.normal(0, 0.01)),
+                (0, 0, -h),
+                b.pick((tx.page, tx.abstract, tx.chart)),
+            )
     b.box(left + 0.1, -0.4, 0, width - 0.2, 0.4, 0.45, tx.wood(b.pick(WOODS)))
     _clutter(b, left + 0.1, width - 0.2, 0.45, tallest=0.35)
 
 
-PIECES: tuple[Piece, ...] = (bookshelf, cupboard, sideboard, desk, door, window, boxes, armchair, greenery, wall_shelves, piano, noticeboard)
+PIECES: tuple[Piece, ...] = (
+    bookshelf,
+    cupboard,
+    sideboard,
+    desk,
+    door,
+    window,
+    boxes,
+    armchair,
+    greenery,
+    wall_shelves,
+    piano,
+    noticeboard,
+)
 
 
 def _gallery(b: Builder, left: float, width: float, bottom: float, tallest: float = 0.85) -> None:
@@ -245,16 +342,37 @@ def _gallery(b: Builder, left: float, width: float, bottom: float, tallest: floa
     edges = left + np.cumsum([0, *b.rng.dirichlet(np.full(b.rng.integers(2, 4), 12.0))]) * width
     for start, end in zip(edges, edges[1:]):
         height = b.rng.uniform(0.7, 1.0) * tallest
-        b.hang(start + 0.05, bottom + b.rng.uniform(0, tallest - height), end - start - 0.1, height, b.pick((tx.abstract, tx.landscape, tx.chart)))
+        b.hang(
+            start + 0.05,
+            bottom + b.rng.uniform(0, tallest - height),
+            end - start - 0.1,
+            height,
+            b.pick((tx.abstract, tx.landscape, tx.chart)),
+        )
 
 
-def _clutter(b: Builder, left: float, width: float, z: float, depth: float = 0.34, tallest: float = 0.3) -> None:
+def _clutter(
+    b: Builder, left: float, width: float, z: float, depth: float = 0.34, tallest: float = 0.3
+) -> None:
     """Small things standing on a surface."""
     x = left + 0.03
     while x < left + width - 0.2:
-        w, d, h = b.rng.uniform(0.07, 0.2), b.rng.uniform(0.4, 0.8) * depth, b.rng.uniform(0.3, 1.0) * tallest
+        w, d, h = (
+            b.rng.uniform(0.07, 0.2),
+            b.rng.uniform(0.4, 0.8) * depth,
+            b.rng.uniform(0.3, 1.0) * tallest,
+        )
         sides = b.pick((tx.carton, tx.spine, tx.abstract, tx.fabric(tx.vivid(b.rng))))
-        b.box(x, -depth + b.rng.uniform(0, 0.9) * (depth - d), z, w, d, h, sides, b.pick((tx.page, tx.abstract, tx.carton)))
+        b.box(
+            x,
+            -depth + b.rng.uniform(0, 0.9) * (depth - d),
+            z,
+            w,
+            d,
+            h,
+            sides,
+            b.pick((tx.page, tx.abstract, tx.carton)),
+        )
         x += w + b.rng.uniform(0.02, 0.12)
 
 
@@ -267,7 +385,11 @@ def _plant(b: Builder, x: float, y: float, z: float, size: float) -> None:
         along *= b.rng.uniform(0.6, 1.1) * size / np.linalg.norm(along)
         across = np.cross(along, b.rng.normal(0, 1, 3))
         across *= 0.2 * size / np.linalg.norm(across)
-        base = np.array([x, y, z + 0.7 * size]) + b.rng.uniform(-0.3, 0.3, 3) * [size, size, 0] + [0, 0, b.rng.uniform(0, size)]
+        base = (
+            np.array([x, y, z + 0.7 * size])
+            + b.rng.uniform(-0.3, 0.3, 3) * [size, size, 0]
+            + [0, 0, b.rng.uniform(0, size)]
+        )
         if (base + along)[1] < -0.02:
             b.panel(base, along / 2 + across, along / 2 - across, tx.foliage)
             b.quads.append(b.quads[-1].flipped())

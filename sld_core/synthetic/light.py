@@ -1,4 +1,6 @@
-"""Light baked into the textures once: lamps with ray-traced soft shadows, fill light and a constant ambient part."""
+"""Light baked into the textures once: lamps with ray-traced soft shadows, fill light and a constant
+ambient part."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ SMALLEST_OCCLUDER_M2 = 0.02
 
 @dataclass(frozen=True)
 class Lamp:
-    """A point that shines: `color` is the irradiance (1 = the texture's own colours) at one metre, square on."""
+    """A point that shines: `color` is the irradiance (1 = the texture's own colours) at one metre,
+    square on."""
 
     position: np.ndarray
     color: np.ndarray
@@ -24,12 +27,16 @@ class Lamp:
 
 def bake(quads: Sequence[Quad], lamps: Sequence[Lamp]) -> list[Quad]:
     """The quads with their textures lit; each quad shadows all others."""
-    occluders = _Occluders([q for q in quads if np.linalg.norm(np.cross(q.edge_u, q.edge_v)) > SMALLEST_OCCLUDER_M2])
+    occluders = _Occluders(
+        [q for q in quads if np.linalg.norm(np.cross(q.edge_u, q.edge_v)) > SMALLEST_OCCLUDER_M2]
+    )
     return [_lit(quad, lamps, occluders) for quad in quads]
 
 
 def _lit(quad: Quad, lamps: Sequence[Lamp], occluders: _Occluders) -> Quad:
-    columns, rows = (int(np.clip(np.linalg.norm(edge) / GRID_M, 2, 60)) for edge in (quad.edge_u, quad.edge_v))
+    columns, rows = (
+        int(np.clip(np.linalg.norm(edge) / GRID_M, 2, 60)) for edge in (quad.edge_u, quad.edge_v)
+    )
     u, v = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
     points_N3 = quad.at(np.stack([u.ravel(), v.ravel()], 1)) + 0.01 * quad.normal
     from_points_3NQ = occluders.coordinates(points_N3)
@@ -40,29 +47,42 @@ def _lit(quad: Quad, lamps: Sequence[Lamp], occluders: _Occluders) -> Quad:
         cosine_N = np.maximum(ray_N3 @ quad.normal / distance_N, 0)
         if cosine_N.any():
             shadow_N = _blocked(from_points_3NQ, occluders.coordinates(lamp.position[None]))
-            light_N3 += (cosine_N * ~shadow_N / np.maximum(distance_N, 0.3) ** 2)[:, None] * lamp.color
+            light_N3 += (cosine_N * ~shadow_N / np.maximum(distance_N, 0.3) ** 2)[
+                :, None
+            ] * lamp.color
     height, width = quad.texture.shape[:2]
-    light = cv2.resize(cv2.blur(light_N3.reshape(rows, columns, 3).astype(np.float32), (3, 3)), (width, height))
+    light = cv2.resize(
+        cv2.blur(light_N3.reshape(rows, columns, 3).astype(np.float32), (3, 3)), (width, height)
+    )
     return replace(quad, texture=np.clip(quad.texture * light, 0, 255).astype(np.uint8))
 
 
 class _Occluders:
-    """Parallelograms, each with coordinates of its own: u and v within it (0..1) and the distance from its plane."""
+    """Parallelograms, each with coordinates of its own: u and v within it (0..1) and the distance
+    from its plane."""
 
     def __init__(self, quads: Sequence[Quad]):
         axes_Q33 = np.stack([np.stack([q.edge_u, q.edge_v, q.normal], 1) for q in quads])
         self.to_local_3Q3 = np.linalg.inv(axes_Q33).swapaxes(0, 1).astype(np.float32)
-        self.offset_3Q = np.einsum("kqj,qj->kq", self.to_local_3Q3, np.stack([q.origin for q in quads])).astype(np.float32)
+        self.offset_3Q = np.einsum(
+            "kqj,qj->kq", self.to_local_3Q3, np.stack([q.origin for q in quads])
+        ).astype(np.float32)
 
     def coordinates(self, points_N3: np.ndarray) -> np.ndarray:
         """(u, v, distance) of every point in every quad: (3, N, Q)."""
-        return points_N3.astype(np.float32) @ self.to_local_3Q3.swapaxes(1, 2) - self.offset_3Q[:, None]
+        return (
+            points_N3.astype(np.float32) @ self.to_local_3Q3.swapaxes(1, 2)
+            - self.offset_3Q[:, None]
+        )
 
 
 def _blocked(start_3NQ: np.ndarray, end_31Q: np.ndarray) -> np.ndarray:
-    """Whether each segment, given by the coordinates of its ends in every quad, cuts one of the quads."""
+    """Whether each segment, given by the coordinates of its ends in every quad, cuts one of the
+    quads."""
     (u0, v0, d0), (u1, v1, d1) = start_3NQ, end_31Q
-    crossed = np.flatnonzero(((d0 > 0) != (d1 > 0)).any(axis=0))  # only quads whose plane some segment crosses
+    crossed = np.flatnonzero(
+        ((d0 > 0) != (d1 > 0)).any(axis=0)
+    )  # only quads whose plane some segment crosses
     u0, v0, d0, u1, v1, d1 = (a[:, crossed] for a in (u0, v0, d0, u1, v1, d1))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = d0 / (d0 - d1)

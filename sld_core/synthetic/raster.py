@@ -1,8 +1,11 @@
-"""A rasterizer for textured parallelograms: exact depth by plane equations, colour by perspective warps.
+"""A rasterizer for textured parallelograms: exact depth by plane equations, colour by perspective
+warps.
 
-With H = K [R edge_u, R edge_v, R origin + t] mapping (u, v, 1) to depth * (x, y, 1), the rows of G = inv(H) are affine in
-the pixel: G (x, y, 1) = (u, v, 1) / depth. So inverse depth is a plane over the image, and a pixel lies inside the
-parallelogram where 0 <= G0 <= G2 and 0 <= G1 <= G2: exact at pixel centres and free of divisions."""
+With H = K [R edge_u, R edge_v, R origin + t] mapping (u, v, 1) to depth * (x, y, 1), the rows of G
+= inv(H) are affine in the pixel: G (x, y, 1) = (u, v, 1) / depth. So inverse depth is a plane over
+the image, and a pixel lies inside the parallelogram where 0 <= G0 <= G2 and 0 <= G1 <= G2: exact at
+pixel centres and free of divisions."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,8 +24,9 @@ TILE_M = 1.0  # surfaces are cut into parts of this size, each with a texture re
 
 @dataclass(frozen=True)
 class Quad:
-    """A textured parallelogram: `texture` (H, W, 3) uint8 RGB, its columns along `edge_u`, its rows along `edge_v`
-    (metres, world), its top-left corner at `origin`. Seen from the side where u points right and v down."""
+    """A textured parallelogram: `texture` (H, W, 3) uint8 RGB, its columns along `edge_u`, its rows
+    along `edge_v` (metres, world), its top-left corner at `origin`. Seen from the side where u
+    points right and v down."""
 
     origin: np.ndarray
     edge_u: np.ndarray
@@ -44,13 +48,25 @@ class Quad:
         return self.origin + uv_N2[:, :1] * self.edge_u + uv_N2[:, 1:] * self.edge_v
 
     def tiles(self, side_m: float) -> list[Quad]:
-        """The same surface cut into parts of about `side_m`, so that each part can have its own texture resolution."""
+        """The same surface cut into parts of about `side_m`, so that each part can have its own
+        texture resolution."""
         height, width = self.texture.shape[:2]
-        columns, rows = (np.linspace(0, texels, np.clip(round(np.linalg.norm(edge) / side_m), 1, texels) + 1).astype(int)
-                         for edge, texels in ((self.edge_u, width), (self.edge_v, height)))
-        return [Quad(self.at(np.array([[left / width, top / height]]))[0], self.edge_u * (right - left) / width,
-                     self.edge_v * (bottom - top) / height, self.texture[top:bottom, left:right])
-                for top, bottom in zip(rows, rows[1:]) for left, right in zip(columns, columns[1:])]
+        columns, rows = (
+            np.linspace(
+                0, texels, np.clip(round(np.linalg.norm(edge) / side_m), 1, texels) + 1
+            ).astype(int)
+            for edge, texels in ((self.edge_u, width), (self.edge_v, height))
+        )
+        return [
+            Quad(
+                self.at(np.array([[left / width, top / height]]))[0],
+                self.edge_u * (right - left) / width,
+                self.edge_v * (bottom - top) / height,
+                self.texture[top:bottom, left:right],
+            )
+            for top, bottom in zip(rows, rows[1:])
+            for left, right in zip(columns, columns[1:])
+        ]
 
     def flipped(self) -> Quad:
         """Its other side."""
@@ -58,10 +74,13 @@ class Quad:
 
 
 class Rasterizer:
-    """Quads made ready for rendering: cut into tiles, corners and normals stacked, textures with their mip levels."""
+    """Quads made ready for rendering: cut into tiles, corners and normals stacked, textures with
+    their mip levels."""
 
     def __init__(self, quads: Sequence[Quad]):
-        surfaces, tiles = zip(*((surface, tile) for surface, quad in enumerate(quads) for tile in quad.tiles(TILE_M)))
+        surfaces, tiles = zip(
+            *((surface, tile) for surface, quad in enumerate(quads) for tile in quad.tiles(TILE_M))
+        )
         self.surface_Q = np.array(surfaces, np.int16)
         self.corners_Q43 = np.stack([tile.corners_43 for tile in tiles])
         self.normal_Q3 = np.stack([tile.normal for tile in tiles])
@@ -77,27 +96,45 @@ class Rasterizer:
             left, top, width, height = cv2.boundingRect(mask)
             if width:
                 seen = slice(top, top + height), slice(left, left + width)
-                patch = _warp(self.mipmaps[i], G, (window[0].start + top, window[1].start + left), (height, width))
+                patch = _warp(
+                    self.mipmaps[i],
+                    G,
+                    (window[0].start + top, window[1].start + left),
+                    (height, width),
+                )
                 cv2.copyTo(patch, mask[seen], image[window][seen])
-        return cv2.resize(image, (camera.width, camera.height), interpolation=cv2.INTER_AREA), self._depth(index_HW, inverse_HW)
+        return cv2.resize(
+            image, (camera.width, camera.height), interpolation=cv2.INTER_AREA
+        ), self._depth(index_HW, inverse_HW)
 
     def _depth(self, index_HW: np.ndarray, inverse_HW: np.ndarray) -> np.ndarray:
-        """Depth at pixel centres from four samples around each: inverse depth is affine on a surface, so their mean is
-        exact; where the samples are of several surfaces, that of the nearest."""
+        """Depth at pixel centres from four samples around each: inverse depth is affine on a
+        surface, so their mean is exact; where the samples are of several surfaces, that of the
+        nearest."""
         samples_4HW = np.stack([inverse_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)])
         surface_HW = self.surface_Q[index_HW]
         first = surface_HW[::2, ::2]
-        one = (surface_HW[::2, 1::2] == first) & (surface_HW[1::2, ::2] == first) & (surface_HW[1::2, 1::2] == first)
+        one = (
+            (surface_HW[::2, 1::2] == first)
+            & (surface_HW[1::2, ::2] == first)
+            & (surface_HW[1::2, 1::2] == first)
+        )
         inverse = np.where(one, samples_4HW.mean(0), samples_4HW.max(0))
         return np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
 
     def _visible(self, camera: Camera, T_world_camera: np.ndarray):
-        """Per pixel the index of the nearest quad (-1: none) and its inverse depth; per quad in view its G and window."""
+        """Per pixel the index of the nearest quad (-1: none) and its inverse depth; per quad in
+        view its G and window."""
         index_HW = np.full((camera.height, camera.width), -1, np.int16)
         inverse_HW = np.zeros((camera.height, camera.width), np.float32)
         chosen_C, corners_C43 = self._candidates(camera, T_world_camera)
         origin_C3 = corners_C43[:, 0]
-        G_C33 = np.linalg.inv(camera.K @ np.stack([corners_C43[:, 1] - origin_C3, corners_C43[:, 3] - origin_C3, origin_C3], axis=2))
+        G_C33 = np.linalg.inv(
+            camera.K
+            @ np.stack(
+                [corners_C43[:, 1] - origin_C3, corners_C43[:, 3] - origin_C3, origin_C3], axis=2
+            )
+        )
         projected = {}
         for i, corners_43, G in zip(chosen_C, corners_C43, G_C33):
             window = _window(camera, corners_43)
@@ -112,14 +149,25 @@ class Rasterizer:
                 np.copyto(index_HW[window], np.int16(i), where=nearer)
         return index_HW, inverse_HW, projected
 
-    def _candidates(self, camera: Camera, T_world_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Quads that face the camera and are not wholly outside one side of its view, nearest first: indices, and
-        corners (C, 4, 3) in camera axes."""
-        facing = np.flatnonzero(((T_world_camera[:3, 3] - self.corners_Q43[:, 0]) * self.normal_Q3).sum(1) > 1e-3)
-        corners = transform(invert(T_world_camera), self.corners_Q43[facing].reshape(-1, 3)).reshape(-1, 4, 3)
+    def _candidates(
+        self, camera: Camera, T_world_camera: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Quads that face the camera and are not wholly outside one side of its view, nearest
+        first: indices, and corners (C, 4, 3) in camera axes."""
+        facing = np.flatnonzero(
+            ((T_world_camera[:3, 3] - self.corners_Q43[:, 0]) * self.normal_Q3).sum(1) > 1e-3
+        )
+        corners = transform(
+            invert(T_world_camera), self.corners_Q43[facing].reshape(-1, 3)
+        ).reshape(-1, 4, 3)
         x, y, z = np.moveaxis(corners, 2, 0)
-        outside = [z < NEAR_M, camera.fx * x + camera.cx * z < 0, camera.fx * x + (camera.cx - camera.width) * z > 0,
-                   camera.fy * y + camera.cy * z < 0, camera.fy * y + (camera.cy - camera.height) * z > 0]
+        outside = [
+            z < NEAR_M,
+            camera.fx * x + camera.cx * z < 0,
+            camera.fx * x + (camera.cx - camera.width) * z > 0,
+            camera.fy * y + camera.cy * z < 0,
+            camera.fy * y + (camera.cy - camera.height) * z > 0,
+        ]
         inside = np.flatnonzero(~np.any([side.all(axis=1) for side in outside], axis=0))
         inside = inside[np.argsort(z[inside].min(axis=1))]
         return facing[inside], corners[inside]
@@ -129,17 +177,25 @@ def _planes(G: np.ndarray, roi: tuple[slice, slice]) -> tuple[np.ndarray, np.nda
     """u / depth, v / depth and 1 / depth at the pixel centres of a window."""
     x = np.arange(roi[1].start, roi[1].stop) + 0.5
     y = np.arange(roi[0].start, roi[0].stop) + 0.5
-    return tuple((g[0] * x).astype(np.float32) + (g[1] * y + g[2]).astype(np.float32)[:, None] for g in G)
+    return tuple(
+        (g[0] * x).astype(np.float32) + (g[1] * y + g[2]).astype(np.float32)[:, None] for g in G
+    )
 
 
 def _window(camera: Camera, corners_43: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns that a parallelogram (camera axes), cut at the near plane, can touch; None if none."""
+    """Rows and columns that a parallelogram (camera axes), cut at the near plane, can touch; None
+    if none."""
     corners = _clip_near(corners_43)
     if not len(corners):
         return None
     x = np.clip(camera.fx * corners[:, 0] / corners[:, 2] + camera.cx, 0, camera.width)
     y = np.clip(camera.fy * corners[:, 1] / corners[:, 2] + camera.cy, 0, camera.height)
-    left, right, top, bottom = int(x.min()), int(np.ceil(x.max())), int(y.min()), int(np.ceil(y.max()))
+    left, right, top, bottom = (
+        int(x.min()),
+        int(np.ceil(x.max())),
+        int(y.min()),
+        int(np.ceil(y.max())),
+    )
     return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None
 
 
@@ -161,21 +217,36 @@ def _mipmap(texture: np.ndarray) -> list[np.ndarray]:
     levels = [np.ascontiguousarray(texture)]
     while min(levels[-1].shape[:2]) >= 8:
         height, width = levels[-1].shape[:2]
-        levels.append(cv2.resize(levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
+        levels.append(
+            cv2.resize(
+                levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA
+            )
+        )
     return levels
 
 
-def _warp(mipmap: list[np.ndarray], G: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+def _warp(
+    mipmap: list[np.ndarray], G: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
     """The texture as the pixels of a window see it, from the level with about one texel a pixel."""
     (top, left), (height, width) = top_left, size
-    texels = mipmap[0].shape[0] * mipmap[0].shape[1] * _texture_area(G, left + width / 2, top + height / 2)
+    texels = (
+        mipmap[0].shape[0]
+        * mipmap[0].shape[1]
+        * _texture_area(G, left + width / 2, top + height / 2)
+    )
     level = int(np.clip(np.floor(np.log2(max(texels, 1e-6)) / 2 + 0.3), 0, len(mipmap) - 1))
     texture = mipmap[level]
     # OpenCV counts pixels and texels from the centre of the first: shift by half at both ends
     to_texels = np.array([[texture.shape[1], 0, -0.5], [0, texture.shape[0], -0.5], [0, 0, 1]]) @ G
     to_texels = to_texels @ np.array([[1, 0, left + 0.5], [0, 1, top + 0.5], [0, 0, 1]])
-    return cv2.warpPerspective(texture, to_texels, (width, height), borderMode=cv2.BORDER_REPLICATE,
-                               flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return cv2.warpPerspective(
+        texture,
+        to_texels,
+        (width, height),
+        borderMode=cv2.BORDER_REPLICATE,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    )
 
 
 def _texture_area(G: np.ndarray, x: float, y: float) -> float:

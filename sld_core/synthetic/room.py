@@ -1,4 +1,5 @@
 """The room as a camera sees it."""
+
 from __future__ import annotations
 
 import cv2
@@ -21,16 +22,19 @@ class Room:
         """A furnished room of about 6 x 5 m; another seed makes another one."""
         return cls(bake(*furnish(np.random.default_rng(seed))))
 
-    def render(self, camera: Camera, T_world_camera: np.ndarray, noise: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, 3) uint8 RGB and depth (H, W) float32 metres at pixel centres, 0 where nothing is seen. With
-        `noise` the image looks as a real camera's: vignetting, a drawn exposure, sensor noise."""
+    def render(
+        self, camera: Camera, T_world_camera: np.ndarray, noise: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 RGB and depth (H, W) float32 metres at pixel centres, 0 where
+        nothing is seen. With `noise` the image looks as a real camera's: vignetting, a drawn
+        exposure, sensor noise."""
         image, depth = self.rasterizer.render(camera, T_world_camera)
         return (image if noise is None else _sense(image, noise)), depth
 
 
 def _sense(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = image.shape[:2]
-    y, x = np.ogrid[-1:1:height * 1j, -1:1:width * 1j]
+    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     gain = (rng.normal(1.0, 0.03) * (1 - 0.08 * (x**2 + y**2))).astype(np.float32)
     grain = np.empty(image.shape, np.int16)
     cv2.setRNGSeed(int(rng.integers(2**31)))

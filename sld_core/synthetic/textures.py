@@ -1,4 +1,6 @@
-"""Procedural textures with local detail that does not repeat: (H, W, 3) uint8 RGB, drawn from a random generator."""
+"""Procedural textures with local detail that does not repeat: (H, W, 3) uint8 RGB, drawn from a
+random generator."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,12 +14,17 @@ Texture = Callable[[Rng, int, int], np.ndarray]  # generator, height, width in t
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"))
 
 
-def clouds(rng: Rng, height: int, width: int, coarse: int = 3, octaves: int = 6, decay: float = 0.6) -> np.ndarray:
-    """Fractal noise (H, W) float32 with mean 0 and deviation 1; `coarse` cells along the longer side at first."""
+def clouds(
+    rng: Rng, height: int, width: int, coarse: int = 3, octaves: int = 6, decay: float = 0.6
+) -> np.ndarray:
+    """Fractal noise (H, W) float32 with mean 0 and deviation 1; `coarse` cells along the longer
+    side at first."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cells = coarse * 2**octave / max(height, width)
-        grid = rng.standard_normal((max(2, int(height * cells)), max(2, int(width * cells))), np.float32)
+        grid = rng.standard_normal(
+            (max(2, int(height * cells)), max(2, int(width * cells))), np.float32
+        )
         total += decay**octave * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
     return (total - total.mean()) / (total.std() + 1e-6)
 
@@ -33,10 +40,21 @@ def tint(color: Color, amount_HW: np.ndarray) -> np.ndarray:
     return np.clip(np.float32(color) + amount_HW[..., None], 0, 255).astype(np.uint8)
 
 
-def words(rng: Rng, image: np.ndarray, x: int, y: int, height_px: float, color: Color, letters: int = 8) -> None:
+def words(
+    rng: Rng, image: np.ndarray, x: int, y: int, height_px: float, color: Color, letters: int = 8
+) -> None:
     """Random letters written into the image from (x, y), the lower left."""
     text = "".join(rng.choice(LETTERS, letters))
-    cv2.putText(image, text, (int(x), int(y)), cv2.FONT_HERSHEY_SIMPLEX, height_px / 22, color, max(1, int(height_px / 9)), cv2.LINE_AA)
+    cv2.putText(
+        image,
+        text,
+        (int(x), int(y)),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        height_px / 22,
+        color,
+        max(1, int(height_px / 9)),
+        cv2.LINE_AA,
+    )
 
 
 def scuff(rng: Rng, image: np.ndarray, per_megapixel: float, strength: float = 30) -> np.ndarray:
@@ -48,23 +66,44 @@ def scuff(rng: Rng, image: np.ndarray, per_megapixel: float, strength: float = 3
         shade = float(rng.normal(0, strength))
         if rng.random() < 0.5:
             length, angle = rng.exponential(18) + 3, rng.uniform(0, np.pi)
-            cv2.line(marks, (int(x), int(y)), (int(x + length * np.cos(angle)), int(y + length * np.sin(angle))), shade, int(rng.integers(1, 4)))
+            cv2.line(
+                marks,
+                (int(x), int(y)),
+                (int(x + length * np.cos(angle)), int(y + length * np.sin(angle))),
+                shade,
+                int(rng.integers(1, 4)),
+            )
         else:
-            cv2.ellipse(marks, (int(x), int(y)), tuple(int(r) for r in rng.integers(1, 8, 2)), float(rng.uniform(0, 180)), 0, 360, shade, -1)
+            cv2.ellipse(
+                marks,
+                (int(x), int(y)),
+                tuple(int(r) for r in rng.integers(1, 8, 2)),
+                float(rng.uniform(0, 180)),
+                0,
+                360,
+                shade,
+                -1,
+            )
     marks = cv2.GaussianBlur(marks, (3, 3), 0)
     return np.clip(image + marks[..., None], 0, 255).astype(np.uint8)
 
 
 def plaster(color: Color) -> Texture:
     def draw(rng, height, width):
-        image = tint(color, 4 * clouds(rng, height, width) + 4 * clouds(rng, height, width, 60, 3, 0.8))
+        image = tint(
+            color, 4 * clouds(rng, height, width) + 4 * clouds(rng, height, width, 60, 3, 0.8)
+        )
         return scuff(rng, image, 700, 26)
+
     return draw
 
 
 def bricks(rng, height, width, rows: int = 26):
     joint = np.float32([168, 160, 150])
-    image = np.broadcast_to(joint, (height, width, 3)) + 9 * clouds(rng, height, width, 30, 4)[..., None]
+    image = (
+        np.broadcast_to(joint, (height, width, 3))
+        + 9 * clouds(rng, height, width, 30, 4)[..., None]
+    )
     row_px = height / rows
     for row in range(rows):
         x = -rng.uniform(0, 2) * row_px
@@ -72,7 +111,7 @@ def bricks(rng, height, width, rows: int = 26):
             length = row_px * rng.uniform(2.0, 3.0)
             color = np.float32([150, 78, 60]) + rng.normal(0, 14) + rng.normal(0, 7, 3)
             top, left = int(row * row_px + 2), max(0, int(x + 2))
-            brick = image[top:int((row + 1) * row_px - 1), left:max(left, int(x + length - 1))]
+            brick = image[top : int((row + 1) * row_px - 1), left : max(left, int(x + length - 1))]
             brick[:] = color
             x += length
     return scuff(rng, image + 9 * clouds(rng, height, width, 24, 5, 0.9)[..., None], 900, 32)
@@ -80,17 +119,28 @@ def bricks(rng, height, width, rows: int = 26):
 
 def wood(color: Color) -> Texture:
     """Grain along the longer side, with knots."""
+
     def draw(rng, height, width):
         if width < height:
             return np.ascontiguousarray(draw(rng, width, height).swapaxes(0, 1))
-        y = np.linspace(0, max(3.0, height / 22), height, dtype=np.float32)[:, None] + np.zeros((1, width), np.float32)
+        y = np.linspace(0, max(3.0, height / 22), height, dtype=np.float32)[:, None] + np.zeros(
+            (1, width), np.float32
+        )
         y += 0.5 * clouds(rng, height, width, 3, 3) * np.linspace(0.6, 1.4, width, dtype=np.float32)
-        x_grid, y_grid = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+        x_grid, y_grid = np.meshgrid(
+            np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+        )
         for _ in range(rng.poisson(height * width / 60000)):
-            r2 = ((x_grid - rng.uniform(0, width)) / 22) ** 2 + ((y_grid - rng.uniform(0, height)) / 10) ** 2
+            r2 = ((x_grid - rng.uniform(0, width)) / 22) ** 2 + (
+                (y_grid - rng.uniform(0, height)) / 10
+            ) ** 2
             y += 2.5 * np.exp(-r2)
-        grain = np.sin(2 * np.pi * y) * 8 + 7 * cv2.blur(rng.standard_normal((height, width), np.float32), (15, 1)) * 3
+        grain = (
+            np.sin(2 * np.pi * y) * 8
+            + 7 * cv2.blur(rng.standard_normal((height, width), np.float32), (15, 1)) * 3
+        )
         return scuff(rng, tint(color, grain + 5 * clouds(rng, height, width)), 250, 22)
+
     return draw
 
 
@@ -106,9 +156,9 @@ def planks(rng, height, width, rows: int = 30):
             left, right = max(0, x), min(width, x + length)
             if right - left > 4:
                 image[top:bottom, left:right] = wood(color)(rng, bottom - top, right - left)
-                image[top:bottom, left:left + 2] = image[top:bottom, left:left + 2] // 2
+                image[top:bottom, left : left + 2] = image[top:bottom, left : left + 2] // 2
             x += length
-        image[top:top + 2] = image[top:top + 2] // 2
+        image[top : top + 2] = image[top : top + 2] // 2
     return scuff(rng, image, 500, 25)
 
 
@@ -117,43 +167,68 @@ def ceiling(rng, height, width):
     step = max(8, int(min(height, width) / 8))
     for y in range(0, height, step):
         for x in range(0, width, step):
-            panel = image[y:y + step, x:x + step]
+            panel = image[y : y + step, x : x + step]
             dots = (rng.random(panel.shape[:2]) < 0.03).astype(np.float32) * rng.uniform(25, 60)
-            panel[:] = np.clip(panel - cv2.GaussianBlur(dots, (3, 3), 0)[..., None] * 1.5 + rng.normal(0, 4), 0, 255)
+            panel[:] = np.clip(
+                panel - cv2.GaussianBlur(dots, (3, 3), 0)[..., None] * 1.5 + rng.normal(0, 4),
+                0,
+                255,
+            )
     image[::step], image[:, ::step] = 170, 170
     return image
 
 
 def fabric(color: Color) -> Texture:
     def draw(rng, height, width):
-        weave = rng.standard_normal((height, width), np.float32) * 7 + 8 * clouds(rng, height, width, 8, 5)
+        weave = rng.standard_normal((height, width), np.float32) * 7 + 8 * clouds(
+            rng, height, width, 8, 5
+        )
         return scuff(rng, tint(color, weave), 300, 22)
+
     return draw
 
 
 def rug(rng, height, width):
     """Bands and medallions, each different, as a hand-knotted rug has."""
     image = np.full((height, width, 3), vivid(rng, 90, 150), np.uint8)
-    for inset, color in zip((0.03, 0.06, 0.13, 0.16), (vivid(rng), vivid(rng), (220, 205, 170), vivid(rng, 60, 130))):
+    for inset, color in zip(
+        (0.03, 0.06, 0.13, 0.16), (vivid(rng), vivid(rng), (220, 205, 170), vivid(rng, 60, 130))
+    ):
         dx = int(inset * min(height, width))
         cv2.rectangle(image, (dx, dx), (width - dx, height - dx), color, -1)
     for _ in range(170):
-        x, y, size = rng.uniform(0.04, 0.96) * width, rng.uniform(0.05, 0.95) * height, rng.uniform(0.01, 0.06) * width
+        x, y, size = (
+            rng.uniform(0.04, 0.96) * width,
+            rng.uniform(0.05, 0.95) * height,
+            rng.uniform(0.01, 0.06) * width,
+        )
         sides, turn = int(rng.integers(3, 9)), rng.uniform(0, 7)
         angle = turn + np.arange(2 * sides) * np.pi / sides
         radius = size * np.where(np.arange(2 * sides) % 2, rng.uniform(0.4, 1), 1)
-        star = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1).astype(np.int32)
+        star = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1).astype(
+            np.int32
+        )
         cv2.fillPoly(image, [star], vivid(rng), cv2.LINE_AA)
         cv2.circle(image, (int(x), int(y)), int(size / 4), vivid(rng), -1, cv2.LINE_AA)
-    return np.clip(image + 9 * rng.standard_normal((height, width, 1), np.float32), 0, 255).astype(np.uint8)
+    return np.clip(image + 9 * rng.standard_normal((height, width, 1), np.float32), 0, 255).astype(
+        np.uint8
+    )
 
 
 def landscape(rng, height, width):
     """A painted view: sky, ridges, a sun or moon."""
-    sky = np.float32([(120, 170, 215), (225, 170, 130), (190, 200, 205), (110, 110, 160)][rng.integers(4)]) + rng.normal(0, 12, 3)
-    ground = np.float32([(70, 100, 60), (120, 95, 60), (70, 85, 110), (110, 60, 60)][rng.integers(4)]) + rng.normal(0, 10, 3)
+    sky = np.float32(
+        [(120, 170, 215), (225, 170, 130), (190, 200, 205), (110, 110, 160)][rng.integers(4)]
+    ) + rng.normal(0, 12, 3)
+    ground = np.float32(
+        [(70, 100, 60), (120, 95, 60), (70, 85, 110), (110, 60, 60)][rng.integers(4)]
+    ) + rng.normal(0, 10, 3)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
-    image = sky * (1 - 0.5 * y[..., None]) + 100 * y[..., None] + 12 * clouds(rng, height, width, 3, 5)[..., None]
+    image = (
+        sky * (1 - 0.5 * y[..., None])
+        + 100 * y[..., None]
+        + 12 * clouds(rng, height, width, 3, 5)[..., None]
+    )
     sun = int(rng.uniform(0.2, 0.8) * width), int(rng.uniform(0.15, 0.35) * height)
     cv2.circle(image, sun, int(0.09 * height), (250, 240, 190), -1, cv2.LINE_AA)
     for ridge in range(5):
@@ -166,12 +241,23 @@ def landscape(rng, height, width):
 
 def abstract(rng, height, width):
     """A poster: shapes, a headline and small print."""
-    image = np.full((height, width, 3), rng.choice([(240, 236, 224), (28, 40, 66), (232, 196, 80), (190, 60, 50)]), np.uint8)
+    image = np.full(
+        (height, width, 3),
+        rng.choice([(240, 236, 224), (28, 40, 66), (232, 196, 80), (190, 60, 50)]),
+        np.uint8,
+    )
     for _ in range(26):
         x, y = rng.uniform(0, width), rng.uniform(0, 0.75 * height)
         size = rng.uniform(0.03, 0.25) * width
         if rng.random() < 0.5:
-            cv2.circle(image, (int(x), int(y)), int(size / 2), vivid(rng), -1 if rng.random() < 0.6 else 5, cv2.LINE_AA)
+            cv2.circle(
+                image,
+                (int(x), int(y)),
+                int(size / 2),
+                vivid(rng),
+                -1 if rng.random() < 0.6 else 5,
+                cv2.LINE_AA,
+            )
         else:
             points = np.array([x, y]) + rng.normal(0, size / 1.5, (int(rng.integers(3, 6)), 2))
             cv2.fillPoly(image, [cv2.convexHull(points.astype(np.int32))], vivid(rng), cv2.LINE_AA)
@@ -185,13 +271,27 @@ def abstract(rng, height, width):
 def chart(rng, height, width):
     """A map with height lines, roads and names."""
     field = clouds(rng, height, width, 3, 5, 0.5)
-    image = cv2.applyColorMap(np.clip(128 + 45 * field, 0, 255).astype(np.uint8), cv2.COLORMAP_SUMMER)[..., ::-1].copy()
+    image = cv2.applyColorMap(
+        np.clip(128 + 45 * field, 0, 255).astype(np.uint8), cv2.COLORMAP_SUMMER
+    )[..., ::-1].copy()
     image[np.abs((field * 4) % 1 - 0.5) < 0.06] = (90, 70, 50)
     for _ in range(9):
-        road = np.cumsum(rng.normal(0, 0.06, (14, 2)) + rng.normal(0, 0.04, 2), axis=0) + rng.uniform(0, 1, 2)
-        cv2.polylines(image, [(road * [width, height]).astype(np.int32)], False, vivid(rng), 2, cv2.LINE_AA)
+        road = np.cumsum(
+            rng.normal(0, 0.06, (14, 2)) + rng.normal(0, 0.04, 2), axis=0
+        ) + rng.uniform(0, 1, 2)
+        cv2.polylines(
+            image, [(road * [width, height]).astype(np.int32)], False, vivid(rng), 2, cv2.LINE_AA
+        )
     for _ in range(26):
-        words(rng, image, rng.uniform(0, 0.9) * width, rng.uniform(0.05, 1) * height, 0.025 * width, (20, 20, 30), int(rng.integers(4, 9)))
+        words(
+            rng,
+            image,
+            rng.uniform(0, 0.9) * width,
+            rng.uniform(0.05, 1) * height,
+            0.025 * width,
+            (20, 20, 30),
+            int(rng.integers(4, 9)),
+        )
     return image
 
 
@@ -203,7 +303,15 @@ def page(rng, height, width):
     left, right = int(0.08 * width), int(0.92 * width)
     image[top:bottom, left:right] = landscape(rng, bottom - top, right - left)
     for y in np.arange(0.57, 0.96, 0.05):
-        words(rng, image, 0.08 * width, y * height, 0.05 * width, (40, 40, 45), int(rng.integers(12, 20)))
+        words(
+            rng,
+            image,
+            0.08 * width,
+            y * height,
+            0.05 * width,
+            (40, 40, 45),
+            int(rng.integers(12, 20)),
+        )
     return image
 
 
@@ -211,10 +319,30 @@ def whiteboard(rng, height, width):
     image = tint((238, 240, 240), 2 * clouds(rng, height, width))
     for _ in range(14):
         x, y = rng.uniform(0.03, 0.75) * width, rng.uniform(0.12, 0.95) * height
-        words(rng, image, x, y, rng.uniform(0.03, 0.07) * height, vivid(rng, 40, 170), int(rng.integers(3, 10)))
+        words(
+            rng,
+            image,
+            x,
+            y,
+            rng.uniform(0.03, 0.07) * height,
+            vivid(rng, 40, 170),
+            int(rng.integers(3, 10)),
+        )
     for _ in range(7):
-        x, y, w, h = rng.uniform(0.03, 0.8) * width, rng.uniform(0.05, 0.8) * height, 0.14 * width, 0.17 * height
-        cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h * rng.uniform(0.4, 1))), vivid(rng, 40, 170), 3, cv2.LINE_AA)
+        x, y, w, h = (
+            rng.uniform(0.03, 0.8) * width,
+            rng.uniform(0.05, 0.8) * height,
+            0.14 * width,
+            0.17 * height,
+        )
+        cv2.rectangle(
+            image,
+            (int(x), int(y)),
+            (int(x + w), int(y + h * rng.uniform(0.4, 1))),
+            vivid(rng, 40, 170),
+            3,
+            cv2.LINE_AA,
+        )
         tip = int(x + w * rng.uniform(1.2, 2.0)), int(y + h * rng.normal(0, 0.7))
         cv2.arrowedLine(image, (int(x + w), int(y)), tip, vivid(rng, 40, 170), 3, cv2.LINE_AA)
     cv2.rectangle(image, (0, 0), (width - 1, height - 1), (120, 124, 130), max(4, height // 50))
@@ -223,15 +351,28 @@ def whiteboard(rng, height, width):
 
 def carton(rng, height, width):
     """Cardboard with tape and a shipping label."""
-    image = tint((178, 138, 92), 5 * clouds(rng, height, width) + 4 * rng.standard_normal((height, width), np.float32))
-    image[:, int(0.44 * width):int(0.56 * width)] = tint((196, 164, 116), 4 * clouds(rng, height, width)[:, :int(0.56 * width) - int(0.44 * width)])
+    image = tint(
+        (178, 138, 92),
+        5 * clouds(rng, height, width) + 4 * rng.standard_normal((height, width), np.float32),
+    )
+    image[:, int(0.44 * width) : int(0.56 * width)] = tint(
+        (196, 164, 116), 4 * clouds(rng, height, width)[:, : int(0.56 * width) - int(0.44 * width)]
+    )
     x, y = int(rng.uniform(0.05, 0.3) * width), int(rng.uniform(0.1, 0.4) * height)
-    label = image[y:y + int(0.45 * height), x:x + int(0.55 * width)]
+    label = image[y : y + int(0.45 * height), x : x + int(0.55 * width)]
     label[:] = 240
     for line in range(3):
-        words(rng, label, 4, (0.25 + 0.2 * line) * label.shape[0], 0.15 * label.shape[0], (20, 20, 20), 9)
+        words(
+            rng,
+            label,
+            4,
+            (0.25 + 0.2 * line) * label.shape[0],
+            0.15 * label.shape[0],
+            (20, 20, 20),
+            9,
+        )
     bars = np.repeat(rng.random(label.shape[1] // 3) < 0.5, 3)
-    label[int(0.72 * label.shape[0]):int(0.95 * label.shape[0]), :len(bars)][:, bars] = 25
+    label[int(0.72 * label.shape[0]) : int(0.95 * label.shape[0]), : len(bars)][:, bars] = 25
     words(rng, image, 0.5 * width, 0.93 * height, 0.1 * width, vivid(rng, 60, 130), 6)
     return scuff(rng, image, 1500, 24)
 
@@ -242,25 +383,53 @@ def spine(rng, height, width):
     image = tint(color, 6 * clouds(rng, height, width, 6, 4))
     ink = (245, 235, 200) if sum(color) < 380 else (25, 25, 30)
     for y in rng.uniform(0.03, 0.97, int(rng.integers(2, 6))):
-        image[int(y * height):int(y * height) + int(rng.integers(2, 9))] = ink if rng.random() < 0.6 else vivid(rng)
-    title = np.ascontiguousarray(image[int(0.2 * height):int(0.8 * height)].swapaxes(0, 1)[::-1])
+        image[int(y * height) : int(y * height) + int(rng.integers(2, 9))] = (
+            ink if rng.random() < 0.6 else vivid(rng)
+        )
+    title = np.ascontiguousarray(image[int(0.2 * height) : int(0.8 * height)].swapaxes(0, 1)[::-1])
     words(rng, title, 4, 0.72 * title.shape[0], 0.5 * title.shape[0], ink, 11)
-    image[int(0.2 * height):int(0.8 * height)] = title[::-1].swapaxes(0, 1)
+    image[int(0.2 * height) : int(0.8 * height)] = title[::-1].swapaxes(0, 1)
     return image
 
 
 def panelled(color: Color) -> Texture:
     """A painted cupboard front or door: raised panels, a handle."""
+
     def draw(rng, height, width):
         image = wood(color)(rng, height, width)
         dx, dy = int(0.12 * width), int(0.07 * height)
         for top, bottom in ((dy, int(0.45 * height)), (int(0.53 * height), height - dy)):
-            image[top:bottom, dx:width - dx] = wood(tuple(c - 9 for c in color))(rng, bottom - top, width - 2 * dx)
-            cv2.rectangle(image, (dx, top), (width - dx, bottom), tuple(max(0, c - 60) for c in color), 3, cv2.LINE_AA)
-            cv2.line(image, (dx, bottom + 2), (width - dx, bottom + 2), tuple(min(255, c + 30) for c in color), 2)
-        cv2.rectangle(image, (0, 0), (width - 1, height - 1), tuple(max(0, c - 80) for c in color), 4)
-        cv2.circle(image, (int(0.9 * width), int(0.5 * height)), max(3, int(0.025 * max(height, width))), (196, 190, 170), -1, cv2.LINE_AA)
+            image[top:bottom, dx : width - dx] = wood(tuple(c - 9 for c in color))(
+                rng, bottom - top, width - 2 * dx
+            )
+            cv2.rectangle(
+                image,
+                (dx, top),
+                (width - dx, bottom),
+                tuple(max(0, c - 60) for c in color),
+                3,
+                cv2.LINE_AA,
+            )
+            cv2.line(
+                image,
+                (dx, bottom + 2),
+                (width - dx, bottom + 2),
+                tuple(min(255, c + 30) for c in color),
+                2,
+            )
+        cv2.rectangle(
+            image, (0, 0), (width - 1, height - 1), tuple(max(0, c - 80) for c in color), 4
+        )
+        cv2.circle(
+            image,
+            (int(0.9 * width), int(0.5 * height)),
+            max(3, int(0.025 * max(height, width))),
+            (196, 190, 170),
+            -1,
+            cv2.LINE_AA,
+        )
         return scuff(rng, image, 500, 25)
+
     return draw
 
 
@@ -269,8 +438,19 @@ def window(rng, height, width):
     image = cv2.GaussianBlur(landscape(rng, height, width), (5, 5), 0)
     image = np.clip(image * 0.8 + 60, 0, 255).astype(np.uint8)
     for _ in range(45):
-        x, y, r = rng.uniform(0, width), rng.uniform(0.45, 1) * height, rng.uniform(0.01, 0.05) * height
-        cv2.circle(image, (int(x), int(y)), int(r), tuple(int(c) for c in rng.integers((40, 90, 30), (120, 180, 90))), -1, cv2.LINE_AA)
+        x, y, r = (
+            rng.uniform(0, width),
+            rng.uniform(0.45, 1) * height,
+            rng.uniform(0.01, 0.05) * height,
+        )
+        cv2.circle(
+            image,
+            (int(x), int(y)),
+            int(r),
+            tuple(int(c) for c in rng.integers((40, 90, 30), (120, 180, 90))),
+            -1,
+            cv2.LINE_AA,
+        )
     for x in (0, width // 2, width - 1):
         cv2.line(image, (x, 0), (x, height), (236, 234, 228), max(6, width // 24))
     for y in (0, int(0.3 * height), height - 1):
@@ -286,16 +466,31 @@ def clock(rng, height, width):
         angle = hour * np.pi / 6
         x, y = width / 2 + 0.8 * radius * np.sin(angle), height / 2 - 0.8 * radius * np.cos(angle)
         place = int(x - 0.1 * radius), int(y + 0.08 * radius)
-        cv2.putText(image, str(hour or 12), place, cv2.FONT_HERSHEY_SIMPLEX, radius / 170, (20, 20, 20), 2, cv2.LINE_AA)
+        cv2.putText(
+            image,
+            str(hour or 12),
+            place,
+            cv2.FONT_HERSHEY_SIMPLEX,
+            radius / 170,
+            (20, 20, 20),
+            2,
+            cv2.LINE_AA,
+        )
     for length, angle in ((0.5, rng.uniform(0, 6.28)), (0.75, rng.uniform(0, 6.28))):
-        tip = int(width / 2 + length * radius * np.sin(angle)), int(height / 2 - length * radius * np.cos(angle))
+        tip = (
+            int(width / 2 + length * radius * np.sin(angle)),
+            int(height / 2 - length * radius * np.cos(angle)),
+        )
         cv2.line(image, center, tip, (20, 20, 20), 5, cv2.LINE_AA)
     return image
 
 
 def foliage(rng, height, width):
     """One leaf: veins and spots."""
-    image = tint(tuple(int(c) for c in rng.integers((30, 90, 30), (90, 160, 70))), 14 * clouds(rng, height, width, 4, 5))
+    image = tint(
+        tuple(int(c) for c in rng.integers((30, 90, 30), (90, 160, 70))),
+        14 * clouds(rng, height, width, 4, 5),
+    )
     cv2.line(image, (0, 0), (width, height), (170, 200, 120), max(2, width // 24), cv2.LINE_AA)
     for along in np.linspace(0.1, 0.9, 6):
         x, y = int(along * width), int(along * height)

@@ -1,4 +1,5 @@
 """A backbone whose channels have mean 0 and deviation 1 at the start of its training."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -22,8 +23,9 @@ class ChannelNormalization(nn.Module):
 
 
 class NormalizedBackbone(nn.Module):
-    """`network`, then `standard`. Networks side by side differ in scale by hundreds, which a scene's whitening takes away, but
-    training heads have none. The network itself is trained as it will be used."""
+    """`network`, then `standard`. Networks side by side differ in scale by hundreds, which a
+    scene's whitening takes away, but training heads have none. The network itself is trained as it
+    will be used."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -32,10 +34,14 @@ class NormalizedBackbone(nn.Module):
     @torch.no_grad()
     def fit(self, images_B3HW: Iterable[torch.Tensor]) -> None:
         """Measure the channels on a few batches of images."""
-        cells_NC = torch.cat([self.network(image).movedim(1, -1).flatten(0, 2).double() for image in images_B3HW])
+        cells_NC = torch.cat(
+            [self.network(image).movedim(1, -1).flatten(0, 2).double() for image in images_B3HW]
+        )
         deviation = cells_NC.std(0)
         self.standard.mean.copy_(cells_NC.mean(0)[:, None, None])
-        self.standard.scale.copy_(1 / deviation.clamp_min(FLOOR * float(deviation.mean()) + 1e-12)[:, None, None])
+        self.standard.scale.copy_(
+            1 / deviation.clamp_min(FLOOR * float(deviation.mean()) + 1e-12)[:, None, None]
+        )
 
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         return self.standard(self.network(image_B3HW))

@@ -1,4 +1,6 @@
-"""The whole state of a training run in one file, so that a killed run goes on as if nothing had happened."""
+"""The whole state of a training run in one file, so that a killed run goes on as if nothing had
+happened."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +14,8 @@ from sld_core.types import SldError
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and lists and dicts of them); a kill leaves the previous file as it was."""
+    """Write `state` (tensors, numbers, text, and lists and dicts of them); a kill leaves the
+    previous file as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +28,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        raise SldError(f"{path}: cannot be written ({reason.strerror}); free some space, or name another folder with --work") from None
+        raise SldError(
+            f"{path}: cannot be written ({reason.strerror}); free some space, or name another "
+            "folder with --work"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,11 +52,15 @@ def load(path: Path) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """The state of torch's global generators."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def restore_random(state: dict[str, Any]) -> None:
-    """Set torch's generators to a `random_state()`; those of devices this machine lacks are passed over."""
+    """Set torch's generators to a `random_state()`; those of devices this machine lacks are passed
+    over."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

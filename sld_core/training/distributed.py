@@ -1,7 +1,10 @@
-"""Several processes as one: torchrun starts them, each does its share, and what they need of each other passes through here.
+"""Several processes as one: torchrun starts them, each does its share, and what they need of each
+other passes through here.
 
-Under `torchrun --nproc-per-node N -m sld_core.cli ...` every process (rank) calls `join` once; without torchrun the same code is
-one process alone. Tensors in main memory travel over gloo, those of GPUs over NCCL, one GPU per process."""
+Under `torchrun --nproc-per-node N -m sld_core.cli ...` every process (rank) calls `join` once;
+without torchrun the same code is one process alone. Tensors in main memory travel over gloo, those
+of GPUs over NCCL, one GPU per process."""
+
 from __future__ import annotations
 
 import os
@@ -19,7 +22,9 @@ from torch import nn
 from sld_core.types import SldError
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(hours=12)  # the others wait while rank 0 maps; where a process dies, torchrun ends the rest at once
+PATIENCE = timedelta(
+    hours=12
+)  # the others wait while rank 0 maps; where a process dies, torchrun ends the rest at once
 GRACE_S = 3.0
 
 
@@ -40,13 +45,16 @@ ALONE = World(0, 1)
 
 
 def join(device: str = "cpu") -> World:
-    """Meet the other processes of this torchrun; `ALONE` without it. From then on "cuda" is this process's own GPU."""
+    """Meet the other processes of this torchrun; `ALONE` without it. From then on "cuda" is this
+    process's own GPU."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         return ALONE
     cuda = torch.device(device).type == "cuda"
     if cuda and torch.device(device).index is not None:
-        raise SldError(f"--device {device} with torchrun: expected cuda, each process takes a GPU of its own")
+        raise SldError(
+            f"--device {device} with torchrun: expected cuda, each process takes a GPU of its own"
+        )
     if cuda:
         torch.cuda.set_device(_own_gpu())
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
@@ -70,12 +78,14 @@ def joined(device: str = "cpu"):
 
 
 def shard(n: int, world: World) -> range:
-    """This rank's share of n things: consecutive, so that shares joined in order of rank are the whole in order."""
+    """This rank's share of n things: consecutive, so that shares joined in order of rank are the
+    whole in order."""
     return range(n * world.rank // world.size, n * (world.rank + 1) // world.size)
 
 
 def parallel(module: nn.Module, world: World) -> nn.Module:
-    """The module, its gradients averaged over all ranks at every backward. Every rank must use all its parameters."""
+    """The module, its gradients averaged over all ranks at every backward. Every rank must use all
+    its parameters."""
     return module if world.size == 1 else nn.parallel.DistributedDataParallel(module)
 
 
@@ -104,7 +114,8 @@ def all_of(value: Result, world: World) -> list[Result]:
 
 
 def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
-    """The tensors of all ranks, joined along the first axis in order of rank, on every rank; their lengths may differ."""
+    """The tensors of all ranks, joined along the first axis in order of rank, on every rank; their
+    lengths may differ."""
     if world.size == 1:
         return part_N
     lengths = all_of(len(part_N), world)
@@ -117,7 +128,8 @@ def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
 
 
 def from_main(compute: Callable[[], Result], world: World) -> Result:
-    """What `compute` returns on rank 0, on every rank; only rank 0 runs it. Where it fails, rank 0 raises and the others exit."""
+    """What `compute` returns on rank 0, on every rank; only rank 0 runs it. Where it fails, rank 0
+    raises and the others exit."""
     if world.size == 1:
         return compute()
     answer = [False, None]
@@ -127,7 +139,9 @@ def from_main(compute: Callable[[], Result], world: World) -> Result:
     finally:
         dist.broadcast_object_list(answer, 0)
     if not answer[0]:
-        with suppress(KeyboardInterrupt):  # as soon as one process ends, torchrun ends the others: let rank 0 first say why
+        with suppress(
+            KeyboardInterrupt
+        ):  # as soon as one process ends, torchrun ends the others: let rank 0 first say why
             time.sleep(GRACE_S)
         raise SystemExit(1)
     return answer[1]
@@ -136,6 +150,9 @@ def from_main(compute: Callable[[], Result], world: World) -> Result:
 def _own_gpu() -> int:
     local, here = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= here:
-        raise SldError(f"process {local} of this machine has no GPU: it has {here}; expected one for each, start torchrun with "
-                       f"--nproc-per-node {max(here, 1)}")
+        raise SldError(
+            f"process {local} of this machine has no GPU: it has {here}; expected one for "
+            "each, start torchrun with "
+            f"--nproc-per-node {max(here, 1)}"
+        )
     return local

@@ -1,7 +1,9 @@
-"""The feature buffer: the frozen backbone runs once over all images, plain and augmented; training then sees only cells.
+"""The feature buffer: the frozen backbone runs once over all images, plain and augmented; training
+then sees only cells.
 
-Cells within positive_radius_cell of a visible landmark are its positives; cells farther than ignore_radius_cell from
-every landmark, seen or unknown, may be background."""
+Cells within positive_radius_cell of a visible landmark are its positives; cells farther than
+ignore_radius_cell from every landmark, seen or unknown, may be background."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -17,8 +19,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from sld_core.camera.images import load_upright
 from sld_core import heatmap
+from sld_core.camera.images import load_upright
 from sld_core.config.scene import BufferConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
@@ -31,8 +33,9 @@ WHITENING_FRAMES, WHITENING_CELLS = 60, 600
 
 @dataclass(frozen=True)
 class FeatureBuffer:
-    """Training cells of all passes: whitened `feature_NC` (float16), `landmark_N` (L for background), `offset_N2`
-    (cells, from the cell's centre to the landmark; 0 for background) and `plain_N`, true for cells of unaugmented images."""
+    """Training cells of all passes: whitened `feature_NC` (float16), `landmark_N` (L for
+    background), `offset_N2` (cells, from the cell's centre to the landmark; 0 for background) and
+    `plain_N`, true for cells of unaugmented images."""
 
     feature_NC: torch.Tensor
     landmark_N: torch.Tensor
@@ -43,67 +46,137 @@ class FeatureBuffer:
         return len(self.landmark_N)
 
 
-def fill(frames: Sequence[Frame], labels: Labels, angle_rad_F: np.ndarray, backbone: Backbone, config: BufferConfig,
-         max_side_px: int, device: str, seed: int, passes: int, progress: Callable[[Progress], None],
-         world: World = ALONE) -> tuple[FeatureBuffer, Whitening]:
-    """One plain pass and `passes` augmented ones over `frames`, each turned upright by its angle; row i of `labels`
-    belongs to frame i. Cells are in order of frames, then passes.
+def fill(
+    frames: Sequence[Frame],
+    labels: Labels,
+    angle_rad_F: np.ndarray,
+    backbone: Backbone,
+    config: BufferConfig,
+    max_side_px: int,
+    device: str,
+    seed: int,
+    passes: int,
+    progress: Callable[[Progress], None],
+    world: World = ALONE,
+) -> tuple[FeatureBuffer, Whitening]:
+    """One plain pass and `passes` augmented ones over `frames`, each turned upright by its angle;
+    row i of `labels` belongs to frame i. Cells are in order of frames, then passes.
 
-    Each rank of `world`, and in it each of `config.processes`, fills its share of the frames; every rank returns the whole,
-    which is what one process alone fills."""
-    whitening = fit_whitening(frames, angle_rad_F, backbone, config, max_side_px, device, seed, world)
-    cells_of = partial(_cells_of_frame, frames, labels, angle_rad_F, backbone, whitening, config, max_side_px, device, seed, passes)
+    Each rank of `world`, and in it each of `config.processes`, fills its share of the frames; every
+    rank returns the whole, which is what one process alone fills."""
+    whitening = fit_whitening(
+        frames, angle_rad_F, backbone, config, max_side_px, device, seed, world
+    )
+    cells_of = partial(
+        _cells_of_frame,
+        frames,
+        labels,
+        angle_rad_F,
+        backbone,
+        whitening,
+        config,
+        max_side_px,
+        device,
+        seed,
+        passes,
+    )
     share = shard(len(frames), world)
     parts = [_no_cells(len(whitening.matrix))]
     for part in _each(cells_of, share, config.processes):
         parts.append(part)
         progress(Progress("filling the feature buffer", (len(parts) - 1) / len(share)))
     columns = zip(*([getattr(part, f.name) for f in fields(part)] for part in parts))
-    return FeatureBuffer(*(gather(torch.from_numpy(np.concatenate(column)), world) for column in columns)), whitening
+    return FeatureBuffer(
+        *(gather(torch.from_numpy(np.concatenate(column)), world) for column in columns)
+    ), whitening
 
 
-def fit_whitening(frames: Sequence[Frame], angle_rad_F: np.ndarray, backbone: Backbone, config: BufferConfig,
-                  max_side_px: int, device: str, seed: int, world: World = ALONE) -> Whitening:
-    """Whitening of random cells of frames spread over the whole drive, the same on every rank of `world`."""
+def fit_whitening(
+    frames: Sequence[Frame],
+    angle_rad_F: np.ndarray,
+    backbone: Backbone,
+    config: BufferConfig,
+    max_side_px: int,
+    device: str,
+    seed: int,
+    world: World = ALONE,
+) -> Whitening:
+    """Whitening of random cells of frames spread over the whole drive, the same on every rank of
+    `world`."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, WHITENING_FRAMES).round().astype(int))
     cells = [torch.empty(0, backbone.channels, device=device)]  # for a rank without a frame
     for i in chosen[shard(len(chosen), world)]:
-        features_NC = backbone.features(load_upright(frames[i], max_side_px, angle_rad_F[i])[0], device).flatten(1).T
+        features_NC = (
+            backbone.features(load_upright(frames[i], max_side_px, angle_rad_F[i])[0], device)
+            .flatten(1)
+            .T
+        )
         picked = np.random.default_rng((seed, i)).integers(0, len(features_NC), WHITENING_CELLS)
         cells.append(features_NC[torch.from_numpy(picked).to(device)])
     cells_NC = gather(torch.cat(cells), world)
     # fitted once: on processors that differ the same sum may end in other bits
-    return from_main(lambda: Whitening.fit(cells_NC, min(config.channels, backbone.channels)), world).to(device)
+    return from_main(
+        lambda: Whitening.fit(cells_NC, min(config.channels, backbone.channels)), world
+    ).to(device)
 
 
-def _cells_of_frame(frames, labels, angle_rad_F, backbone, whitening, config, max_side_px, device, seed, passes, i) -> FeatureBuffer:
-    """The cells of frame i in numpy arrays, plain and augmented. Each picture has a random generator of its own, so that it is the
-    same whoever makes it."""
+def _cells_of_frame(
+    frames, labels, angle_rad_F, backbone, whitening, config, max_side_px, device, seed, passes, i
+) -> FeatureBuffer:
+    """The cells of frame i in numpy arrays, plain and augmented. Each picture has a random
+    generator of its own, so that it is the same whoever makes it."""
     image, A = load_upright(frames[i], max_side_px, angle_rad_F[i])
     xy_L2 = labels.xy_FL2[i] @ A[:, :2].T + A[:, 2]
     parts = []
     for number in range(1 + passes):
         rng = np.random.default_rng((seed, number, i))
-        seen, seen_xy_L2 = augmentation.augment(image, xy_L2, config, rng) if number else (image, xy_L2)
-        cell, landmark, offset = pick_cells(seen.shape[:2], seen_xy_L2, labels.visibility_FL[i], config, rng)
-        features_NC = backbone.features(seen, device).flatten(1).T[torch.from_numpy(cell).to(device)]
-        parts.append((whitening(features_NC).half().cpu().numpy(), landmark, offset, np.full(len(cell), number == 0)))
+        seen, seen_xy_L2 = (
+            augmentation.augment(image, xy_L2, config, rng) if number else (image, xy_L2)
+        )
+        cell, landmark, offset = pick_cells(
+            seen.shape[:2], seen_xy_L2, labels.visibility_FL[i], config, rng
+        )
+        features_NC = (
+            backbone.features(seen, device).flatten(1).T[torch.from_numpy(cell).to(device)]
+        )
+        parts.append(
+            (
+                whitening(features_NC).half().cpu().numpy(),
+                landmark,
+                offset,
+                np.full(len(cell), number == 0),
+            )
+        )
     return FeatureBuffer(*map(np.concatenate, zip(*parts)))
 
 
 def _no_cells(channels: int) -> FeatureBuffer:
-    return FeatureBuffer(np.empty((0, channels), np.float16), np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty(0, bool))
+    return FeatureBuffer(
+        np.empty((0, channels), np.float16),
+        np.empty(0, np.int64),
+        np.empty((0, 2), np.float32),
+        np.empty(0, bool),
+    )
 
 
-def _each(cells_of: Callable[[int], FeatureBuffer], rows: Sequence[int], processes: int) -> Iterator[FeatureBuffer]:
-    """`cells_of` each row, in order, computed by so many processes, which share this one's threads."""
+def _each(
+    cells_of: Callable[[int], FeatureBuffer], rows: Sequence[int], processes: int
+) -> Iterator[FeatureBuffer]:
+    """`cells_of` each row, in order, computed by so many processes, which share this one's
+    threads."""
     if processes == 1 or len(rows) < 2:
         yield from map(cells_of, rows)
         return
-    # pickled here: the way in which torch sends tensors takes shared memory, 64 MB in many containers
-    job, gpu = pickle.dumps(cells_of), torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    # pickled here: the way in which torch sends tensors takes shared memory, 64 MB in many
+    # containers
+    job, gpu = (
+        pickle.dumps(cells_of),
+        torch.cuda.current_device() if torch.cuda.is_initialized() else None,
+    )
     threads = max(1, torch.get_num_threads() // processes)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (job, threads, gpu))
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), _begin, (job, threads, gpu)
+    )
     try:
         yield from pool.map(_work, rows)
     finally:
@@ -111,10 +184,13 @@ def _each(cells_of: Callable[[int], FeatureBuffer], rows: Sequence[int], process
 
 
 def _begin(job: bytes, threads: int, gpu: int | None) -> None:
-    """In each process of the pool: unpack the job, on the parent's GPU, and end when the parent ends, however it does."""
+    """In each process of the pool: unpack the job, on the parent's GPU, and end when the parent
+    ends, however it does."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    threading.Thread(
+        target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True
+    ).start()
     torch.set_num_threads(threads)
     if gpu is not None:
         torch.cuda.set_device(gpu)
@@ -125,13 +201,21 @@ def _work(row: int) -> FeatureBuffer:
     return _job(row)
 
 
-def pick_cells(shape_HW: tuple[int, int], xy_L2: np.ndarray, visibility_L: np.ndarray, config: BufferConfig,
-               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flat cell index (N,), landmark (N,) with L for background, and offset (N, 2) in cells, of one image."""
+def pick_cells(
+    shape_HW: tuple[int, int],
+    xy_L2: np.ndarray,
+    visibility_L: np.ndarray,
+    config: BufferConfig,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flat cell index (N,), landmark (N,) with L for background, and offset (N, 2) in cells, of one
+    image."""
     h, w = heatmap.grid_size(*shape_HW)
     background = len(xy_L2)
     with np.errstate(invalid="ignore"):
-        inside = ((xy_L2 >= 0) & (xy_L2 < [shape_HW[1], shape_HW[0]])).all(1) & (visibility_L != Visibility.HIDDEN)
+        inside = ((xy_L2 >= 0) & (xy_L2 < [shape_HW[1], shape_HW[0]])).all(1) & (
+            visibility_L != Visibility.HIDDEN
+        )
     landmark = np.flatnonzero(inside)
     xy_cell = heatmap.pixel_to_cell(xy_L2[landmark])
     x, y, distance2 = _window(xy_cell, config.ignore_radius_cell)
@@ -139,7 +223,11 @@ def pick_cells(shape_HW: tuple[int, int], xy_L2: np.ndarray, visibility_L: np.nd
     cell = y * w + x
     free = np.ones(h * w, bool)
     free[cell[valid & (distance2 <= config.ignore_radius_cell**2)]] = False
-    positive = valid & (distance2 <= config.positive_radius_cell**2) & (visibility_L[landmark] == Visibility.VISIBLE)[:, None]
+    positive = (
+        valid
+        & (distance2 <= config.positive_radius_cell**2)
+        & (visibility_L[landmark] == Visibility.VISIBLE)[:, None]
+    )
     row, column = np.nonzero(positive)
     # where two landmarks claim a cell, the nearer one has it
     order = np.argsort(distance2[row, column], kind="stable")
@@ -148,10 +236,16 @@ def pick_cells(shape_HW: tuple[int, int], xy_L2: np.ndarray, visibility_L: np.nd
     row, column = row[first], column[first]
     offset = xy_cell[row] - np.stack([x[row, column], y[row, column]], 1)
     empty = np.flatnonzero(free)
-    empty = rng.choice(empty, min(config.background_cells, len(empty)), replace=False) if len(empty) else empty
-    return (np.concatenate([cell[row, column], empty]).astype(np.int64),
-            np.concatenate([landmark[row], np.full(len(empty), background)]).astype(np.int64),
-            np.concatenate([offset, np.zeros((len(empty), 2))]).astype(np.float32))
+    empty = (
+        rng.choice(empty, min(config.background_cells, len(empty)), replace=False)
+        if len(empty)
+        else empty
+    )
+    return (
+        np.concatenate([cell[row, column], empty]).astype(np.int64),
+        np.concatenate([landmark[row], np.full(len(empty), background)]).astype(np.int64),
+        np.concatenate([offset, np.zeros((len(empty), 2))]).astype(np.float32),
+    )
 
 
 def _window(xy_cell_K2: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

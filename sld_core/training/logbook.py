@@ -1,4 +1,6 @@
-"""What a training run was like: CSV rows as it goes (TensorBoard beside, where it is installed), and the curves of them."""
+"""What a training run was like: CSV rows as it goes (TensorBoard beside, where it is installed),
+and the curves of them."""
+
 from __future__ import annotations
 
 import csv
@@ -16,21 +18,45 @@ from sld_core.types import SldError
 
 FILE = "log.csv"
 ALL = "all"  # the scene of rows that are means over scenes
-COLUMNS = ("step", "epoch", "seconds", "scene", "loss", "learning_rate", "pixel_error", "found", "recall")
-PANELS = (("loss", "training loss", "log"), ("pixel_error", "median pixel error, validation", "log"),
-          ("recall", "recall at 5 cm / 5 deg, validation", "linear"))
-COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#56b4e9", "#e69f00", "#d55e00")  # which the colour-blind tell apart (Okabe and Ito)
+COLUMNS = (
+    "step",
+    "epoch",
+    "seconds",
+    "scene",
+    "loss",
+    "learning_rate",
+    "pixel_error",
+    "found",
+    "recall",
+)
+PANELS = (
+    ("loss", "training loss", "log"),
+    ("pixel_error", "median pixel error, validation", "log"),
+    ("recall", "recall at 5 cm / 5 deg, validation", "linear"),
+)
+COLOURS = (
+    "#0072b2",
+    "#cc79a7",
+    "#009e73",
+    "#56b4e9",
+    "#e69f00",
+    "#d55e00",
+)  # which the colour-blind tell apart (Okabe and Ito)
 FAINT = {"color": "#a9b2bb", "lw": 0.6}  # lines that are more than there are colours
 POINTS = 40  # of a line, at most
 
 
 class Logbook:
-    """Rows appended to `folder`/log.csv. A run that goes on from an earlier step drops the rows of later ones first, so that
-    killed and resumed runs leave the file of one that was not."""
+    """Rows appended to `folder`/log.csv. A run that goes on from an earlier step drops the rows of
+    later ones first, so that killed and resumed runs leave the file of one that was not."""
 
     def __init__(self, folder: Path, resume_step: int = 0):
         self.path = folder / FILE
-        kept = [row for row in read(self.path) if int(row["step"]) <= resume_step] if resume_step and self.path.exists() else []
+        kept = (
+            [row for row in read(self.path) if int(row["step"]) <= resume_step]
+            if resume_step and self.path.exists()
+            else []
+        )
         table = io.StringIO()
         self._writer(table).writeheader()
         self._writer(table).writerows(kept)
@@ -38,11 +64,22 @@ class Logbook:
         self._board = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None, flush_secs=10)
+
+            self._board = SummaryWriter(
+                str(folder / "tensorboard"),
+                purge_step=resume_step + 1 if resume_step else None,
+                flush_secs=10,
+            )
 
     def write(self, step: int, epoch: float, seconds: float, scene: str, **values: float) -> None:
         """One row: `values` are of COLUMNS, those not given stay empty. Written at once."""
-        row = {"step": step, "epoch": f"{epoch:.4f}", "seconds": f"{seconds:.2f}", "scene": scene, **values}
+        row = {
+            "step": step,
+            "epoch": f"{epoch:.4f}",
+            "seconds": f"{seconds:.2f}",
+            "scene": scene,
+            **values,
+        }
         with open(self.path, "a", newline="") as file:
             self._writer(file).writerow(row)
         if self._board is not None:
@@ -65,49 +102,81 @@ def read(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise SldError(f"{path}: cannot be read ({error})") from None
     rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-    if not text.startswith(",".join(COLUMNS)) or any(None in row or None in row.values() for row in rows):
+    if not text.startswith(",".join(COLUMNS)) or any(
+        None in row or None in row.values() for row in rows
+    ):
         raise SldError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
     return rows
 
 
 def curves(files: Sequence[Path], png: Path) -> None:
-    """Loss, pixel error and recall over the epochs, a line per scene (the paper's Figure 7); several runs, told apart by the
-    names of their folders, in one picture. Where there are many lines, their mean stands out."""
-    from matplotlib.figure import Figure  # here, for it takes half a second and training does not need it
+    """Loss, pixel error and recall over the epochs, a line per scene (the paper's Figure 7);
+    several runs, told apart by the names of their folders, in one picture. Where there are many
+    lines, their mean stands out."""
+    from matplotlib.figure import (
+        Figure,
+    )  # here, for it takes half a second and training does not need it
+
     panels = [_lines(files, name) for name, _, _ in PANELS]
     labels = sorted({label for lines in panels for label in lines})
     colour = dict(zip(labels, COLOURS)) if len(labels) <= len(COLOURS) else {}
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     for axes, lines, (name, title, scale) in zip(figure.subplots(1, len(PANELS)), panels, PANELS):
         for label, (x, y) in sorted(lines.items()):
-            axes.plot(x, y, **({"color": colour[label], "label": label, "lw": 1.4, "marker": ".", "ms": 4} if colour else FAINT))
+            axes.plot(
+                x,
+                y,
+                **(
+                    {"color": colour[label], "label": label, "lw": 1.4, "marker": ".", "ms": 4}
+                    if colour
+                    else FAINT
+                ),
+            )
         if lines and not colour:
             axes.plot(*_mean(lines), color=COLOURS[0], lw=2, label=f"mean of {len(lines)}")
-        axes.set(title=title, xlabel="epoch", yscale=scale if all(y.min() > 0 for _, y in lines.values()) else "linear")
+        axes.set(
+            title=title,
+            xlabel="epoch",
+            yscale=scale if all(y.min() > 0 for _, y in lines.values()) else "linear",
+        )
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}" if scale == "log" else "")
         if name == "recall":
             axes.set_ylim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+    )
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=120, format="png")
 
 
 def _lines(files: Sequence[Path], name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Epochs and values of each scene of each run, as means of neighbouring rows where there are many."""
+    """Epochs and values of each scene of each run, as means of neighbouring rows where there are
+    many."""
     found = defaultdict(list)
     for file in files:
         run = f"{Path(file).resolve().parent.name}: " if len(files) > 1 else ""
         for row in read(file):
             if row["scene"] != ALL and row[name] and math.isfinite(float(row[name])):
                 found[run + row["scene"]].append((float(row["epoch"]), float(row[name])))
-    parts = {label: np.array_split(np.array(points), min(len(points), POINTS)) for label, points in found.items()}
-    return {label: tuple(np.array([part.mean(0) for part in several]).T) for label, several in parts.items()}
+    parts = {
+        label: np.array_split(np.array(points), min(len(points), POINTS))
+        for label, points in found.items()
+    }
+    return {
+        label: tuple(np.array([part.mean(0) for part in several]).T)
+        for label, several in parts.items()
+    }
 
 
 def _mean(lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """The mean line, over the epochs that all of them have."""
-    at = np.linspace(max(x[0] for x, _ in lines.values()), min(x[-1] for x, _ in lines.values()), POINTS)
+    at = np.linspace(
+        max(x[0] for x, _ in lines.values()), min(x[-1] for x, _ in lines.values()), POINTS
+    )
     return at, np.mean([np.interp(at, x, y) for x, y in lines.values()], axis=0)

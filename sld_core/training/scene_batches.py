@@ -1,6 +1,9 @@
-"""Which images of which scene each step of multi-scene training sees: scene-homogeneous batches, shuffled across all scenes.
+"""Which images of which scene each step of multi-scene training sees: scene-homogeneous batches,
+shuffled across all scenes.
 
-Everything follows from (seed, epoch): the position in a run is two numbers, and whoever knows them draws the same batches."""
+Everything follows from (seed, epoch): the position in a run is two numbers, and whoever knows them
+draws the same batches."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,15 +28,22 @@ Step = tuple[Batch, ...]  # what one optimiser step sees
 class SceneBatches:
     """The steps of a run over scenes of `sizes` images, and the position in it.
 
-    order "shuffled": a step is one batch; an epoch is every batch of every scene once, scenes in random order.
-    order "rounds" (as ACE-style training of many heads): a step is one batch of each scene; an epoch is as many steps as the
-    largest scene has batches, and smaller scenes are repeated, shuffled anew each time."""
+    order "shuffled": a step is one batch; an epoch is every batch of every scene once, scenes in
+    random order. order "rounds" (as ACE-style training of many heads): a step is one batch of each
+    scene; an epoch is as many steps as the largest scene has batches, and smaller scenes are
+    repeated, shuffled anew each time."""
 
     def __init__(self, sizes: Sequence[int], batch: int, seed: int, order: str = "shuffled"):
         if not sizes or min(sizes) < 1:
-            raise SldError(f"scenes of {list(sizes)} images: expected at least one scene, and at least one image in each")
+            raise SldError(
+                f"scenes of {list(sizes)} images: expected at least one scene, and at least "
+                "one image in each"
+            )
         if batch < 1 or order not in EPOCHS:
-            raise SldError(f"batches of {batch} images in order {order!r}: expected at least 1, and one of {', '.join(EPOCHS)}")
+            raise SldError(
+                f"batches of {batch} images in order {order!r}: expected at least 1, and one "
+                f"of {', '.join(EPOCHS)}"
+            )
         self.sizes, self.batch, self.seed, self.order = tuple(sizes), batch, seed, order
         self.epoch, self.position = 0, 0
         self._steps = self.steps(0)
@@ -47,7 +57,8 @@ class SceneBatches:
         return EPOCHS[self.order](self.sizes, self.batch, np.random.default_rng((self.seed, epoch)))
 
     def next(self) -> Step:
-        """The step at the position, which moves on; after the last step of an epoch comes the first of the next."""
+        """The step at the position, which moves on; after the last step of an epoch comes the first
+        of the next."""
         step = self._steps[self.position]
         self.position += 1
         if self.position == len(self._steps):
@@ -65,7 +76,10 @@ class SceneBatches:
     def _go(self, epoch: int, position: int) -> None:
         self._steps = self.steps(epoch)
         if not 0 <= position < len(self._steps):
-            raise SldError(f"position {position} in an epoch of {len(self._steps)} steps: the run had other scenes; start a new one")
+            raise SldError(
+                f"position {position} in an epoch of {len(self._steps)} steps: the run had "
+                "other scenes; start a new one"
+            )
         self.epoch, self.position = epoch, position
 
 
@@ -91,6 +105,7 @@ EPOCHS = {"shuffled": shuffled, "rounds": rounds}
 
 
 def batches_of(scene: int, size: int, batch: int, rng: np.random.Generator) -> list[Batch]:
-    """All images of a scene once, in as few batches of at most `batch` as can be, whose sizes differ by at most one."""
+    """All images of a scene once, in as few batches of at most `batch` as can be, whose sizes
+    differ by at most one."""
     parts = np.array_split(rng.permutation(size), -(-size // batch))
     return [Batch(scene, tuple(part.tolist())) for part in parts]

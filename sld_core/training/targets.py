@@ -1,4 +1,6 @@
-"""Heatmap targets and losses, as SLD* has them (Do and Sinha 2024) and better ones; pure tensors."""
+"""Heatmap targets and losses, as SLD* has them (Do and Sinha 2024) and better ones; pure
+tensors."""
+
 from __future__ import annotations
 
 import math
@@ -11,32 +13,44 @@ from sld_core import heatmap
 from sld_core.types import Visibility
 
 
-def render(xy_px_BL2: Tensor, visibility_BL: Tensor, shape_hw: tuple[int, int], sigma_px: float = 20.0,
-           floor: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Heatmaps target_BLhw in 0..1 and weight_BLhw (0: left out of the loss, else 1) of landmarks at `xy_px_BL2` (pixels,
-    corner origin, any place).
+def render(
+    xy_px_BL2: Tensor,
+    visibility_BL: Tensor,
+    shape_hw: tuple[int, int],
+    sigma_px: float = 20.0,
+    floor: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """Heatmaps target_BLhw in 0..1 and weight_BLhw (0: left out of the loss, else 1) of landmarks
+    at `xy_px_BL2` (pixels, corner origin, any place).
 
-    VISIBLE: a Gaussian about the exact projection, zero below `floor`. HIDDEN: all zero. UNKNOWN, and places that are not
-    numbers unless HIDDEN: left out."""
+    VISIBLE: a Gaussian about the exact projection, zero below `floor`. HIDDEN: all zero. UNKNOWN,
+    and places that are not numbers unless HIDDEN: left out."""
     h, w = shape_hw
     visible, known = visibility_BL == Visibility.VISIBLE, xy_px_BL2.isfinite().all(-1)
     # NaN where there is nothing to see would spread; far away is the same as nowhere
-    xy = heatmap.pixel_to_cell(torch.where((visible & known)[..., None], xy_px_BL2, torch.full_like(xy_px_BL2, 1e6)))
+    xy = heatmap.pixel_to_cell(
+        torch.where((visible & known)[..., None], xy_px_BL2, torch.full_like(xy_px_BL2, 1e6))
+    )
     spread = -0.5 * (heatmap.STRIDE / sigma_px) ** 2
     x_BwL = (spread * (torch.arange(w, device=xy.device)[:, None] - xy[:, None, :, 0]) ** 2).exp()
     y_BhL = (spread * (torch.arange(h, device=xy.device)[:, None] - xy[:, None, :, 1]) ** 2).exp()
-    # in memory landmarks are innermost, as in the logits of a channels_last network: losses run twice as fast
+    # in memory landmarks are innermost, as in the logits of a channels_last network: losses run
+    # twice as fast
     target = F.threshold(y_BhL[:, :, None] * x_BwL[:, None], floor, 0.0).permute(0, 3, 1, 2)
     weight = ((visible & known) | (visibility_BL == Visibility.HIDDEN)).to(target.dtype)
     return target, weight[..., None, None].expand(target.shape)
 
 
-def hidden_elsewhere(xy_px_BL2: Tensor, visibility_BL: Tensor, side_px: int, sigma_px: float, floor: float) -> Tensor:
-    """The visibility in patches of `side_px`: landmarks that are UNKNOWN in the image are HIDDEN in a patch where their heatmap
-    could not reach (SLD*: only those in the patch are left out)."""
+def hidden_elsewhere(
+    xy_px_BL2: Tensor, visibility_BL: Tensor, side_px: int, sigma_px: float, floor: float
+) -> Tensor:
+    """The visibility in patches of `side_px`: landmarks that are UNKNOWN in the image are HIDDEN in
+    a patch where their heatmap could not reach (SLD*: only those in the patch are left out)."""
     reach = reach_px(sigma_px, floor)
     elsewhere_BL = ((xy_px_BL2 < -reach) | (xy_px_BL2 > side_px + reach)).any(2)
-    return torch.where(elsewhere_BL & (visibility_BL == Visibility.UNKNOWN), Visibility.HIDDEN, visibility_BL).to(visibility_BL.dtype)
+    return torch.where(
+        elsewhere_BL & (visibility_BL == Visibility.UNKNOWN), Visibility.HIDDEN, visibility_BL
+    ).to(visibility_BL.dtype)
 
 
 def reach_px(sigma_px: float, floor: float) -> float:
@@ -44,13 +58,20 @@ def reach_px(sigma_px: float, floor: float) -> float:
     return sigma_px * math.sqrt(-2 * math.log(floor)) if floor else math.inf
 
 
-def loss(logits_BLhw: Tensor, target_BLhw: Tensor, weight_BLhw: Tensor, kind: str, positive_weight: float = 1.0) -> Tensor:
-    """The scalar loss of heatmaps: a sum per patch, mean over the batch's patches. Where there is a landmark, the target times
-    `positive_weight` - 1 is added to the weight: of a thousand heatmaps all but a few are empty in each patch.
+def loss(
+    logits_BLhw: Tensor,
+    target_BLhw: Tensor,
+    weight_BLhw: Tensor,
+    kind: str,
+    positive_weight: float = 1.0,
+) -> Tensor:
+    """The scalar loss of heatmaps: a sum per patch, mean over the batch's patches. Where there is a
+    landmark, the target times `positive_weight` - 1 is added to the weight: of a thousand heatmaps
+    all but a few are empty in each patch.
 
-    "squares" is that of SLD*: squared differences of the raw output. "focal": sigmoid, cells that are nearly
-    right count little. "softmax": each heatmap's cross-entropy over its cells and none. "cells": each cell's cross-entropy
-    over landmarks and none."""
+    "squares" is that of SLD*: squared differences of the raw output. "focal": sigmoid, cells that
+    are nearly right count little. "softmax": each heatmap's cross-entropy over its cells and none.
+    "cells": each cell's cross-entropy over landmarks and none."""
     batch = len(logits_BLhw)
     if kind == "squares":
         weight = weight_BLhw * (1 + (positive_weight - 1) * target_BLhw)
@@ -68,15 +89,15 @@ def loss(logits_BLhw: Tensor, target_BLhw: Tensor, weight_BLhw: Tensor, kind: st
 
 
 def focal(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
-    """Each cell's cross-entropy of a soft target, times the squared difference of score and target (Li et al. 2020, quality
-    focal loss)."""
+    """Each cell's cross-entropy of a soft target, times the squared difference of score and target
+    (Li et al. 2020, quality focal loss)."""
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (1 + (positive_weight - 1) * target) * (target - logits.sigmoid()) ** 2 * each
 
 
 def cross_entropy(logits: Tensor, target: Tensor, dim: int, positive_weight: float) -> Tensor:
-    """Cross-entropy along `dim` over the entries and none, whose logit is 0: none has what the largest target leaves of 1, the
-    entries share the rest."""
+    """Cross-entropy along `dim` over the entries and none, whose logit is 0: none has what the
+    largest target leaves of 1, the entries share the rest."""
     top = target.amax(dim)
     share = top / target.sum(dim).clamp_min(1e-6)
     each = F.softplus(logits.logsumexp(dim)) - share * (target * logits).sum(dim)

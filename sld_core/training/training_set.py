@@ -1,4 +1,5 @@
 """What a recipe is taught: labelled frames, the landmarks, and a few frames kept for the check."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import geometry
-from sld_core.config.settings import RANGES
 from sld_core.config.scene import SceneConfig
-from sld_core.landmarks import visibility as labelling
+from sld_core.config.settings import RANGES
 from sld_core.landmarks import selection as landmarking
-from sld_core.sfm import triangulation
+from sld_core.landmarks import visibility as labelling
 from sld_core.landmarks.matchability import matchability
 from sld_core.landmarks.normals import normals_of
-from sld_core.sfm.subset import without
 from sld_core.models.backbone import Backbone
+from sld_core.sfm import triangulation
+from sld_core.sfm.subset import without
 from sld_core.types import Frame, Labels, Landmarks, Progress, SceneData, SldError, Visibility
 
 MIN_VALIDATION = 3  # held-out frames that must all fail before a scene is refused
@@ -25,8 +26,8 @@ MIN_VALIDATION = 3  # held-out frames that must all fail before a scene is refus
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a head is taught, in coordinates less `origin_3`: labelled `frames` to learn from, row i of `labels` is that of
-    frame i, and the `validation`, frames that are kept for the check."""
+    """What a head is taught, in coordinates less `origin_3`: labelled `frames` to learn from, row i
+    of `labels` is that of frame i, and the `validation`, frames that are kept for the check."""
 
     frames: tuple[Frame, ...]
     landmarks: Landmarks
@@ -37,10 +38,17 @@ class TrainingSet:
     counts: dict[str, int] = field(default_factory=dict)  # for the report
 
 
-def from_frames(frames: Sequence[Frame], work: Path, config: SceneConfig, backbone: Backbone,
-                progress: Callable[[Progress], None] = lambda _: None, stage: Callable[[str], AbstractContextManager] = nullcontext) -> TrainingSet:
-    """The training_set of frames of one camera with poses: tracks, landmarks and labels are made here; `work` keeps the tracks.
-    Frames are held out in chunks as the validation before landmarks are chosen. `stage` is entered around each stage."""
+def from_frames(
+    frames: Sequence[Frame],
+    work: Path,
+    config: SceneConfig,
+    backbone: Backbone,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stage: Callable[[str], AbstractContextManager] = nullcontext,
+) -> TrainingSet:
+    """The training_set of frames of one camera with poses: tracks, landmarks and labels are made
+    here; `work` keeps the tracks. Frames are held out in chunks as the validation before landmarks
+    are chosen. `stage` is entered around each stage."""
     triangulation.check(frames)
     origin_3 = origin_of(frames)
     frames = [moved(f, -origin_3) for f in frames]
@@ -51,18 +59,31 @@ def from_frames(frames: Sequence[Frame], work: Path, config: SceneConfig, backbo
         seen = without(whole, held_out)
         match_N = None
         if config.landmarks.matchability_weight > 0:
-            match_N = matchability(seen, backbone, config.image, backbone.device, np.random.default_rng(config.seed), progress,
-                                   config.landmarks, upright_angles(seen.frames))
+            match_N = matchability(
+                seen,
+                backbone,
+                config.image,
+                backbone.device,
+                np.random.default_rng(config.seed),
+                progress,
+                config.landmarks,
+                upright_angles(seen.frames),
+            )
         landmarks = landmarking.select(seen, config.landmarks, match_N)
-        normals_L3 = normals_of(seen, landmarks, config.labels) if config.labels.use_normals else None
+        normals_L3 = (
+            normals_of(seen, landmarks, config.labels) if config.labels.use_normals else None
+        )
         labels = labelling.label(seen, landmarks, config.labels, normals_L3)
     validation = tuple(whole.frames[i] for i in held_out)
-    return TrainingSet(seen.frames, landmarks, labels, validation, origin_3, True, {"points": len(whole.points_N3)})
+    return TrainingSet(
+        seen.frames, landmarks, labels, validation, origin_3, True, {"points": len(whole.points_N3)}
+    )
 
 
 def from_data(data: SceneData, validation_fraction: float) -> TrainingSet:
-    """The training_set of a labelled dataset: frames of split "train" to learn from; the validation are frames of "val", or, where there
-    are none, training frames held out. Frames of "test" are never looked at. Frames may come from several cameras."""
+    """The training_set of a labelled dataset: frames of split "train" to learn from; the validation
+    are frames of "val", or, where there are none, training frames held out. Frames of "test" are
+    never looked at. Frames may come from several cameras."""
     train, validation = split_rows(data.split_F, validation_fraction)
     _check(data, train)
     learned = [data.frames[i] for i in train]
@@ -70,22 +91,34 @@ def from_data(data: SceneData, validation_fraction: float) -> TrainingSet:
     frames = tuple(moved(f, -origin_3) for f in learned)
     landmarks = replace(data.landmarks, xyz_L3=data.landmarks.xyz_L3 - origin_3)
     labels = Labels(data.visibility_FL[train], projections(frames, landmarks.xyz_L3))
-    return TrainingSet(frames, landmarks, labels, tuple(moved(data.frames[i], -origin_3) for i in validation), origin_3, data.metric)
+    return TrainingSet(
+        frames,
+        landmarks,
+        labels,
+        tuple(moved(data.frames[i], -origin_3) for i in validation),
+        origin_3,
+        data.metric,
+    )
 
 
 def first_landmarks(data: SceneData, count: int) -> SceneData:
     """The dataset with the first `count` of its landmarks only: they are in order of choice."""
     if count > len(data.landmarks):
-        raise SldError(f"{count} landmarks were asked for, the dataset has {len(data.landmarks)}; ask for at most that many, or map it "
-                       "again with more")
+        raise SldError(
+            f"{count} landmarks were asked for, the dataset has {len(data.landmarks)}; ask for "
+            "at most that many, or map it "
+            "again with more"
+        )
     landmarks = Landmarks(data.landmarks.xyz_L3[:count], data.landmarks.point_L[:count])
     return replace(data, landmarks=landmarks, visibility_FL=data.visibility_FL[:, :count])
 
 
 def split_rows(split_F: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
-    """Rows to learn from and rows for the check, about `fraction` of both together, or MIN_VALIDATION: of "val", evenly thinned,
-    or else held out from "train"."""
-    train, val = ([i for i, split in enumerate(split_F) if split == name] for name in ("train", "val"))
+    """Rows to learn from and rows for the check, about `fraction` of both together, or
+    MIN_VALIDATION: of "val", evenly thinned, or else held out from "train"."""
+    train, val = (
+        [i for i, split in enumerate(split_F) if split == name] for name in ("train", "val")
+    )
     if not val:
         validation = [train[i] for i in hold_out(len(train), fraction)]
         return [i for i in train if i not in validation], validation
@@ -97,25 +130,36 @@ def split_rows(split_F: Sequence[str], fraction: float) -> tuple[list[int], list
 
 def projections(frames: Sequence[Frame], xyz_L3: np.ndarray) -> np.ndarray:
     """Where each frame has each landmark (F, L, 2), pixels, NaN behind the camera."""
-    return np.stack([geometry.project(f.camera, geometry.invert(f.T_world_camera), xyz_L3)[0] for f in frames])
+    return np.stack(
+        [geometry.project(f.camera, geometry.invert(f.T_world_camera), xyz_L3)[0] for f in frames]
+    )
 
 
 def _check(data: SceneData, train: list[int]) -> None:
     """SldError unless there is enough to learn."""
     low, high = RANGES["count"]
     if not low <= len(data.landmarks) <= high:
-        raise SldError(f"the dataset has {len(data.landmarks)} landmarks; expected {low} to {high}" +
-                       (", choose fewer with --landmarks N" if len(data.landmarks) > high else ""))
+        raise SldError(
+            f"the dataset has {len(data.landmarks)} landmarks; expected {low} to {high}"
+            + (", choose fewer with --landmarks N" if len(data.landmarks) > high else "")
+        )
     if not train:
-        raise SldError(f"none of {len(data.frames)} frames of the dataset is for training; expected frames of split train")
+        raise SldError(
+            f"none of {len(data.frames)} frames of the dataset is for training; expected "
+            "frames of split train"
+        )
     shown = int((data.visibility_FL[train] == Visibility.VISIBLE).any(0).sum())
     if shown < low:
-        raise SldError(f"only {shown} of {len(data.landmarks)} landmarks are visible in any of {len(train)} training frames; expected at "
-                       f"least {low}: are landmarks and visibility of the same dataset?")
+        raise SldError(
+            f"only {shown} of {len(data.landmarks)} landmarks are visible in any of "
+            f"{len(train)} training frames; expected at "
+            f"least {low}: are landmarks and visibility of the same dataset?"
+        )
 
 
 def origin_of(frames: Sequence[Frame]) -> np.ndarray:
-    """Far from the world's origin, as in UTM coordinates, single precision and pose solvers lose centimetres."""
+    """Far from the world's origin, as in UTM coordinates, single precision and pose solvers lose
+    centimetres."""
     return np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
 
 
@@ -126,8 +170,8 @@ def moved(frame: Frame, by_3: np.ndarray) -> Frame:
 
 
 def upright_angles(frames: Sequence[Frame]) -> np.ndarray:
-    """By how much to turn each image (radians) so that all stand upright; zeros when none is off by more than 10 degrees,
-    as on a robot that does not roll."""
+    """By how much to turn each image (radians) so that all stand upright; zeros when none is off by
+    more than 10 degrees, as on a robot that does not roll."""
     T_F44 = np.stack([f.T_world_camera for f in frames])
     up = geometry.mean_up(T_F44)
     angle_F = np.array([geometry.upright_angle(T, up) for T in T_F44])
@@ -135,8 +179,8 @@ def upright_angles(frames: Sequence[Frame]) -> np.ndarray:
 
 
 def hold_out(count: int, fraction: float, chunk: int = 5) -> list[int]:
-    """Indices of about `fraction` of `count` frames, in contiguous chunks spread over the drive: neighbours of a test
-    frame are nearly the test frame."""
+    """Indices of about `fraction` of `count` frames, in contiguous chunks spread over the drive:
+    neighbours of a test frame are nearly the test frame."""
     wanted = round(count * fraction)
     if wanted == 0:
         return []

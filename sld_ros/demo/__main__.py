@@ -1,4 +1,5 @@
 """`python -m sld_ros.demo`."""
+
 import sys
 
 from sld_ros.demo.demo import main

@@ -1,4 +1,5 @@
 """Calling the nodes over ROS: record, teach, load, and hear what the localizer says."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from action_msgs.msg import GoalStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.action import ActionClient
 from rclpy.node import Node
-
 from sld.action import TrainScene
 from sld.msg import LocalizerStatus
 from sld.srv import LoadScene, StartRecording, StopRecording
+
 from sld_core.data.tf_tree import TransformError
 from sld_core.types import SldError
 from sld_ros.conversions import matrix_from_pose, ns_from_time
@@ -27,8 +28,8 @@ ARRIVAL_S = 1.0  # for a message that was sent before one that is here already
 
 @dataclass(frozen=True)
 class Answer:
-    """What the localizer said about one image: `T_pose` from ~/pose and `T_tf` from TF are camera to map (4x4), or None
-    where there was no fix."""
+    """What the localizer said about one image: `T_pose` from ~/pose and `T_tf` from TF are camera
+    to map (4x4), or None where there was no fix."""
 
     status: LocalizerStatus
     T_pose: np.ndarray | None
@@ -36,8 +37,8 @@ class Answer:
 
 
 class Client(Node):
-    """Every call waits with a time-out and raises SldError with the node's own words when it fails. Its executor has to
-    spin in another thread."""
+    """Every call waits with a time-out and raises SldError with the node's own words when it fails.
+    Its executor has to spin in another thread."""
 
     def __init__(self, processes: NodeProcesses):
         super().__init__("client")
@@ -59,10 +60,19 @@ class Client(Node):
     def load_scene(self, path: str) -> LoadScene.Response:
         return self._call(LoadScene, "/localizer/load_scene", LoadScene.Request(path=path))
 
-    def teach(self, goal: TrainScene.Goal, on_feedback: Callable[[TrainScene.Feedback], None], timeout_s: float) -> TrainScene.Result:
+    def teach(
+        self,
+        goal: TrainScene.Goal,
+        on_feedback: Callable[[TrainScene.Feedback], None],
+        timeout_s: float,
+    ) -> TrainScene.Result:
         """Train a scene to the end; an interrupt cancels the goal."""
         self._wait(self._train.server_is_ready, START_S, "the trainer's action")
-        handle = self._result(self._train.send_goal_async(goal, lambda message: on_feedback(message.feedback)), SERVICE_S, "accepting the goal")
+        handle = self._result(
+            self._train.send_goal_async(goal, lambda message: on_feedback(message.feedback)),
+            SERVICE_S,
+            "accepting the goal",
+        )
         if not handle.accepted:
             raise SldError("the trainer rejected the goal")
         try:
@@ -76,7 +86,9 @@ class Client(Node):
 
     def answer_for(self, stamp_ns: int, timeout_s: float) -> Answer:
         """What the localizer says about the image of this stamp."""
-        self._wait(lambda: stamp_ns in self._statuses, timeout_s, "a status of the localizer for an image")
+        self._wait(
+            lambda: stamp_ns in self._statuses, timeout_s, "a status of the localizer for an image"
+        )
         status = self._statuses.pop(stamp_ns)
         if not status.accepted:
             return Answer(status, None, None)

@@ -1,4 +1,6 @@
-"""The whole path, end to end: record a drive, teach the scene, localize in it; through the real nodes, over DDS."""
+"""The whole path, end to end: record a drive, teach the scene, localize in it; through the real
+nodes, over DDS."""
+
 from __future__ import annotations
 
 import argparse
@@ -19,14 +21,14 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
-
 from sld.action import TrainScene
+
 from sld_core import scene_file, synthetic
-from sld_core.evaluation.metrics import Metrics, QueryResult, accuracy, format_table, summarize
 from sld_core.camera.images import read_image
-from sld_core.localizer import Localizer
 from sld_core.data.frame_folder import read_frames
+from sld_core.evaluation.metrics import Metrics, QueryResult, accuracy, format_table, summarize
 from sld_core.evaluation.report import overlay, write_report
+from sld_core.localizer import Localizer
 from sld_core.types import Frame, SldError
 from sld_ros.demo.client import Answer, Client
 from sld_ros.demo.player import Player, base_poses, drifting_odometry
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["ROS_DOMAIN_ID"] = str(options.domain)
     clean_shared_memory()
     try:
-        run_demo(options.output.absolute(), options.sequence, options.rate, options.seed, options.head)
+        run_demo(
+            options.output.absolute(), options.sequence, options.rate, options.seed, options.head
+        )
     except SldError as error:
         sys.exit(f"\nerror: {error}")
     except KeyboardInterrupt:
@@ -53,14 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: str) -> Metrics:
-    """Leaves report.html, metrics.json, the scene file, the bag and the logs of the nodes in `output`."""
+    """Leaves report.html, metrics.json, the scene file, the bag and the logs of the nodes in
+    `output`."""
     output.mkdir(parents=True, exist_ok=True)
     sequence = sequence or _rendered_room(output / f"room-{seed}", seed)
     mapping, queries = (read_frames(sequence, sequence / name) for name in ("map.txt", "query.txt"))
     print(f"sequence {sequence}: {len(mapping)} frames to map, {len(queries)} to query")
     _make_way(output / "recordings")
     with NodeProcesses(output / "logs") as processes:
-        processes.start("recorder", "sld_ros.recorder_node", {"output_folder": output / "recordings"})
+        processes.start(
+            "recorder", "sld_ros.recorder_node", {"output_folder": output / "recordings"}
+        )
         processes.start("trainer", "sld_ros.trainer_node", {"output_folder": output / "scenes"})
         processes.start("localizer", "sld_ros.localizer_node")
         with _spinning(processes) as (player, client):
@@ -72,28 +79,46 @@ def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: 
 
 
 def _make_way(recordings: Path) -> None:
-    """The recorder overwrites nothing: remove the bag of the last demo, but only where a demo made the folder."""
+    """The recorder overwrites nothing: remove the bag of the last demo, but only where a demo made
+    the folder."""
     made_here = recordings / ".made-by-demo"
     if (recordings / BAG).exists() and not made_here.exists():
-        raise SldError(f"{recordings / BAG} is a recording that no demo made; choose another --output")
+        raise SldError(
+            f"{recordings / BAG} is a recording that no demo made; choose another --output"
+        )
     shutil.rmtree(recordings / BAG, ignore_errors=True)
     recordings.mkdir(exist_ok=True)
     made_here.touch()
 
 
 def _rendered_room(folder: Path, seed: int) -> Path:
-    """A room of our own as a sequence on disk; query.txt is written last and says that it is complete."""
+    """A room of our own as a sequence on disk; query.txt is written last and says that it is
+    complete."""
     if not (folder / "query.txt").exists():
         with _Progress("rendering a room") as progress:
-            synthetic.write_sequence(folder, synthetic.Room.make(seed), synthetic.DEMO_CAMERA, synthetic.drive(seed, MAP_FRAMES),
-                                synthetic.drive(seed, QUERY_FRAMES, "query"), seed, progress)
+            synthetic.write_sequence(
+                folder,
+                synthetic.Room.make(seed),
+                synthetic.DEMO_CAMERA,
+                synthetic.drive(seed, MAP_FRAMES),
+                synthetic.drive(seed, QUERY_FRAMES, "query"),
+                seed,
+                progress,
+            )
     return folder
 
 
-def _record(player: Player, client: Client, processes: NodeProcesses, frames: Sequence[Frame], rate: float) -> str:
-    """Drive the mapping drive; its odometry is the frames' poses, so the scene's map frame is the frames' world."""
+def _record(
+    player: Player, client: Client, processes: NodeProcesses, frames: Sequence[Frame], rate: float
+) -> str:
+    """Drive the mapping drive; its odometry is the frames' poses, so the scene's map frame is the
+    frames' world."""
     bag = client.start_recording(BAG)
-    processes.wait_until(lambda: player.images.get_subscription_count() >= 2, 30, "waiting for recorder and localizer to hear the images")
+    processes.wait_until(
+        lambda: player.images.get_subscription_count() >= 2,
+        30,
+        "waiting for recorder and localizer to hear the images",
+    )
     with _Progress("recording the mapping drive") as progress:
         for i, (frame, T_odom_base) in enumerate(zip(frames, base_poses(frames))):
             due = time.monotonic() + 1 / rate
@@ -113,6 +138,7 @@ def _record(player: Player, client: Client, processes: NodeProcesses, frames: Se
 def _teach(client: Client, bag: str, seed: int, head: str) -> tuple[Path, float]:
     """The scene file, and the seconds from the request to the file."""
     with _Progress("teaching") as progress:
+
         def on_feedback(feedback: TrainScene.Feedback) -> None:
             details = []
             if math.isfinite(feedback.loss):
@@ -122,27 +148,43 @@ def _teach(client: Client, bag: str, seed: int, head: str) -> tuple[Path, float]
             progress(feedback.fraction, ", ".join(details), feedback.stage)
 
         start = time.monotonic()
-        taught = client.teach(TrainScene.Goal(source=bag, scene=SCENE, seed=seed, head=head), on_feedback, TEACH_S)
+        taught = client.teach(
+            TrainScene.Goal(source=bag, scene=SCENE, seed=seed, head=head), on_feedback, TEACH_S
+        )
         seconds = time.monotonic() - start
-    print(f"taught in {seconds:.1f} s: {taught.landmarks} landmarks from {taught.frames} frames, in {taught.path}")
+    print(
+        f"taught in {seconds:.1f} s: {taught.landmarks} landmarks from {taught.frames} frames, "
+        f"in {taught.path}"
+    )
     return Path(taught.path), seconds
 
 
-def _localize(player: Player, client: Client, frames: Sequence[Frame], rng: np.random.Generator) -> list[Answer]:
-    """Drive the query drive with an odometry that starts elsewhere and drifts. One image at a time, so that none is
-    replaced by a newer one on a slow machine."""
+def _localize(
+    player: Player, client: Client, frames: Sequence[Frame], rng: np.random.Generator
+) -> list[Answer]:
+    """Drive the query drive with an odometry that starts elsewhere and drifts. One image at a time,
+    so that none is replaced by a newer one on a slow machine."""
     if client.knows_map():
         raise SldError("map -> odom is on TF before any fix")
     answers = []
     with _Progress("localizing the query drive") as progress:
         for frame, T_odom_base in zip(frames, drifting_odometry(base_poses(frames), rng)):
             answers.append(client.answer_for(player.play(frame, T_odom_base), QUERY_S))
-            progress(len(answers) / len(frames), f"{sum(a.status.accepted for a in answers)} accepted")
+            progress(
+                len(answers) / len(frames), f"{sum(a.status.accepted for a in answers)} accepted"
+            )
     return answers
 
 
-def _evaluate(output: Path, title: str, scene_path: Path, teach_s: float, mapping: Sequence[Frame],
-              queries: Sequence[Frame], answers: Sequence[Answer]) -> Metrics:
+def _evaluate(
+    output: Path,
+    title: str,
+    scene_path: Path,
+    teach_s: float,
+    mapping: Sequence[Frame],
+    queries: Sequence[Frame],
+    answers: Sequence[Answer],
+) -> Metrics:
     scene = scene_file.load(scene_path)
     by_pose = [_result(frame, answer, answer.T_pose) for frame, answer in zip(queries, answers)]
     by_tf = [_result(frame, answer, answer.T_tf) for frame, answer in zip(queries, answers)]
@@ -150,35 +192,52 @@ def _evaluate(output: Path, title: str, scene_path: Path, teach_s: float, mappin
     metrics |= {f"tf_{key}": value for key, value in accuracy(by_tf).items()}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     report = output / "report.html"
-    write_report(report, f"sld demo: {title}", metrics, by_pose, scene=scene.report,
-                 map_poses=[f.T_world_camera for f in mapping], landmarks_L3=scene.landmarks.xyz_L3,
-                 overlays=_overlays(Localizer(scene), queries))
+    write_report(
+        report,
+        f"sld demo: {title}",
+        metrics,
+        by_pose,
+        scene=scene.report,
+        map_poses=[f.T_world_camera for f in mapping],
+        landmarks_L3=scene.landmarks.xyz_L3,
+        overlays=_overlays(Localizer(scene), queries),
+    )
     print(f"\n{format_table(metrics)}\n\nreport: {report}\nmetrics: {output / 'metrics.json'}")
     return metrics
 
 
 def _result(frame: Frame, answer: Answer, T_estimated: np.ndarray | None) -> QueryResult:
     reason = answer.status.reason or answer.status.tf_error
-    return QueryResult(frame.name, frame.T_world_camera, T_estimated, reason, answer.status.processing_time)
+    return QueryResult(
+        frame.name, frame.T_world_camera, T_estimated, reason, answer.status.processing_time
+    )
 
 
 def _overlays(localizer: Localizer, queries: Sequence[Frame]) -> list[tuple[str, np.ndarray]]:
-    """Some queries with what the localizer found in them; the nodes publish poses, not detections."""
+    """Some queries with what the localizer found in them; the nodes publish poses, not
+    detections."""
     chosen = [queries[i] for i in np.linspace(0, len(queries) - 1, OVERLAYS + 2).astype(int)[1:-1]]
     pictures = []
     for frame in chosen:
         image = read_image(frame.image_path)
         found = localizer.localize(image, frame.camera)
         used = int(np.count_nonzero(found.pose.inlier_K)) if found.pose else 0
-        caption = f"Query {frame.name}: {len(found.detections)} landmarks found, {used} of them carry the pose."
-        pictures.append((caption, overlay(image, frame.camera, found, localizer.scene.landmarks.xyz_L3)))
+        caption = (
+            f"Query {frame.name}: {len(found.detections)} landmarks found, {used} of "
+            "them carry the pose."
+        )
+        pictures.append(
+            (caption, overlay(image, frame.camera, found, localizer.scene.landmarks.xyz_L3))
+        )
     return pictures
 
 
 @contextmanager
 def _spinning(processes: NodeProcesses) -> Iterator[tuple[Player, Client]]:
     """The demo's own two nodes, on an executor in a thread."""
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # ctrl-C is ours: first the nodes end
+    rclpy.init(
+        signal_handler_options=SignalHandlerOptions.NO
+    )  # ctrl-C is ours: first the nodes end
     player, client = Player(), Client(processes)
     executor = SingleThreadedExecutor()
     for node in (player, client):
@@ -202,7 +261,9 @@ class _Progress:
         self._title, self._on_terminal, self._shown = title, sys.stdout.isatty(), ""
 
     def __call__(self, fraction: float, details: str = "", stage: str = "") -> None:
-        percent = math.floor(100 * fraction if self._on_terminal else 10 * math.floor(10 * fraction))
+        percent = math.floor(
+            100 * fraction if self._on_terminal else 10 * math.floor(10 * fraction)
+        )
         shown = f"{self._title}{stage and ', ' + stage}: {percent:3d} %"
         if self._on_terminal:
             print(f"\r\x1b[K{shown}  {details}", end="", flush=True)
@@ -220,13 +281,42 @@ class _Progress:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
-    parser.add_argument("--sequence", type=Path, help="a real sequence (camera-intrinsics.txt, map.txt, query.txt, frames); default: a rendered room")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for report, metrics, scene, bag and logs (%(default)s)")
-    parser.add_argument("--rate", type=float, default=10.0, help="images a second in the mapping drive (%(default)s)")
-    parser.add_argument("--head", choices=("cells", "prototype"), default="cells", help="prototype: without training (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the rendered room, of training and of odometry's drift (%(default)s)")
-    parser.add_argument("--domain", type=int, default=1 + os.getpid() % 100,
-                        help="ROS_DOMAIN_ID, so that other robots do not interfere (by process id)")
+    parser.add_argument(
+        "--sequence",
+        type=Path,
+        help="a real sequence (camera-intrinsics.txt, map.txt, query.txt, frames); default: a "
+        "rendered room",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for report, metrics, scene, bag and logs (%(default)s)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=10.0,
+        help="images a second in the mapping drive (%(default)s)",
+    )
+    parser.add_argument(
+        "--head",
+        choices=("cells", "prototype"),
+        default="cells",
+        help="prototype: without training (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the rendered room, of training and of odometry's drift (%(default)s)",
+    )
+    parser.add_argument(
+        "--domain",
+        type=int,
+        default=1 + os.getpid() % 100,
+        help="ROS_DOMAIN_ID, so that other robots do not interfere (by process id)",
+    )
     options = parser.parse_args(remove_ros_args(sys.argv)[1:] if arguments is None else arguments)
     if options.rate <= 0:
         parser.error(f"--rate {options.rate}: expected more than 0")

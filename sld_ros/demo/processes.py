@@ -1,4 +1,6 @@
-"""Nodes as processes of their own: started with parameters and a log file, watched, and ended together."""
+"""Nodes as processes of their own: started with parameters and a log file, watched, and ended
+together."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +21,8 @@ LAST_LINES = 12
 
 
 class NodeProcesses:
-    """Started nodes; a context manager that ends them all, whatever happens. Each node's output is in `logs`/NAME.log."""
+    """Started nodes; a context manager that ends them all, whatever happens. Each node's output is
+    in `logs`/NAME.log."""
 
     def __init__(self, logs: Path):
         self._logs = logs
@@ -31,12 +34,19 @@ class NodeProcesses:
         words = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
         command = [sys.executable, "-P", "-m", module, "--ros-args", *words]
         with open(self._log(name), "wb") as log:
-            # a session of its own: ctrl-C reaches this process alone, which then ends the nodes in order
-            self._running[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                                   start_new_session=True)
+            # a session of its own: ctrl-C reaches this process alone, which then ends the nodes in
+            # order
+            self._running[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Wait for a condition; SldError says what did not happen in time, or which node died, with its last words."""
+        """Wait for a condition; SldError says what did not happen in time, or which node died, with
+        its last words."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             self.check()
@@ -49,11 +59,18 @@ class NodeProcesses:
         for name, process in self._running.items():
             if process.poll() is not None:
                 lines = self._log(name).read_text(errors="replace").splitlines()[-LAST_LINES:]
-                raise SldError(f"node {name} ended with status {process.returncode}; its last lines:\n  " + "\n  ".join(lines))
+                raise SldError(
+                    f"node {name} ended with status {process.returncode}; its last lines:\n  "
+                    + "\n  ".join(lines)
+                )
 
     def stop(self) -> None:
         """Interrupt, then terminate, then kill what is left, with all that it started."""
-        for number, patience_s in ((signal.SIGINT, INTERRUPT_S), (signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, TERMINATE_S)):
+        for number, patience_s in (
+            (signal.SIGINT, INTERRUPT_S),
+            (signal.SIGTERM, TERMINATE_S),
+            (signal.SIGKILL, TERMINATE_S),
+        ):
             alive = [process for process in self._running.values() if process.poll() is None]
             for process in alive:
                 os.killpg(process.pid, number)
@@ -78,4 +95,10 @@ def clean_shared_memory() -> None:
     tool = shutil.which("fastdds")
     if tool:
         with contextlib.suppress(subprocess.TimeoutExpired):  # a courtesy: not worth an error
-            subprocess.run([tool, "shm", "clean"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30, check=False)
+            subprocess.run(
+                [tool, "shm", "clean"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=30,
+                check=False,
+            )

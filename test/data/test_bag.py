@@ -1,4 +1,5 @@
 """Bags: what is written is read, by rosbags too, and a broken file gives what it holds."""
+
 import dataclasses
 import logging
 import os
@@ -8,17 +9,28 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
-from bag_messages import (SECOND, START, STORE, T_BASE_CAMERA, camera_info, image, odometry, tf, transform, write_mcap,
-                          write_rosbags)
+from bag_messages import (
+    SECOND,
+    START,
+    STORE,
+    T_BASE_CAMERA,
+    camera_info,
+    image,
+    odometry,
+    tf,
+    transform,
+    write_mcap,
+    write_rosbags,
+)
 from lz4.frame import compress as lz4_compress
 from rosbags.rosbag2 import Reader, StoragePlugin
 from rosbags.rosbag2.storage_mcap import zstd
 
 from sld_core.config.settings import from_dict
-from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.data.bag import BagConfig, extract_frames, select_keyframes
 from sld_core.data.bag_reader import IMAGES, messages, read_index, stamp_of
 from sld_core.data.mcap_reader import CHUNK, MAGIC, McapWriter, scan
+from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.types import SldError
 
 
@@ -28,7 +40,8 @@ def base_at(second):
 
 
 def drive(seconds=10, D=(0.0,) * 5, odometry_as="tf", static=True, infos=True):
-    """(topic, stamp, message): images at 10 Hz with the number of the image as its grey value, odometry at 5 Hz."""
+    """(topic, stamp, message): images at 10 Hz with the number of the image as its grey value,
+    odometry at 5 Hz."""
     if static:
         yield "/tf_static", START, tf(transform(START, "base_link", "camera", T_BASE_CAMERA))
     for i in range(seconds * 10):
@@ -44,20 +57,31 @@ def drive(seconds=10, D=(0.0,) * 5, odometry_as="tf", static=True, infos=True):
 
 def test_rosbags_reads_what_our_writer_writes(tmp_path):
     file = write_mcap(tmp_path / "bag", drive(2))
-    expected = [(topic, stamp, bytes(STORE.serialize_cdr(m, m.__msgtype__))) for topic, stamp, m in drive(2)]
+    expected = [
+        (topic, stamp, bytes(STORE.serialize_cdr(m, m.__msgtype__))) for topic, stamp, m in drive(2)
+    ]
     with Reader(file) as reader:
         found = [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages()]
         assert reader.message_count == len(expected) and reader.duration == 1.9 * SECOND + 1
-        assert reader.connections[0].msgdef.data.startswith("geometry_msgs/TransformStamped[] transforms")
+        assert reader.connections[0].msgdef.data.startswith(
+            "geometry_msgs/TransformStamped[] transforms"
+        )
     assert found == expected
     assert [(m.topic, m.time_ns, m.data) for m in scan(file)] == expected
 
 
-def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flushed(tmp_path, caplog):
+def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flushed(
+    tmp_path, caplog
+):
     writer = McapWriter(tmp_path / "a.mcap")
     with Reader(tmp_path / "a.mcap") as reader:
         assert reader.message_count == 0
-    channel = writer.add_channel("/x", "std_msgs/msg/Header", STORE.generate_msgdef("std_msgs/msg/Header", ros_version=2)[0], "")
+    channel = writer.add_channel(
+        "/x",
+        "std_msgs/msg/Header",
+        STORE.generate_msgdef("std_msgs/msg/Header", ros_version=2)[0],
+        "",
+    )
     for i in range(6):  # 36 MB: the unwritten space at the end is used up twice
         writer.write(channel, i + 1, bytes(50))
         writer.flush()
@@ -78,7 +102,7 @@ def test_scan_of_a_file_cut_anywhere_gives_a_prefix_and_one_warning(tmp_path, ca
         file.write_bytes(whole[:cut])
         caplog.clear()
         part = list(scan(file))
-        assert part == complete[:len(part)] and len(part) < len(complete) or part == complete
+        assert part == complete[: len(part)] and len(part) < len(complete) or part == complete
         assert len(caplog.records) <= 1
         if len(part) < len(complete):
             assert "cut off or damaged" in caplog.text
@@ -108,7 +132,9 @@ def test_extracts_frames_with_poses_at_the_image_stamps(tmp_path, source):
     if source in ("ours", "odometry"):
         write_mcap(bag, content)
     else:
-        write_rosbags(bag, content, StoragePlugin.MCAP if source == "mcap" else StoragePlugin.SQLITE3)
+        write_rosbags(
+            bag, content, StoragePlugin.MCAP if source == "mcap" else StoragePlugin.SQLITE3
+        )
     if source == "no metadata.yaml":
         (bag / "metadata.yaml").unlink()
     frames = extract_frames(bag, tmp_path / "frames", BagConfig(min_translation_m=0.045))
@@ -125,38 +151,70 @@ def test_a_second_call_returns_at_once_and_another_configuration_does_not(tmp_pa
     write_mcap(tmp_path / "bag", drive(3))
     first = extract_frames(tmp_path / "bag", tmp_path / "frames")
     written = first[0].image_path.stat().st_mtime_ns
-    again = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), lambda progress: pytest.fail("worked again"))
-    assert [f.stamp_ns for f in again] == [f.stamp_ns for f in first] and first[0].image_path.stat().st_mtime_ns == written
+    again = extract_frames(
+        tmp_path / "bag",
+        tmp_path / "frames",
+        BagConfig(),
+        lambda progress: pytest.fail("worked again"),
+    )
+    assert [f.stamp_ns for f in again] == [f.stamp_ns for f in first] and first[
+        0
+    ].image_path.stat().st_mtime_ns == written
     fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
     assert len(fewer) < len(first)
 
 
 def test_a_cut_bag_gives_its_readable_part_with_one_warning(tmp_path, caplog):
     file = write_mcap(tmp_path / "bag", drive(10))
-    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert 5 <= len(frames) <= 10
-    assert ["cut off" in record.message for record in caplog.records if record.levelno >= logging.WARNING] == [True]
+    assert [
+        "cut off" in record.message
+        for record in caplog.records
+        if record.levelno >= logging.WARNING
+    ] == [True]
 
 
 def test_distorted_images_are_undistorted(tmp_path):
     write_mcap(tmp_path / "bag", drive(1, D=(0.2, 0, 0, 0, 0)))
-    frame = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.009))[8]
+    frame = extract_frames(
+        tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.009)
+    )[8]
     pixels = cv2.imread(str(frame.image_path))
-    assert pixels[24, 32, 0] == 8 and pixels[0, 0, 0] <= 1  # the corners come from outside of the image
+    assert (
+        pixels[24, 32, 0] == 8 and pixels[0, 0, 0] <= 1
+    )  # the corners come from outside of the image
 
 
 def test_rectified_images_use_P(tmp_path):
     write_mcap(tmp_path / "bag", drive(1, D=(0.2, 0, 0, 0, 0)))
-    assert extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(rectified=True))[0].camera.fx == 45
+    assert (
+        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(rectified=True))[
+            0
+        ].camera.fx
+        == 45
+    )
 
 
-@pytest.mark.parametrize("content, words", [
-    ((), "expected exactly one image topic"),
-    (drive(1, infos=False), "no camera calibration on /camera/camera_info; the bag has /camera/image_raw"),
-    (drive(1, static=False), "no pose of the camera frame 'camera'.*known frames: base_link, odom"),
-    (drive(1, odometry_as="none"), "known frames: base_link, camera; the chain of the camera: base_link < camera"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ((), "expected exactly one image topic"),
+        (
+            drive(1, infos=False),
+            "no camera calibration on /camera/camera_info; the bag has /camera/image_raw",
+        ),
+        (
+            drive(1, static=False),
+            "no pose of the camera frame 'camera'.*known frames: base_link, odom",
+        ),
+        (
+            drive(1, odometry_as="none"),
+            "known frames: base_link, camera; the chain of the camera: base_link < camera",
+        ),
+    ],
+)
 def test_what_a_bag_lacks_is_named(tmp_path, content, words):
     write_mcap(tmp_path / "bag", content)
     with pytest.raises(SldError, match=words):
@@ -175,20 +233,42 @@ def test_the_map_frame_is_preferred_where_it_covers_most_images(tmp_path):
         yield from drive(10)
         for i in range(first_second * 10, 100):
             stamp = START + i * SECOND // 10
-            yield "/tf", stamp, tf(transform(stamp, "map", "odom", make_transform(np.eye(3), np.array([0, 7.0, 0]))))
+            yield (
+                "/tf",
+                stamp,
+                tf(
+                    transform(
+                        stamp, "map", "odom", make_transform(np.eye(3), np.array([0, 7.0, 0]))
+                    )
+                ),
+            )
+
     write_mcap(tmp_path / "early", with_map(1))
     write_mcap(tmp_path / "late", with_map(8))
     early = extract_frames(tmp_path / "early", tmp_path / "a")
     late = extract_frames(tmp_path / "late", tmp_path / "b")
-    assert early[0].T_world_camera[1, 3] == pytest.approx(7) and late[0].T_world_camera[1, 3] == pytest.approx(0)
+    assert early[0].T_world_camera[1, 3] == pytest.approx(7) and late[0].T_world_camera[
+        1, 3
+    ] == pytest.approx(0)
 
 
 def test_keyframes_by_distance_angle_and_time():
     config = BagConfig(min_translation_m=0.05, min_rotation_deg=5, max_interval_s=2)
 
     def pose(x=0.0, yaw_deg=0.0):
-        return make_transform(rotation_from_vector(np.array([0, 0, np.radians(yaw_deg)])), np.array([x, 0, 0]))
-    poses = {0: pose(), 1: pose(0.04), 2: pose(0.06), 3: pose(0.06, 4), 4: pose(0.06, 6), 2 * SECOND: pose(0.06, 6), 3 * SECOND: pose(0.06, 6)}
+        return make_transform(
+            rotation_from_vector(np.array([0, 0, np.radians(yaw_deg)])), np.array([x, 0, 0])
+        )
+
+    poses = {
+        0: pose(),
+        1: pose(0.04),
+        2: pose(0.06),
+        3: pose(0.06, 4),
+        4: pose(0.06, 6),
+        2 * SECOND: pose(0.06, 6),
+        3 * SECOND: pose(0.06, 6),
+    }
     assert select_keyframes(poses, config) == [0, 2, 4, 3 * SECOND]
 
 
@@ -200,6 +280,7 @@ def test_thresholds_grow_until_few_enough_are_left():
 
 def test_the_folder_is_a_folder_of_frames(tmp_path):
     from sld_core.data.frame_folder import read_frames
+
     write_mcap(tmp_path / "bag", drive(1))
     frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert [f.name for f in read_frames(tmp_path / "frames")] == [f.name for f in frames]
@@ -220,13 +301,16 @@ def test_an_unfinished_extraction_starts_again(tmp_path):
     def kill(progress):
         if progress.stage == "extracting frames":
             raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(), kill)
     assert len(extract_frames(tmp_path / "bag", tmp_path / "frames")) >= 3
 
 
 def test_images_in_a_gap_of_odometry_are_left_out_and_counted(tmp_path, caplog):
-    content = [item for item in drive(10) if not (item[0] == "/tf" and 3 < (item[1] - START) / SECOND < 6)]
+    content = [
+        item for item in drive(10) if not (item[0] == "/tf" and 3 < (item[1] - START) / SECOND < 6)
+    ]
     write_mcap(tmp_path / "bag", content)
     frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     seconds = np.array([f.stamp_ns - START for f in frames]) / SECOND
@@ -240,6 +324,7 @@ def test_poses_that_are_not_finite_are_skipped_with_one_warning(tmp_path, caplog
             if topic == "/tf" and stamp % SECOND == SECOND * 4 // 10:
                 content.transforms[0].transform.translation.x = float("nan")
             yield topic, stamp, content
+
     write_mcap(tmp_path / "bag", with_nan())
     frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert len(frames) >= 3 and all(np.isfinite(f.T_world_camera).all() for f in frames)
@@ -263,7 +348,9 @@ def test_malformed_messages_are_skipped_with_one_warning_a_topic(tmp_path, caplo
 
 
 def test_a_chunk_too_short_for_its_head_ends_the_file_with_a_warning(tmp_path, caplog):
-    (tmp_path / "a.mcap").write_bytes(b"\x89MCAP0\r\n" + b"\x06" + (5).to_bytes(8, "little") + bytes(5))
+    (tmp_path / "a.mcap").write_bytes(
+        b"\x89MCAP0\r\n" + b"\x06" + (5).to_bytes(8, "little") + bytes(5)
+    )
     assert list(scan(tmp_path / "a.mcap")) == []
     assert "damaged" in caplog.text
 
@@ -310,7 +397,11 @@ def test_thresholds_next_to_nothing_end_too():
 
 def test_a_folder_named_like_a_file_is_a_bag(tmp_path):
     """`ros2 bag record -o drive.mcap` makes one."""
-    for name, storage in (("a.mcap", StoragePlugin.MCAP), ("b.mcap", StoragePlugin.SQLITE3), ("c.db3", StoragePlugin.MCAP)):
+    for name, storage in (
+        ("a.mcap", StoragePlugin.MCAP),
+        ("b.mcap", StoragePlugin.SQLITE3),
+        ("c.db3", StoragePlugin.MCAP),
+    ):
         write_rosbags(tmp_path / name, drive(1), storage)
         assert len(list(messages(tmp_path / name, IMAGES))) == 10
     file = write_mcap(tmp_path / "d", drive(1))
@@ -341,7 +432,12 @@ def chunk_file(path, records, compression, size):
     """An mcap file of one chunk, without a checksum, that says its records have `size` bytes."""
     packed = {"": bytes, "lz4": lz4_compress, "zstd": zstd.compress}[compression](records)
     name = compression.encode()
-    body = struct.pack("<QQQII", 0, 0, size, 0, len(name)) + name + struct.pack("<Q", len(packed)) + packed
+    body = (
+        struct.pack("<QQQII", 0, 0, size, 0, len(name))
+        + name
+        + struct.pack("<Q", len(packed))
+        + packed
+    )
     path.write_bytes(MAGIC + struct.pack("<BQ", CHUNK, len(body)) + body)
     return path
 
@@ -350,10 +446,14 @@ def chunk_file(path, records, compression, size):
 def test_a_chunk_of_another_size_than_it_says_is_damaged(tmp_path, compression, caplog):
     text = lambda t: struct.pack("<I", len(t)) + t
     record = lambda kind, body: struct.pack("<BQ", kind, len(body)) + body
-    records = b"".join([record(3, struct.pack("<H", 1) + text(b"x/msg/X") + text(b"") + text(b"")),
-                        record(4, struct.pack("<HH", 1, 1) + text(b"/x") + text(b"cdr") + struct.pack("<I", 0)),
-                        record(5, struct.pack("<HIQQ", 1, 0, 7, 7) + b"data")])
-    found, = scan(chunk_file(tmp_path / "a.mcap", records, compression, len(records)))
+    records = b"".join(
+        [
+            record(3, struct.pack("<H", 1) + text(b"x/msg/X") + text(b"") + text(b"")),
+            record(4, struct.pack("<HH", 1, 1) + text(b"/x") + text(b"cdr") + struct.pack("<I", 0)),
+            record(5, struct.pack("<HIQQ", 1, 0, 7, 7) + b"data"),
+        ]
+    )
+    (found,) = scan(chunk_file(tmp_path / "a.mcap", records, compression, len(records)))
     assert found == ("/x", "x/msg/X", 7, b"data")
     for size in (len(records) - 1, len(records) + 1, 0):
         caplog.clear()
@@ -362,9 +462,16 @@ def test_a_chunk_of_another_size_than_it_says_is_damaged(tmp_path, compression, 
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-@pytest.mark.parametrize("size, words", [(1000, "says it holds 1000 bytes and holds more"),
-                                         (2**30 + 1, "bytes; expected at most 1073741824")])
-def test_a_chunk_that_unpacks_to_too_much_is_not_unpacked(tmp_path, compression, size, words, caplog):
+@pytest.mark.parametrize(
+    "size, words",
+    [
+        (1000, "says it holds 1000 bytes and holds more"),
+        (2**30 + 1, "bytes; expected at most 1073741824"),
+    ],
+)
+def test_a_chunk_that_unpacks_to_too_much_is_not_unpacked(
+    tmp_path, compression, size, words, caplog
+):
     file = chunk_file(tmp_path / "a.mcap", bytes(64 * 10**6), compression, size)
     assert file.stat().st_size < 300_000
     tracemalloc.start()
@@ -381,18 +488,32 @@ def test_of_an_earlier_extraction_only_what_it_wrote_is_removed(tmp_path):
     extract_frames(tmp_path / "bag", tmp_path / "frames")
     (tmp_path / "frames" / "thesis.txt").write_text("years of work")
     before = sorted(p.name for p in (tmp_path / "frames").iterdir())
-    with pytest.raises(SldError, match="holds files that are not from a bag, the first is thesis.txt; choose an empty folder"):
+    with pytest.raises(
+        SldError,
+        match="holds files that are not from a bag, the first is thesis.txt; choose an empty "
+        "folder",
+    ):
         extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
     assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == before
     (tmp_path / "frames" / "thesis.txt").unlink()
     fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
-    assert len(list((tmp_path / "frames").glob("*.color.jpg"))) == len(fewer) < (len(before) - 3) // 2
+    assert (
+        len(list((tmp_path / "frames").glob("*.color.jpg"))) == len(fewer) < (len(before) - 3) // 2
+    )
 
 
 def test_what_is_damaged_is_remembered(tmp_path):
-    content = [*drive(2), *(("/tf", START + i, tf(transform(START + i, "a", "b", np.full((4, 4), np.nan)))) for i in range(2))]
+    content = [
+        *drive(2),
+        *(
+            ("/tf", START + i, tf(transform(START + i, "a", "b", np.full((4, 4), np.nan))))
+            for i in range(2)
+        ),
+    ]
     file = write_mcap(tmp_path / "bag", content)
     assert read_index(tmp_path / "bag", lambda progress: None).damage.keys() == {"a -> b"}
-    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     damage = read_index(tmp_path / "bag", lambda progress: None).damage
-    assert list(damage) == ["bag_0.mcap"] and damage["bag_0.mcap"].startswith(f"{file} is cut off or damaged after")
+    assert list(damage) == ["bag_0.mcap"] and damage["bag_0.mcap"].startswith(
+        f"{file} is cut off or damaged after"
+    )

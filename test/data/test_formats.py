@@ -1,4 +1,6 @@
-"""Datasets and models on disk: what is written reads back equal; what is damaged or hostile is one clear error."""
+"""Datasets and models on disk: what is written reads back equal; what is damaged or hostile is one
+clear error."""
+
 import itertools
 import json
 import os
@@ -42,32 +44,52 @@ def depth_file(path, value=1500):
 
 
 def pose(x):
-    return geometry.make_transform(geometry.rotation_from_vector(np.array([0.1, -0.2 * x, 0.3])), np.array([x, 1 / 3, -0.1]))
+    return geometry.make_transform(
+        geometry.rotation_from_vector(np.array([0.1, -0.2 * x, 0.3])), np.array([x, 1 / 3, -0.1])
+    )
 
 
 def frame(folder, i, **values):
     name = values.pop("name", f"image-{i:06d}")
     path = image_file(folder / f"{name}.color{values.pop('ending', '.jpg')}", i)
-    return replace(Frame(name, path, CAMERA, pose(i), None, 10**18 + i, f"drive {i % 2}", f"a b/{i}.jpg"), **values)
+    return replace(
+        Frame(name, path, CAMERA, pose(i), None, 10**18 + i, f"drive {i % 2}", f"a b/{i}.jpg"),
+        **values,
+    )
 
 
 @pytest.fixture
 def data(tmp_path):
     source = tmp_path / "frames"
     frames = [frame(source, i) for i in range(4)]
-    frames[1] = replace(frames[1], depth_path=depth_file(source / "image-000001.depth.png"),
-                        camera=Camera(64, 48, 55.0, 55.0, 32.0, 24.0))
-    landmarks = Landmarks(np.array([[0.1, 0.2, 3.0], [1 / 3, -1e-7, 5], [-1.5, 2, 1e3]]), np.array([7, 3, 12]))
-    return SceneData(tuple(frames), ("train", "val", "test", "train"), landmarks, VISIBILITY_FL, False, "map")
+    frames[1] = replace(
+        frames[1],
+        depth_path=depth_file(source / "image-000001.depth.png"),
+        camera=Camera(64, 48, 55.0, 55.0, 32.0, 24.0),
+    )
+    landmarks = Landmarks(
+        np.array([[0.1, 0.2, 3.0], [1 / 3, -1e-7, 5], [-1.5, 2, 1e3]]), np.array([7, 3, 12])
+    )
+    return SceneData(
+        tuple(frames), ("train", "val", "test", "train"), landmarks, VISIBILITY_FL, False, "map"
+    )
 
 
 def assert_same(a, b):
     assert (a.split_F, a.metric, a.world_frame) == (b.split_F, b.metric, b.world_frame)
     assert np.array_equal(a.visibility_FL, b.visibility_FL) and a.visibility_FL.dtype == np.uint8
-    assert np.array_equal(a.landmarks.xyz_L3, b.landmarks.xyz_L3) and np.array_equal(a.landmarks.point_L, b.landmarks.point_L)
+    assert np.array_equal(a.landmarks.xyz_L3, b.landmarks.xyz_L3) and np.array_equal(
+        a.landmarks.point_L, b.landmarks.point_L
+    )
     assert len(a.frames) == len(b.frames)
     for f, g in zip(a.frames, b.frames):
-        assert (f.name, f.camera, f.stamp_ns, f.session, f.source) == (g.name, g.camera, g.stamp_ns, g.session, g.source)
+        assert (f.name, f.camera, f.stamp_ns, f.session, f.source) == (
+            g.name,
+            g.camera,
+            g.stamp_ns,
+            g.session,
+            g.source,
+        )
         assert np.array_equal(f.T_world_camera, g.T_world_camera)
         assert f.image_path.read_bytes() == g.image_path.read_bytes()
         assert (f.depth_path is None) == (g.depth_path is None)
@@ -87,31 +109,48 @@ def test_a_data_set_reads_back_equal(tmp_path, data):
     out = tmp_path / "out"
     write_scene_data(out, data)
     assert_same(read_scene_data(out), data)
-    assert os.path.samefile(out / "image-000000.color.jpg", data.frames[0].image_path)  # a link costs nothing
+    assert os.path.samefile(
+        out / "image-000000.color.jpg", data.frames[0].image_path
+    )  # a link costs nothing
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
 def test_the_plain_files_say_the_same_as_the_format(tmp_path, data):
     out = tmp_path / "out"
     write_scene_data(out, data)
-    assert (out / "image-000001.intrinsics.txt").read_text() == "64 48 55.0 32.0 24.0 0.0 a b/1.jpg\n"
+    assert (
+        out / "image-000001.intrinsics.txt"
+    ).read_text() == "64 48 55.0 32.0 24.0 0.0 a b/1.jpg\n"
     T = np.loadtxt(out / "image-000002.pose.txt")
-    assert T.shape == (3, 4) and np.allclose(T @ [2, 1 / 3, -0.1, 1], 0, atol=1e-12)  # the camera's place is its origin
+    assert T.shape == (3, 4) and np.allclose(
+        T @ [2, 1 / 3, -0.1, 1], 0, atol=1e-12
+    )  # the camera's place is its origin
     assert (out / "landmarks-3.txt").read_text().splitlines()[:2] == ["3", "7 0.1 0.2 3.0"]
     assert (out / "visibility-3.txt").read_text() == "1 0 0 1\n0 0 1 1\n0 1 0 1\n"
     assert (out / "unknown-3.txt").read_text() == "0 0 1 0\n0 1 0 0\n1 0 0 0\n"
     assert pickle.loads((out / "train_test_val.pkl").read_bytes()) == {
-        "train": ["image-000000.color.jpg", "image-000003.color.jpg"], "train_idx": [0, 3],
-        "val": ["image-000001.color.jpg"], "val_idx": [1], "test": ["image-000002.color.jpg"], "test_idx": [2]}
+        "train": ["image-000000.color.jpg", "image-000003.color.jpg"],
+        "train_idx": [0, 3],
+        "val": ["image-000001.color.jpg"],
+        "val_idx": [1],
+        "test": ["image-000002.color.jpg"],
+        "test_idx": [2],
+    }
 
 
 def test_frames_of_other_names_and_kinds_keep_their_names(tmp_path, data):
-    frames = tuple(frame(tmp_path / "kitchen", i, name=name, ending=ending)
-                   for i, (name, ending) in enumerate([("b/x", ".png"), ("a/x", ".jpg"), ("a/y", ".jpg"), ("a/ä z", ".jpg")]))
+    frames = tuple(
+        frame(tmp_path / "kitchen", i, name=name, ending=ending)
+        for i, (name, ending) in enumerate(
+            [("b/x", ".png"), ("a/x", ".jpg"), ("a/y", ".jpg"), ("a/ä z", ".jpg")]
+        )
+    )
     write_scene_data(tmp_path / "out", replace(data, frames=frames))
     back = read_scene_data(tmp_path / "out")
     assert [f.name for f in back.frames] == ["b/x", "a/x", "a/y", "a/ä z"]
-    assert [f.image_path.name for f in back.frames] == [f"image-{i:06d}.color.jpg" for i in range(4)]
+    assert [f.image_path.name for f in back.frames] == [
+        f"image-{i:06d}.color.jpg" for i in range(4)
+    ]
     assert back.frames[0].image_path.read_bytes()[:2] == b"\xff\xd8"  # the PNG became a JPEG
 
 
@@ -119,7 +158,9 @@ def test_frames_of_other_names_and_kinds_keep_their_names(tmp_path, data):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=6, max_size=6), st.floats(1, 1e5), st.floats(1, 1e5))
 def test_numbers_read_back_to_the_last_bit(tmp_path_factory, values, fx, fy):
     folder = tmp_path_factory.mktemp("bits")
-    T = geometry.make_transform(geometry.rotation_from_vector(np.array(values[:3]) % 3), np.array(values[3:]))
+    T = geometry.make_transform(
+        geometry.rotation_from_vector(np.array(values[:3]) % 3), np.array(values[3:])
+    )
     camera = Camera(64, 48, fx, fy, values[0], values[1])
     f = Frame("image-000000", image_file(folder / "in" / "image-000000.color.jpg"), camera, T)
     landmarks = Landmarks(np.array([values[3:]]), np.array([2**40]))
@@ -144,12 +185,20 @@ def test_a_smaller_data_set_replaces_a_larger_and_leaves_the_rest(tmp_path, data
     for name in ("report.html", "work/x", "image-000099.color.jpg"):
         (out / name).write_text("kept")
     write_scene_data(out, data)
-    small = replace(data, frames=data.frames[:2], split_F=("train", "test"), visibility_FL=VISIBILITY_FL[:2, :2],
-                    landmarks=Landmarks(data.landmarks.xyz_L3[:2], data.landmarks.point_L[:2]))
+    small = replace(
+        data,
+        frames=data.frames[:2],
+        split_F=("train", "test"),
+        visibility_FL=VISIBILITY_FL[:2, :2],
+        landmarks=Landmarks(data.landmarks.xyz_L3[:2], data.landmarks.point_L[:2]),
+    )
     write_scene_data(out, small)
     assert_same(read_scene_data(out), small)
     assert not list(out.glob("image-000002*")) and not (out / "landmarks-3.txt").exists()
-    assert all((out / name).read_text() == "kept" for name in ("report.html", "work/x", "image-000099.color.jpg"))
+    assert all(
+        (out / name).read_text() == "kept"
+        for name in ("report.html", "work/x", "image-000099.color.jpg")
+    )
     assert data.frames[3].image_path.exists()
 
 
@@ -179,7 +228,15 @@ def test_a_forged_list_deletes_nothing_but_files_of_data_sets(tmp_path, data):
     write_scene_data(out, data)
     (out / "report.html").write_text("mine")
     values = json.loads((out / "scene.json").read_text())
-    values["files"] += ["../mine.txt", str(mine), "report.html", "work", "..", "image-000001.color.jpg/../../mine.txt", 7]
+    values["files"] += [
+        "../mine.txt",
+        str(mine),
+        "report.html",
+        "work",
+        "..",
+        "image-000001.color.jpg/../../mine.txt",
+        7,
+    ]
     (out / "scene.json").write_text(json.dumps(values))
     write_scene_data(out, replace(data, world_frame="other"))
     assert mine.exists() and (out / "report.html").exists()
@@ -220,16 +277,24 @@ def test_a_map_whose_scene_json_is_lost_or_damaged_is_written_again(tmp_path, da
     with pytest.raises(SldError, match="did not write|not readable"):
         write_scene_data(out, data)  # no map: the files may be of others
     (out / "sld-map.json").write_text("{}")
-    finish = f"without its scene.json, or with a damaged one; finish it with `sld map all --output {out}`"
+    finish = (
+        "without its scene.json, or with a damaged one; finish it with `sld map all "
+        f"--output {out}`"
+    )
     with pytest.raises(SldError, match=f"{finish}|half-written"):
         read_scene_data(out)
-    fewer = replace(data, frames=data.frames[:3], split_F=data.split_F[:3], visibility_FL=data.visibility_FL[:3])
+    fewer = replace(
+        data, frames=data.frames[:3], split_F=data.split_F[:3], visibility_FL=data.visibility_FL[:3]
+    )
     write_scene_data(out, fewer)
     assert_same(read_scene_data(out), fewer)
     assert (out / "report.html").exists() and not list(out.glob("image-000003.*"))
 
 
-@pytest.mark.parametrize("old, new, message", [('"version": 1', '"version": 2', "version 2"), ("sld scene data", "x", "not of a data set")])
+@pytest.mark.parametrize(
+    "old, new, message",
+    [('"version": 1', '"version": 2', "version 2"), ("sld scene data", "x", "not of a data set")],
+)
 def test_a_scene_json_of_others_is_kept_in_a_map_too(tmp_path, data, old, new, message):
     write_scene_data(tmp_path / "out", data)
     (tmp_path / "out" / "sld-map.json").write_text("{}")
@@ -252,85 +317,120 @@ def test_a_failure_before_the_move_leaves_what_was_there(tmp_path, data):
     assert_same(read_scene_data(out), data)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(split_F=("train",)), "splits"),
-    (dict(world_frame="a\nb"), "world_frame"),
-    (dict(split_F=("train", "val", "test", "tset")), "expected one of train, val, test"),
-    (dict(visibility_FL=VISIBILITY_FL.T), r"shape \(3, 4\): expected \(4, 3\)"),
-    (dict(visibility_FL=VISIBILITY_FL + 1), "of 0, 1 and 2"),
-    (dict(landmarks=Landmarks(np.ones((3, 3)), np.array([1, 1, 2]))), "an id of its own"),
-    (dict(landmarks=Landmarks(np.full((3, 3), np.nan), np.arange(3))), "finite position"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(split_F=("train",)), "splits"),
+        (dict(world_frame="a\nb"), "world_frame"),
+        (dict(split_F=("train", "val", "test", "tset")), "expected one of train, val, test"),
+        (dict(visibility_FL=VISIBILITY_FL.T), r"shape \(3, 4\): expected \(4, 3\)"),
+        (dict(visibility_FL=VISIBILITY_FL + 1), "of 0, 1 and 2"),
+        (dict(landmarks=Landmarks(np.ones((3, 3)), np.array([1, 1, 2]))), "an id of its own"),
+        (dict(landmarks=Landmarks(np.full((3, 3), np.nan), np.arange(3))), "finite position"),
+    ],
+)
 def test_data_that_does_not_fit_is_not_written(tmp_path, data, change, message):
     with pytest.raises(SldError, match=message):
         write_scene_data(tmp_path / "out", replace(data, **change))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(name="../x"), "lead out"),
-    (dict(session="a\nb"), "session"),
-    (dict(T_world_camera=None), "leave frames without one out"),
-    (dict(T_world_camera=np.full((4, 4), np.nan)), "rigid"),
-    (dict(T_world_camera=np.diag([2, 2, 2, 1.0])), "rigid"),
-    (dict(camera=Camera(640, 480, 500.0, 500, 320, 240)), "is 64x48 but its intrinsics are for 640x480"),
-    (dict(image_path=Path("/nowhere.jpg")), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(name="../x"), "lead out"),
+        (dict(session="a\nb"), "session"),
+        (dict(T_world_camera=None), "leave frames without one out"),
+        (dict(T_world_camera=np.full((4, 4), np.nan)), "rigid"),
+        (dict(T_world_camera=np.diag([2, 2, 2, 1.0])), "rigid"),
+        (
+            dict(camera=Camera(640, 480, 500.0, 500, 320, 240)),
+            "is 64x48 but its intrinsics are for 640x480",
+        ),
+        (dict(image_path=Path("/nowhere.jpg")), "cannot be read"),
+    ],
+)
 def test_frames_that_cannot_be_written(tmp_path, data, change, message):
     with pytest.raises(SldError, match=message):
-        write_scene_data(tmp_path / "out", replace(data, frames=(*data.frames[:3], replace(data.frames[3], **change))))
+        write_scene_data(
+            tmp_path / "out",
+            replace(data, frames=(*data.frames[:3], replace(data.frames[3], **change))),
+        )
 
 
-@pytest.mark.parametrize("file, old, new, message", [
-    ("scene.json", '"version": 1', '"version": 2', "version 2, this sld reads version 1"),
-    ("scene.json", '"width": 64', '"width": 1000000000', "1000000000x48"),
-    ("scene.json", '"width": 64', '"width": true', "width: expected int"),
-    ("scene.json", '"width": 64', '"width": 32', "is 64x48 but its intrinsics are for 32x48"),
-    ("scene.json", '"fx": 50.25', '"fx": NaN', "NaN is no number"),
-    ("scene.json", '"fx": 50.25', '"fx": 1e999', "expected a number"),
-    ("scene.json", '"fx": 50.25', '"fx": 1' + "0" * 400, "expected a number"),
-    ("scene.json", '"fx": 50.25', '"fx": 9' * 9000, "not readable"),
-    ("scene.json", '"file": "image-000001"', '"file": "../../image-000001"', "without folders"),
-    ("scene.json", '"file": "image-000001"', '"file": "image-000000"', "the same file comes twice"),
-    ("scene.json", '"name": "image-000001"', '"name": "../../image-000001"', "lead out of nothing"),
-    ("scene.json", '"name": "image-000001"', '"name": "/etc/passwd"', "lead out of nothing"),
-    ("scene.json", '"world_frame": "map"', '"world_frame": "a\\nb"', "printable"),
-    ("scene.json", '"camera": 1', '"camera": 9', "camera 9; there are 2"),
-    ("scene.json", '"metric": false', '"metric": "no"', "metric: expected bool"),
-    ("scene.json", '"landmarks": 3', '"landmarks": 4', "landmarks-4.txt: cannot be read"),
-    ("scene.json", '"sld scene data"', '"other"', "is not of a data set of sld"),
-    ("scene.json", '"complete": true', '"complete": false', "half-written"),
-    ("scene.json", '"frames": [', '"frames": [' + "[" * 100_000, "not readable"),
-    ("scene.json", '"depth": false', '"depth": true', "image-000000.depth.png: no such file"),
-    ("image-000001.intrinsics.txt", "64 48", "640 480", "says something else than scene.json"),
-    ("image-000001.intrinsics.txt", "55.0", "nan", "finite"),
-    ("image-000001.intrinsics.txt", "64 48", "", "expected one line: W H f px py kappa"),
-    ("image-000001.pose.txt", " ", " nan ", "13 numbers"),
-    ("image-000001.pose.txt", "\n", " 0 0\n", "expected 3x4"),
-    ("landmarks-3.txt", "3\n", "4\n", "says 4 landmarks, holds 3"),
-    ("landmarks-3.txt", "3\n", "-3\n", "begins with '-3'"),
-    ("landmarks-3.txt", "3\n", "9" * 5000 + "\n", "landmarks, holds 3"),
-    ("landmarks-3.txt", "0.1", "inf", "2 of them finite"),
-    ("landmarks-3.txt", "7 0.1", "12 0.1", "an id comes twice"),
-    ("landmarks-3.txt", "7 0.1", "0.1", "id x y z"),
-    ("visibility-3.txt", "1 0 0 1\n", "1 0 0\n", "has 4 numbers"),
-    ("visibility-3.txt", "1 0 0 1\n", "", "2 lines; expected 3"),
-    ("visibility-3.txt", "1 0 0 1\n", "1 0 2 1\n", "3 of them 0 or 1"),
-    ("unknown-3.txt", "0 0 1 0", "1 0 1 0", "no 1 in both"),
-])
+@pytest.mark.parametrize(
+    "file, old, new, message",
+    [
+        ("scene.json", '"version": 1', '"version": 2', "version 2, this sld reads version 1"),
+        ("scene.json", '"width": 64', '"width": 1000000000', "1000000000x48"),
+        ("scene.json", '"width": 64', '"width": true', "width: expected int"),
+        ("scene.json", '"width": 64', '"width": 32', "is 64x48 but its intrinsics are for 32x48"),
+        ("scene.json", '"fx": 50.25', '"fx": NaN', "NaN is no number"),
+        ("scene.json", '"fx": 50.25', '"fx": 1e999', "expected a number"),
+        ("scene.json", '"fx": 50.25', '"fx": 1' + "0" * 400, "expected a number"),
+        ("scene.json", '"fx": 50.25', '"fx": 9' * 9000, "not readable"),
+        ("scene.json", '"file": "image-000001"', '"file": "../../image-000001"', "without folders"),
+        (
+            "scene.json",
+            '"file": "image-000001"',
+            '"file": "image-000000"',
+            "the same file comes twice",
+        ),
+        (
+            "scene.json",
+            '"name": "image-000001"',
+            '"name": "../../image-000001"',
+            "lead out of nothing",
+        ),
+        ("scene.json", '"name": "image-000001"', '"name": "/etc/passwd"', "lead out of nothing"),
+        ("scene.json", '"world_frame": "map"', '"world_frame": "a\\nb"', "printable"),
+        ("scene.json", '"camera": 1', '"camera": 9', "camera 9; there are 2"),
+        ("scene.json", '"metric": false', '"metric": "no"', "metric: expected bool"),
+        ("scene.json", '"landmarks": 3', '"landmarks": 4', "landmarks-4.txt: cannot be read"),
+        ("scene.json", '"sld scene data"', '"other"', "is not of a data set of sld"),
+        ("scene.json", '"complete": true', '"complete": false', "half-written"),
+        ("scene.json", '"frames": [', '"frames": [' + "[" * 100_000, "not readable"),
+        ("scene.json", '"depth": false', '"depth": true', "image-000000.depth.png: no such file"),
+        ("image-000001.intrinsics.txt", "64 48", "640 480", "says something else than scene.json"),
+        ("image-000001.intrinsics.txt", "55.0", "nan", "finite"),
+        ("image-000001.intrinsics.txt", "64 48", "", "expected one line: W H f px py kappa"),
+        ("image-000001.pose.txt", " ", " nan ", "13 numbers"),
+        ("image-000001.pose.txt", "\n", " 0 0\n", "expected 3x4"),
+        ("landmarks-3.txt", "3\n", "4\n", "says 4 landmarks, holds 3"),
+        ("landmarks-3.txt", "3\n", "-3\n", "begins with '-3'"),
+        ("landmarks-3.txt", "3\n", "9" * 5000 + "\n", "landmarks, holds 3"),
+        ("landmarks-3.txt", "0.1", "inf", "2 of them finite"),
+        ("landmarks-3.txt", "7 0.1", "12 0.1", "an id comes twice"),
+        ("landmarks-3.txt", "7 0.1", "0.1", "id x y z"),
+        ("visibility-3.txt", "1 0 0 1\n", "1 0 0\n", "has 4 numbers"),
+        ("visibility-3.txt", "1 0 0 1\n", "", "2 lines; expected 3"),
+        ("visibility-3.txt", "1 0 0 1\n", "1 0 2 1\n", "3 of them 0 or 1"),
+        ("unknown-3.txt", "0 0 1 0", "1 0 1 0", "no 1 in both"),
+    ],
+)
 def test_damage_is_named(tmp_path, data, file, old, new, message):
     out = tmp_path / "out"
     write_scene_data(out, data)
     edited(out / file, old, new)
     with pytest.raises(SldError, match=message) as error:
         read_scene_data(out)
-    assert "\n" not in str(error.value) and str(out) in str(error.value) and len(str(error.value)) < 500
+    assert (
+        "\n" not in str(error.value)
+        and str(out) in str(error.value)
+        and len(str(error.value)) < 500
+    )
 
 
 def test_damage_to_images_and_missing_files_is_named(tmp_path, data):
     out = tmp_path / "out"
     write_scene_data(out, data)
-    for name in ("image-000001.color.jpg", "image-000002.pose.txt", "train_test_val.pkl", "visibility-3.txt", "unknown-3.txt"):
+    for name in (
+        "image-000001.color.jpg",
+        "image-000002.pose.txt",
+        "train_test_val.pkl",
+        "visibility-3.txt",
+        "unknown-3.txt",
+    ):
         copy = tmp_path / name.split(".")[0]
         shutil.copytree(out, copy)
         (copy / name).unlink()
@@ -340,17 +440,20 @@ def test_damage_to_images_and_missing_files_is_named(tmp_path, data):
         read_scene_data(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("values", [
-    {"train": ["../../etc/x.color.jpg"], "val": [], "test": []},
-    {"train": ["/etc/x.color.jpg"], "val": [], "test": []},
-    {"train": [["image-000000.color.jpg"]], "val": [], "test": []},
-    {"train": ["image-000000.color.jpg"] * 2, "val": [], "test": []},
-    {"train": ["image-000000.color.jpg"], "val": []},
-    {"train": ["image-000000.color.jpg"], "train_idx": [], "val": [], "test": []},
-    {"train": ["image-000000.color.jpg"], "val": [], "test": []},
-    {"train": [], "val": [], "test": []},
-    ["image-000000.color.jpg"],
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train": ["../../etc/x.color.jpg"], "val": [], "test": []},
+        {"train": ["/etc/x.color.jpg"], "val": [], "test": []},
+        {"train": [["image-000000.color.jpg"]], "val": [], "test": []},
+        {"train": ["image-000000.color.jpg"] * 2, "val": [], "test": []},
+        {"train": ["image-000000.color.jpg"], "val": []},
+        {"train": ["image-000000.color.jpg"], "train_idx": [], "val": [], "test": []},
+        {"train": ["image-000000.color.jpg"], "val": [], "test": []},
+        {"train": [], "val": [], "test": []},
+        ["image-000000.color.jpg"],
+    ],
+)
 def test_splits_that_do_not_fit(tmp_path, data, values):
     out = tmp_path / "out"
     write_scene_data(out, data)
@@ -374,13 +477,27 @@ class Evil:
 def test_a_pickle_with_code_runs_nothing(tmp_path, protocol):
     path, sign = tmp_path / "x.pkl", tmp_path / "sign"
     path.write_bytes(pickle.dumps({"train": Evil(sign)}, protocol=protocol))
-    with pytest.raises(SldError, match=r"x.pkl: a pickle that asks for code at byte \d+ \((STACK_)?GLOBAL .*system"):
+    with pytest.raises(
+        SldError, match=r"x.pkl: a pickle that asks for code at byte \d+ \((STACK_)?GLOBAL .*system"
+    ):
         restricted_pickle.read_plain(path)
     assert not sign.exists()
 
 
-@pytest.mark.parametrize("value", [np.arange(3), np.int64(3), {"a": {1, 2}}, (1, 2), b"bytes", 2**70, {1.5: 1}, Path("x"),
-                                   [[[[[[[[[[]]]]]]]]]]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(3),
+        np.int64(3),
+        {"a": {1, 2}},
+        (1, 2),
+        b"bytes",
+        2**70,
+        {1.5: 1},
+        Path("x"),
+        [[[[[[[[[[]]]]]]]]]],
+    ],
+)
 def test_other_values_are_refused(value):
     with pytest.raises(SldError):
         restricted_pickle.plain_from_bytes(pickle.dumps(value))
@@ -390,8 +507,18 @@ def test_other_values_are_refused(value):
 
 @pytest.mark.parametrize("protocol", range(6))
 @settings(max_examples=12, deadline=None)
-@given(st.dictionaries(st.text(), st.lists(st.text() | st.integers(-(2**63), 2**63 - 1) | st.booleans() | st.none()
-                                           | st.floats(allow_nan=False))))
+@given(
+    st.dictionaries(
+        st.text(),
+        st.lists(
+            st.text()
+            | st.integers(-(2**63), 2**63 - 1)
+            | st.booleans()
+            | st.none()
+            | st.floats(allow_nan=False)
+        ),
+    )
+)
 def test_plain_pickles_of_every_protocol_read_back(protocol, value):
     assert restricted_pickle.plain_from_bytes(pickle.dumps(value, protocol=protocol)) == value
     assert restricted_pickle.plain_from_bytes(restricted_pickle.write_plain(value)) == value
@@ -410,18 +537,29 @@ def cycle():
     return pickle.dumps(value)
 
 
-@pytest.mark.parametrize("data", [
-    billion_laughs(), cycle(),
-    b"\x80\x02]r\xff\xff\xff\x7f.",  # a reference with number 2^31: room for as many would be made
-    b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.",  # a text of 2^60 bytes
-    b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].",  # a frame of as many
-    b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"\xff.",  # a number of as many
-    b"L" + b"9" * 100_000 + b"L\n.",
-    b"", b".", b"\x80\x02", b"\x80\x63.", b"\x80\x02a.", b"\x80\x02h\x05.", b"no pickle at all",
-    b"\x80\x02}K\x01]\x85K\x02s.",
-    pickle.dumps([1, 2, 3])[:-1],
-    b"\x80\x02}]K\x01s.",  # a list as a key
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        billion_laughs(),
+        cycle(),
+        # a reference with number 2^31: room for as many would be made
+        b"\x80\x02]r\xff\xff\xff\x7f.",
+        b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.",  # a text of 2^60 bytes
+        b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].",  # a frame of as many
+        b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"\xff.",  # a number of as many
+        b"L" + b"9" * 100_000 + b"L\n.",
+        b"",
+        b".",
+        b"\x80\x02",
+        b"\x80\x63.",
+        b"\x80\x02a.",
+        b"\x80\x02h\x05.",
+        b"no pickle at all",
+        b"\x80\x02}K\x01]\x85K\x02s.",
+        pickle.dumps([1, 2, 3])[:-1],
+        b"\x80\x02}]K\x01s.",  # a list as a key
+    ],
+)
 def test_bombs_and_damaged_pickles(data):
     with pytest.raises(SldError) as error:
         restricted_pickle.plain_from_bytes(data)
@@ -455,32 +593,56 @@ def test_a_pickle_of_too_many_bytes_is_not_read(tmp_path):
 
 @pytest.fixture
 def indoor6(tmp_path):
-    """Three images of 64x48 with f = 40 and the principal point in the middle. The camera of image i stands at (i, 0, 0) and
-    looks along z; image 2 has no pose. Landmark 5 at (0, 0, 4): pixel (32, 24) of image 0, (22, 24) of image 1. Landmark 9 at
-    (0, 0, -4): behind. Landmark 6 at (4, 0, 4): 40 px to the right of the middle in image 0 (outside), 30 in image 1 (inside)."""
+    """Three images of 64x48 with f = 40 and the principal point in the middle. The camera of image
+    i stands at (i, 0, 0) and looks along z; image 2 has no pose. Landmark 5 at (0, 0, 4): pixel
+    (32, 24) of image 0, (22, 24) of image 1. Landmark 9 at (0, 0, -4): behind. Landmark 6 at (4, 0,
+    4): 40 px to the right of the middle in image 0 (outside), 30 in image 1 (inside)."""
     folder = tmp_path / "scene1"
     for i in range(3):
         image_file(folder / f"image-{i:06d}.color.jpg", i)
-        (folder / f"image-{i:06d}.intrinsics.txt").write_text(f"64 48 40 32 24 0.0001 ../up stairs/{i} x.jpg\n")
+        (folder / f"image-{i:06d}.intrinsics.txt").write_text(
+            f"64 48 40 32 24 0.0001 ../up stairs/{i} x.jpg\n"
+        )
         if i < 2:
             (folder / f"image-{i:06d}.pose.txt").write_text(f"1 0 0 {-i}\n0 1 0 0\n0 0 1 0\n")
-    for kind, text in (("landmarks", "3\n5 0 0 4\n9 0 0 -4\n6 4 0 4\n"), ("visibility", "1 0 0\n0 0 0\n0.0e+00 1.0e+00 0.0e+00\n")):
+    for kind, text in (
+        ("landmarks", "3\n5 0 0 4\n9 0 0 -4\n6 4 0 4\n"),
+        ("visibility", "1 0 0\n0 0 0\n0.0e+00 1.0e+00 0.0e+00\n"),
+    ):
         (folder / kind).mkdir()
         (folder / kind / f"{kind}-3{'' if kind == 'landmarks' else '_depth'}.txt").write_text(text)
-    (folder / "train_test_val.pkl").write_bytes(pickle.dumps({
-        "train": ["image-000001.color.jpg", "image-000000.color.jpg"], "train_idx": [1, 0], "val": [], "val_idx": [],
-        "test": ["image-000002.color.jpg"], "test_idx": [2]}))
+    (folder / "train_test_val.pkl").write_bytes(
+        pickle.dumps(
+            {
+                "train": ["image-000001.color.jpg", "image-000000.color.jpg"],
+                "train_idx": [1, 0],
+                "val": [],
+                "val_idx": [],
+                "test": ["image-000002.color.jpg"],
+                "test_idx": [2],
+            }
+        )
+    )
     return folder
 
 
 def test_indoor6_is_read_by_its_plain_files(indoor6, caplog):
     data = read_scene_data(indoor6)
     assert "1 of 3 images" in caplog.text
-    assert [f.name for f in data.frames] == ["image-000000", "image-000001"] and data.split_F == ("train", "train")
+    assert [f.name for f in data.frames] == ["image-000000", "image-000001"] and data.split_F == (
+        "train",
+        "train",
+    )
     assert data.frames[1].camera == Camera(64, 48, 40.0, 40.0, 32.0, 24.0)
-    assert np.array_equal(data.frames[1].T_world_camera, geometry.make_transform(np.eye(3), np.array([1.0, 0, 0])))
+    assert np.array_equal(
+        data.frames[1].T_world_camera, geometry.make_transform(np.eye(3), np.array([1.0, 0, 0]))
+    )
     assert data.frames[0].source == "../up stairs/0 x.jpg" and data.frames[0].session == "up stairs"
-    assert data.landmarks.point_L.tolist() == [5, 9, 6] and data.landmarks.xyz_L3.tolist() == [[0, 0, 4], [0, 0, -4], [4, 0, 4]]
+    assert data.landmarks.point_L.tolist() == [5, 9, 6] and data.landmarks.xyz_L3.tolist() == [
+        [0, 0, 4],
+        [0, 0, -4],
+        [4, 0, 4],
+    ]
     # seen, behind, outside; inside and not seen (unknown), behind, seen
     assert data.visibility_FL.tolist() == [[1, 0, 0], [2, 0, 1]]
     assert data.metric and data.world_frame == ""
@@ -500,7 +662,12 @@ def test_ours_without_scene_json_is_read_by_its_plain_files(tmp_path, data):
     moved = lambda i: geometry.make_transform(np.eye(3), np.array([i / 10, 0, 0]))
     frames = tuple(replace(f, T_world_camera=moved(i)) for i, f in enumerate(data.frames))
     visibility = np.array([[1, 0, 2], [2, 0, 1], [1, 0, 1], [1, 0, 1]], np.uint8)
-    write_scene_data(tmp_path / "out", replace(data, frames=frames, landmarks=Landmarks(xyz, np.arange(3)), visibility_FL=visibility))
+    write_scene_data(
+        tmp_path / "out",
+        replace(
+            data, frames=frames, landmarks=Landmarks(xyz, np.arange(3)), visibility_FL=visibility
+        ),
+    )
     (tmp_path / "out" / "scene.json").unlink()
     back = read_scene_data(tmp_path / "out")
     assert back.visibility_FL.tolist() == visibility.tolist() and back.split_F == data.split_F
@@ -516,39 +683,63 @@ def test_a_lens_with_distortion_is_refused_or_undistorted(indoor6, tmp_path):
     with pytest.raises(SldError, match="kappa -0.05 moves the corner by 2.0 px"):
         read_scene_data(indoor6)
     data = read_scene_data(indoor6, undistorted=tmp_path / "flat")
-    assert data.frames[0].image_path.parent == indoor6 and data.frames[1].image_path.parent == tmp_path / "flat"
-    given_image, flat = (cv2.imread(str(p)) for p in (indoor6 / "image-000001.color.jpg", data.frames[1].image_path))
-    assert np.abs(given_image[23:25, 31:33].astype(int) - flat[23:25, 31:33]).max() < 12  # the middle stays
+    assert (
+        data.frames[0].image_path.parent == indoor6
+        and data.frames[1].image_path.parent == tmp_path / "flat"
+    )
+    given_image, flat = (
+        cv2.imread(str(p)) for p in (indoor6 / "image-000001.color.jpg", data.frames[1].image_path)
+    )
+    assert (
+        np.abs(given_image[23:25, 31:33].astype(int) - flat[23:25, 31:33]).max() < 12
+    )  # the middle stays
     assert np.abs(given_image.astype(int) - flat).max() > 20  # the rest does not
     depth = cv2.imread(str(data.frames[1].depth_path), cv2.IMREAD_UNCHANGED)
     assert depth[24, 32] == 2000 and set(np.unique(depth)) <= {0, 2000}
     stamp = data.frames[1].image_path.stat().st_mtime_ns
-    assert read_scene_data(indoor6, undistorted=tmp_path / "flat").frames[1].image_path.stat().st_mtime_ns == stamp
+    assert (
+        read_scene_data(indoor6, undistorted=tmp_path / "flat")
+        .frames[1]
+        .image_path.stat()
+        .st_mtime_ns
+        == stamp
+    )
 
 
 def test_undistorted_points_lie_where_the_pinhole_camera_has_them(indoor6, tmp_path):
-    """A white dot seen at x (1 + kappa |x|^2) must move to x. x = (0.5, 0): 20 px right of the middle; kappa -0.2: 19."""
+    """A white dot seen at x (1 + kappa |x|^2) must move to x. x = (0.5, 0): 20 px right of the
+    middle; kappa -0.2: 19."""
     edited(indoor6 / "image-000001.intrinsics.txt", "0.0001", "-0.2")
     image = np.zeros((48, 64, 3), np.uint8)
     image[22:26, 32 + 17 : 32 + 21] = 255  # centred on (51, 24), corner origin
     cv2.imwrite(str(indoor6 / "image-000001.color.jpg"), image)
-    flat = cv2.imread(str(read_scene_data(indoor6, undistorted=tmp_path / "flat").frames[1].image_path)).astype(float)[..., 0]
+    flat = cv2.imread(
+        str(read_scene_data(indoor6, undistorted=tmp_path / "flat").frames[1].image_path)
+    ).astype(float)[..., 0]
     flat[flat < 60] = 0
     x = (flat.sum(0) * (np.arange(64) + 0.5)).sum() / flat.sum()
     assert abs(x - 52.0) < 0.25
 
 
-@pytest.mark.parametrize("file, old, new, message", [
-    ("image-000001.pose.txt", "1 0 0", "nan 0 0", "11 finite"),
-    ("image-000001.pose.txt", "1 0 0", "2 0 0", "no rotation"),
-    ("image-000001.pose.txt", "1 0 0", "-1 0 0", "no rotation"),
-    ("image-000001.pose.txt", "1 0 0", "one 0 0", "could not convert"),
-    ("image-000001.intrinsics.txt", "64 48", "32 24", "is 64x48 but image-000001.intrinsics.txt is for 32x24"),
-    ("image-000001.intrinsics.txt", "0.0001", "nan", "kappa nan"),
-    ("image-000001.intrinsics.txt", "64 48", "-64 48", "-64x48"),
-    ("visibility/visibility-3_depth.txt", "1 0 0", "1 0 0 0", "line 2 has 3 numbers"),
-    ("landmarks/landmarks-3.txt", "3\n", "1000000000000\n", "holds 3"),
-])
+@pytest.mark.parametrize(
+    "file, old, new, message",
+    [
+        ("image-000001.pose.txt", "1 0 0", "nan 0 0", "11 finite"),
+        ("image-000001.pose.txt", "1 0 0", "2 0 0", "no rotation"),
+        ("image-000001.pose.txt", "1 0 0", "-1 0 0", "no rotation"),
+        ("image-000001.pose.txt", "1 0 0", "one 0 0", "could not convert"),
+        (
+            "image-000001.intrinsics.txt",
+            "64 48",
+            "32 24",
+            "is 64x48 but image-000001.intrinsics.txt is for 32x24",
+        ),
+        ("image-000001.intrinsics.txt", "0.0001", "nan", "kappa nan"),
+        ("image-000001.intrinsics.txt", "64 48", "-64 48", "-64x48"),
+        ("visibility/visibility-3_depth.txt", "1 0 0", "1 0 0 0", "line 2 has 3 numbers"),
+        ("landmarks/landmarks-3.txt", "3\n", "1000000000000\n", "holds 3"),
+    ],
+)
 def test_damage_to_data_sets_of_others_is_named(indoor6, file, old, new, message):
     edited(indoor6 / file, old, new)
     with pytest.raises(SldError, match=message):
@@ -567,10 +758,19 @@ def test_columns_and_poses_that_do_not_fit_are_noticed(indoor6):
 def test_several_landmark_files_need_a_choice(indoor6):
     for kind in ("landmarks", "visibility"):
         shutil.copy(next((indoor6 / kind).iterdir()), indoor6 / kind / f"{kind}-300.txt")
-    with pytest.raises(SldError, match="2 files landmarks-.*landmarks/landmarks-3.txt, landmarks/landmarks-300.txt"):
+    with pytest.raises(
+        SldError, match="2 files landmarks-.*landmarks/landmarks-3.txt, landmarks/landmarks-300.txt"
+    ):
         read_scene_data(indoor6)
     assert len(read_scene_data(indoor6, "landmarks/landmarks-300.txt").landmarks) == 3
-    assert len(read_scene_data(indoor6, "landmarks/landmarks-300.txt", "visibility/visibility-3_depth.txt").landmarks) == 3
+    assert (
+        len(
+            read_scene_data(
+                indoor6, "landmarks/landmarks-300.txt", "visibility/visibility-3_depth.txt"
+            ).landmarks
+        )
+        == 3
+    )
     with pytest.raises(SldError, match="leads out"):
         read_scene_data(indoor6, "../landmarks-3.txt")
 
@@ -602,7 +802,9 @@ def test_the_order_in_which_frames_come_does_not_matter():
     frames = timeline([90, 30])
     order = np.random.default_rng(0).permutation(len(frames))
     labels = split(frames, SplitConfig(val=0.1, test=0.1))
-    assert split([frames[i] for i in order], SplitConfig(val=0.1, test=0.1)) == tuple(labels[i] for i in order)
+    assert split([frames[i] for i in order], SplitConfig(val=0.1, test=0.1)) == tuple(
+        labels[i] for i in order
+    )
 
 
 def test_three_sessions_hold_out_a_whole_one():
@@ -617,10 +819,18 @@ def test_a_session_that_saw_another_place_is_not_held_out():
     labels = split(frames, SplitConfig(val=0.1, test=0.1))
     assert all(labels[i] != s for i, s in ((0, "test"), (-1, "test")))
     assert labels.count("test") == 26
-    assert not any({s for f, s in zip(frames, labels) if f.session == name} == {"test"} for name in ("s0", "s1", "s2"))
+    assert not any(
+        {s for f, s in zip(frames, labels) if f.session == name} == {"test"}
+        for name in ("s0", "s1", "s2")
+    )
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.floats(0, 0.33), st.floats(0, 0.33), st.integers(1, 30))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.floats(0, 0.33),
+    st.floats(0, 0.33),
+    st.integers(1, 30),
+)
 def test_every_split_is_whole_and_trains_on_most(counts, val, test, chunk):
     frames = timeline(counts)
     labels = split(frames, SplitConfig(val=val, test=test, chunk=chunk))
@@ -635,11 +845,26 @@ def test_every_split_is_whole_and_trains_on_most(counts, val, test, chunk):
 @pytest.fixture
 def model(tmp_path):
     source = tmp_path / "frames"
-    frames = [frame(source, i, name=f"hall {i % 2}/im {i}", session=f"hall {i % 2}", stamp_ns=0, source="") for i in range(3)]
-    frames[2] = replace(frames[2], camera=Camera(64, 48, 40.0, 40, 32, 24), depth_path=depth_file(source / "hall 0/im 2.depth.png"))
+    frames = [
+        frame(
+            source, i, name=f"hall {i % 2}/im {i}", session=f"hall {i % 2}", stamp_ns=0, source=""
+        )
+        for i in range(3)
+    ]
+    frames[2] = replace(
+        frames[2],
+        camera=Camera(64, 48, 40.0, 40, 32, 24),
+        depth_path=depth_file(source / "hall 0/im 2.depth.png"),
+    )
     points = np.array([[0, 0, 4.0], [1 / 3, 0, 5]])
-    return Reconstruction(tuple(frames), points, np.array([0.5, 0.25]), np.array([0, 0, 1, 1, 1]), np.array([0, 2, 2, 1, 0]),
-                          np.array([[1.5, 2], [3, 4], [5, 6], [7, 1 / 3], [9, 10]]))
+    return Reconstruction(
+        tuple(frames),
+        points,
+        np.array([0.5, 0.25]),
+        np.array([0, 0, 1, 1, 1]),
+        np.array([0, 2, 2, 1, 0]),
+        np.array([[1.5, 2], [3, 4], [5, 6], [7, 1 / 3], [9, 10]]),
+    )
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -647,7 +872,13 @@ def test_a_model_reads_back_equal(tmp_path, model, text):
     write_model(tmp_path / "model", model, text=text)
     back = read_model(tmp_path / "model", tmp_path / "frames")
     for f, g in zip(model.frames, back.frames, strict=True):
-        assert (f.name, f.image_path, f.camera, f.depth_path, f.session) == (g.name, g.image_path, g.camera, g.depth_path, g.session)
+        assert (f.name, f.image_path, f.camera, f.depth_path, f.session) == (
+            g.name,
+            g.image_path,
+            g.camera,
+            g.depth_path,
+            g.session,
+        )
         assert np.allclose(f.T_world_camera, g.T_world_camera, atol=1e-14)
     for name in ("points_N3", "error_px_N", "obs_point_M", "obs_frame_M", "obs_xy_M2"):
         assert np.array_equal(getattr(model, name), getattr(back, name)), name
@@ -661,7 +892,9 @@ def test_pycolmap_reads_the_model_the_same(tmp_path, model):
     write_model(tmp_path / "model", model)
     theirs = pycolmap.Reconstruction(tmp_path / "model")
     image = theirs.image(2)
-    assert image.name == "hall 1/im 1.color.jpg" and np.allclose(theirs.cameras[image.camera_id].params, [50.25, 50.5, 31.7, 24.1])
+    assert image.name == "hall 1/im 1.color.jpg" and np.allclose(
+        theirs.cameras[image.camera_id].params, [50.25, 50.5, 31.7, 24.1]
+    )
     assert np.allclose(image.projection_center(), [1, 1 / 3, -0.1])
     assert theirs.compute_num_observations() == 5
 
@@ -686,11 +919,17 @@ def test_every_truncation_and_forged_count_of_a_model_is_named(tmp_path, model, 
     write_model(tmp_path / "model", model)
     path = tmp_path / "model" / file
     data = path.read_bytes()
-    forged = [data[:n] for n in range(0, len(data), 3)] + [struct.pack("<Q", n) + data[8:] for n in (0, 1, 2**33, 2**63)] + [data + b"x"]
+    forged = (
+        [data[:n] for n in range(0, len(data), 3)]
+        + [struct.pack("<Q", n) + data[8:] for n in (0, 1, 2**33, 2**63)]
+        + [data + b"x"]
+    )
     for content in forged:
         path.write_bytes(content)
         if content != data:
-            with pytest.raises(SldError, match=f"{file}|is the model whole|expected at least one|{tmp_path}/model"):
+            with pytest.raises(
+                SldError, match=f"{file}|is the model whole|expected at least one|{tmp_path}/model"
+            ):
                 read_model(tmp_path / "model", tmp_path / "frames")
 
 
@@ -710,24 +949,32 @@ def test_flipped_bytes_of_a_model_never_end_in_another_error(tmp_path, model):
         path.write_bytes(data)
 
 
-@pytest.mark.parametrize("file, old, new, message", [
-    ("cameras.txt", "PINHOLE", "SIMPLE_RADIAL", "expected PINHOLE or SIMPLE_PINHOLE; undistort"),
-    ("cameras.txt", "64 48", "64000 48", "64000x48"),
-    ("cameras.txt", "64 48", "128 96", "is 64x48 but its camera is 128x96"),
-    ("cameras.txt", "50.25", "nan", "finite"),
-    ("cameras.txt", "1 PINHOLE", "2 PINHOLE", "ids"),
-    ("images.txt", "hall 1/im 1", "../hall 1/im 1", "leads out of"),
-    ("images.txt", "hall 1/im 1", "/etc/im 1", "leads out of"),
-    ("images.txt", "hall 1/im 1", "hall 1/im 9", "im 9.color.jpg: cannot be read"),
-    ("images.txt", "hall 1/im 1", "hall 0/im 0", "two images are named hall 0/im 0"),
-    ("images.txt", "1.5 2 ", "1.5 nan ", "not finite"),
-    ("images.txt", "1.5 2 ", "1.5 2 0 ", "damaged"),
-    ("points3D.txt", "0 0 4", "0 0 inf", "not finite"),
-    ("points3D.txt", "0 0 4", "0 0 four", "damaged"),
-    ("points3D.txt", " 3 0\n", " 99 0\n", "seen in image 99"),
-    ("points3D.txt", " 3 0\n", " 3 77\n", "feature 77 of an image of 2"),
-    ("points3D.txt", " 3 0\n", " 3 -1\n", "feature -1"),
-])
+@pytest.mark.parametrize(
+    "file, old, new, message",
+    [
+        (
+            "cameras.txt",
+            "PINHOLE",
+            "SIMPLE_RADIAL",
+            "expected PINHOLE or SIMPLE_PINHOLE; undistort",
+        ),
+        ("cameras.txt", "64 48", "64000 48", "64000x48"),
+        ("cameras.txt", "64 48", "128 96", "is 64x48 but its camera is 128x96"),
+        ("cameras.txt", "50.25", "nan", "finite"),
+        ("cameras.txt", "1 PINHOLE", "2 PINHOLE", "ids"),
+        ("images.txt", "hall 1/im 1", "../hall 1/im 1", "leads out of"),
+        ("images.txt", "hall 1/im 1", "/etc/im 1", "leads out of"),
+        ("images.txt", "hall 1/im 1", "hall 1/im 9", "im 9.color.jpg: cannot be read"),
+        ("images.txt", "hall 1/im 1", "hall 0/im 0", "two images are named hall 0/im 0"),
+        ("images.txt", "1.5 2 ", "1.5 nan ", "not finite"),
+        ("images.txt", "1.5 2 ", "1.5 2 0 ", "damaged"),
+        ("points3D.txt", "0 0 4", "0 0 inf", "not finite"),
+        ("points3D.txt", "0 0 4", "0 0 four", "damaged"),
+        ("points3D.txt", " 3 0\n", " 99 0\n", "seen in image 99"),
+        ("points3D.txt", " 3 0\n", " 3 77\n", "feature 77 of an image of 2"),
+        ("points3D.txt", " 3 0\n", " 3 -1\n", "feature -1"),
+    ],
+)
 def test_damage_to_a_model_of_text_is_named(tmp_path, model, file, old, new, message):
     write_model(tmp_path / "model", model, text=True)
     edited(tmp_path / "model" / file, old, new)
@@ -744,7 +991,9 @@ def test_seven_scenes_read_back_equal(tmp_path, data):
     write_seven_scenes(tmp_path / "out", frames, data.split_F)
     assert (tmp_path / "out/TrainSplit.txt").read_text() == "sequence1\nsequence4\n"
     back, splits = read_seven_scenes(tmp_path / "out", tmp_path / "depths")
-    assert [f.name for f in back] == [f"seq-0{i}/frame-000000" for i in (1, 4, 2, 3)] and splits == ("train", "train", "val", "test")
+    assert [f.name for f in back] == [
+        f"seq-0{i}/frame-000000" for i in (1, 4, 2, 3)
+    ] and splits == ("train", "train", "val", "test")
     for f, i in zip(back, (0, 3, 1, 2)):
         assert np.allclose(f.T_world_camera, frames[i].T_world_camera, atol=1e-14)
         assert np.allclose(f.camera.K, CAMERA.K, atol=1e-12) and f.session == f.name[:6]
@@ -769,19 +1018,26 @@ def test_the_original_seven_scenes_have_their_usual_camera_and_no_depth_at_65535
     (f,), splits = read_seven_scenes(tmp_path, tmp_path / "depths")
     assert f.camera == Camera(640, 480, 525.0, 525.0, 320.0, 240.0) and splits == ("train",)
     read = cv2.imread(str(f.depth_path), cv2.IMREAD_UNCHANGED)
-    # a depth at the right edge of 2000 ends at 320 + 280 * 525 / 585 = 571.3, and begins in the middle
-    assert read[300, 320] == read[300, 570] == 2000 and read[300, 572] == read[300, 319] == read[239, 400] == 0
+    # a depth at the right edge of 2000 ends at 320 + 280 * 525 / 585 = 571.3, and begins in the
+    # middle
+    assert (
+        read[300, 320] == read[300, 570] == 2000
+        and read[300, 572] == read[300, 319] == read[239, 400] == 0
+    )
     assert set(np.unique(read)) == {0, 2000}
 
 
-@pytest.mark.parametrize("file, content, message", [
-    ("TrainSplit.txt", "../../x\n", "expected lines like sequence1"),
-    ("TrainSplit.txt", "sequence9\n", "seq-09: holds no frame"),
-    ("TrainSplit.txt", "sequence1\nsequence1\n", "expected each once"),
-    ("seq-01/frame-000000.pose.txt", "nan " * 16, "0 finite"),
-    ("seq-01/frame-000000.color.png", "no image", "neither JPEG nor PNG"),
-    ("camera-intrinsics.txt", "1 2 3", "expected 3x3"),
-])
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("TrainSplit.txt", "../../x\n", "expected lines like sequence1"),
+        ("TrainSplit.txt", "sequence9\n", "seq-09: holds no frame"),
+        ("TrainSplit.txt", "sequence1\nsequence1\n", "expected each once"),
+        ("seq-01/frame-000000.pose.txt", "nan " * 16, "0 finite"),
+        ("seq-01/frame-000000.color.png", "no image", "neither JPEG nor PNG"),
+        ("camera-intrinsics.txt", "1 2 3", "expected 3x3"),
+    ],
+)
 def test_damage_to_seven_scenes_is_named(tmp_path, data, file, content, message):
     frames = tuple(replace(f, camera=CAMERA) for f in data.frames)
     write_seven_scenes(tmp_path / "out", frames, ("train",) * 4)
@@ -799,17 +1055,42 @@ def test_a_recorded_room_goes_through_every_format(tmp_path):
     frames = tuple(read_frames(SHARED / "office")[:40])
     labels = split(frames, SplitConfig(val=0.1, test=0.1))
     landmarks = Landmarks(np.random.default_rng(0).normal(size=(200, 3)), np.arange(200))
-    data = SceneData(frames, labels, landmarks, np.random.default_rng(1).integers(0, 3, (40, 200)).astype(np.uint8), True, "map")
+    data = SceneData(
+        frames,
+        labels,
+        landmarks,
+        np.random.default_rng(1).integers(0, 3, (40, 200)).astype(np.uint8),
+        True,
+        "map",
+    )
     write_scene_data(tmp_path / "out", data)
     assert_same(read_scene_data(tmp_path / "out"), data)
     write_seven_scenes(tmp_path / "scenes", frames[:3], labels[:3])
     assert len(read_seven_scenes(tmp_path / "scenes")[0]) == 3
-    write_model(tmp_path / "model", Reconstruction(frames, np.zeros((0, 3)), np.zeros(0), *np.zeros((2, 0), int), np.zeros((0, 2))))
-    assert [f.name for f in read_model(tmp_path / "model", SHARED / "office").frames] == [f.name for f in frames]
+    write_model(
+        tmp_path / "model",
+        Reconstruction(
+            frames, np.zeros((0, 3)), np.zeros(0), *np.zeros((2, 0), int), np.zeros((0, 2))
+        ),
+    )
+    assert [f.name for f in read_model(tmp_path / "model", SHARED / "office").frames] == [
+        f.name for f in frames
+    ]
 
 
 def test_names_of_images_hold_no_folders():
-    for name in ("../x.color.jpg", "/x.color.jpg", "a/x.color.jpg", "..", "x.jpg", "", ".color.jpg", "x\0.color.jpg", 7, None):
+    for name in (
+        "../x.color.jpg",
+        "/x.color.jpg",
+        "a/x.color.jpg",
+        "..",
+        "x.jpg",
+        "",
+        ".color.jpg",
+        "x\0.color.jpg",
+        7,
+        None,
+    ):
         with pytest.raises(SldError):
             plain_files.checked_name(name, Path("x.pkl"))
 
@@ -836,18 +1117,26 @@ def fail_at(monkeypatch, number, error):
         if next(calls) == number:
             raise error
         return real(self, target)
+
     monkeypatch.setattr(Path, "rename", rename)
 
 
 @pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("error, raised", [(OSError(28, "No space left on device"), SldError), (KeyboardInterrupt(), KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    "error, raised",
+    [(OSError(28, "No space left on device"), SldError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
 def test_a_folder_that_cannot_be_replaced_stays(whole, monkeypatch, number, error, raised):
     fail_at(monkeypatch, number, error)
     with pytest.raises(raised):
         replaced(whole)
-    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (whole / "a").read_text() == "old"
+    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (
+        whole / "a"
+    ).read_text() == "old"
     replaced(whole)
-    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (whole / "a").read_text() == "new"
+    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (
+        whole / "a"
+    ).read_text() == "new"
 
 
 def test_a_folder_that_a_kill_left_aside_is_put_back(whole, tmp_path):
@@ -867,6 +1156,7 @@ def test_a_folder_that_cannot_be_put_back_is_kept_aside(whole, monkeypatch):
         if target != whole:
             return real(self, target)
         raise OSError(5, "Input/output error")
+
     real = Path.rename
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(SldError, match="cannot be written"):

@@ -1,4 +1,5 @@
 """Depth completion: methods by hand, honest hiding, the benchmark."""
+
 import json
 import os
 from pathlib import Path
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 
 from sld_core import cli
-from sld_core.config.mapping import DepthConfig, GaussianProcessConfig
-from sld_core.depth import gaussian_process, paper
 from sld_core.bench.depth_completion import trials
-from sld_core.depth.completion import DEFAULT, METHODS, method_of, scale_and_shift
 from sld_core.bench.depth_completion.errors import depth_errors, evaluate
 from sld_core.bench.depth_completion.masking import KINDS, blocks, hide, regions
+from sld_core.config.mapping import DepthConfig, GaussianProcessConfig
+from sld_core.depth import gaussian_process, paper
+from sld_core.depth.completion import DEFAULT, METHODS, method_of, scale_and_shift
 from sld_core.types import Camera, Frame, SldError
 
 SHARED = Path(os.environ.get("SLD_SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -24,13 +25,19 @@ FAST = [name for name in METHODS if name != "paper"]
 
 @pytest.fixture(scope="module")
 def corner():
-    """Depth, monocular depth and image (48x64) of a floor that meets a wall. The monocular depth is an affine function of the
-    inverse depth, as the ideal network's."""
+    """Depth, monocular depth and image (48x64) of a floor that meets a wall. The monocular depth is
+    an affine function of the inverse depth, as the ideal network's."""
     rng = np.random.default_rng(5)
     rows = np.arange(48)[:, None] + np.zeros((1, 64))
     inverse = np.where(rows < 20, 0.25, 0.25 + (rows - 20) * 0.02)
-    image = np.where(rows[..., None] < 20, [90, 90, 160], [160, 130, 90]) + rng.integers(-4, 5, (48, 64, 1))
-    return (1 / inverse).astype(np.float32), (3 * inverse - 0.4).astype(np.float32), image.astype(np.uint8)
+    image = np.where(rows[..., None] < 20, [90, 90, 160], [160, 130, 90]) + rng.integers(
+        -4, 5, (48, 64, 1)
+    )
+    return (
+        (1 / inverse).astype(np.float32),
+        (3 * inverse - 0.4).astype(np.float32),
+        image.astype(np.uint8),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,8 @@ def hidden():
     return mask
 
 
-# methods ------------------------------------------------------------------------------------------------------------
+# methods ------------------------------------------------------------------------------------------
+
 
 def test_scale_and_shift_are_found_exactly():
     mono = np.linspace(0.1, 2, 50)
@@ -74,7 +82,8 @@ def test_what_was_measured_stays(corner, hidden, name):
 
 
 def test_the_default_completes_the_corner(corner, hidden):
-    """Within 2 %, though the network knows nothing, and within 1 % where it helps; that is, both are used."""
+    """Within 2 %, though the network knows nothing, and within 1 % where it helps; that is, both
+    are used."""
     depth, mono, image = corner
     known = np.where(hidden, 0, depth)
     blind = depth_errors(METHODS[DEFAULT](known, np.zeros_like(mono), image), depth, hidden)
@@ -84,7 +93,10 @@ def test_the_default_completes_the_corner(corner, hidden):
 
 def test_the_default_is_repeatable(corner, hidden):
     depth, mono, image = corner
-    first, second = (METHODS[DEFAULT](np.where(hidden, 0, depth), mono, image, np.random.default_rng(3)) for _ in range(2))
+    first, second = (
+        METHODS[DEFAULT](np.where(hidden, 0, depth), mono, image, np.random.default_rng(3))
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
 
 
@@ -92,7 +104,13 @@ def test_a_gaussian_process_goes_through_its_samples(corner):
     """Without noise, and every known pixel a sample: the prediction there is the measurement."""
     depth, mono, image = corner
     known = np.where(np.indices(depth.shape).sum(0) % 2, 0, depth)
-    filled = gaussian_process.fill(known, mono, image, np.random.default_rng(0), GaussianProcessConfig(samples=4000, noise=1e-6))
+    filled = gaussian_process.fill(
+        known,
+        mono,
+        image,
+        np.random.default_rng(0),
+        GaussianProcessConfig(samples=4000, noise=1e-6),
+    )
     np.testing.assert_allclose(filled[known > 0], depth[known > 0], rtol=2e-3)
     np.testing.assert_allclose(filled, depth, rtol=0.05)
 
@@ -117,7 +135,8 @@ def test_too_little_to_complete_from(corner, name):
         METHODS[name](depth, mono[:-1], image)
 
 
-# the paper's regressor ----------------------------------------------------------------------------------------------
+# the paper's regressor ----------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def fitted(corner, hidden):
@@ -127,23 +146,35 @@ def fitted(corner, hidden):
 
 def test_the_paper_s_settings(fitted, hidden):
     settings = fitted.regressor.get_params()
-    assert settings["hidden_layer_sizes"] == (100, 50) and settings["random_state"] == 42 and settings["max_iter"] == 1000
+    assert (
+        settings["hidden_layer_sizes"] == (100, 50)
+        and settings["random_state"] == 42
+        and settings["max_iter"] == 1000
+    )
     assert fitted.scaler.n_samples_seen_ == int(0.8 * (~hidden).sum())  # 80 % of the known pixels
-    assert fitted.loss_curve[-1] < fitted.loss_curve[0] and fitted.test_mae < 0.3 and fitted.test_mse < 0.2
+    assert (
+        fitted.loss_curve[-1] < fitted.loss_curve[0]
+        and fitted.test_mae < 0.3
+        and fitted.test_mse < 0.2
+    )
 
 
 def test_one_pixel_is_as_the_whole_image(corner, fitted):
     depth, mono, image = corner
     whole = paper.predict_image(fitted, mono, image)
     for x, y in ((0, 0), (63, 0), (5, 40), (63, 47)):
-        assert paper.predict_depth(fitted.regressor, fitted.scaler, mono, image, (x, y)) == pytest.approx(whole[y, x], rel=1e-9)
+        assert paper.predict_depth(
+            fitted.regressor, fitted.scaler, mono, image, (x, y)
+        ) == pytest.approx(whole[y, x], rel=1e-9)
     with pytest.raises(ValueError, match=r"\(64, 0\)"):
         paper.predict_depth(fitted.regressor, fitted.scaler, mono, image, (64, 0))
 
 
 def test_features_are_in_the_paper_s_order():
     mono, image = np.array([[0.5, 0.6]], np.float32), np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
-    np.testing.assert_allclose(paper.features(mono, image), [[0.5, 1, 2, 3, 0, 0], [0.6, 4, 5, 6, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        paper.features(mono, image), [[0.5, 1, 2, 3, 0, 0], [0.6, 4, 5, 6, 1, 0]], rtol=1e-6
+    )
 
 
 def test_a_part_of_the_pixels_can_be_chosen(corner):
@@ -151,19 +182,27 @@ def test_a_part_of_the_pixels_can_be_chosen(corner):
     assert paper.fit(depth, mono, image, max_pixels=500).scaler.n_samples_seen_ == 500
 
 
-# honest hiding ------------------------------------------------------------------------------------------------------
+# honest hiding ------------------------------------------------------------------------------------
+
 
 def test_errors_by_hand():
     truth, predicted = np.array([[1.0, 2.0, 4.0, 0.0, 9.0]]), np.array([[1.1, 2.0, 2.0, 5.0, 1.0]])
     errors = depth_errors(predicted, truth, np.array([[True, True, True, True, False]]))
-    assert errors.pixels == 3 and errors.mae == pytest.approx(2.1 / 3) and errors.mse == pytest.approx((0.01 + 4) / 3)
-    assert errors.absrel == pytest.approx((0.1 + 0 + 0.5) / 3) and errors.delta1 == pytest.approx(2 / 3)
+    assert (
+        errors.pixels == 3
+        and errors.mae == pytest.approx(2.1 / 3)
+        and errors.mse == pytest.approx((0.01 + 4) / 3)
+    )
+    assert errors.absrel == pytest.approx((0.1 + 0 + 0.5) / 3) and errors.delta1 == pytest.approx(
+        2 / 3
+    )
     with pytest.raises(ValueError, match="nothing to measure"):
         depth_errors(predicted, truth, np.zeros((1, 5), bool))
 
 
 def test_blocks_and_regions_are_whole():
-    """About a quarter of the image, in pieces: few borders between hidden and not, unlike scattered pixels."""
+    """About a quarter of the image, in pieces: few borders between hidden and not, unlike scattered
+    pixels."""
     for make in (blocks, regions):
         mask = make((120, 160), np.random.default_rng(1))
         borders = (mask[:, 1:] != mask[:, :-1]).mean() + (mask[1:] != mask[:-1]).mean()
@@ -191,18 +230,31 @@ def test_hidden_depths_teach_nothing(corner, hidden, name):
     assert clean[hidden].max() < 10
 
 
-# the benchmark ------------------------------------------------------------------------------------------------------
+# the benchmark ------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def frames(corner, tmp_path, monkeypatch):
-    """Three frames of the corner; a network that knows its inverse depth stands in for the real one."""
+    """Three frames of the corner; a network that knows its inverse depth stands in for the real
+    one."""
     depth, mono, image = corner
-    monkeypatch.setattr(trials, "MonocularDepth", lambda model, preprocessing: lambda image_HW3: mono)
+    monkeypatch.setattr(
+        trials, "MonocularDepth", lambda model, preprocessing: lambda image_HW3: mono
+    )
     paths = [tmp_path / f"{i}.depth.png" for i in range(3)]
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
     for path in paths:
         cv2.imwrite(str(path), np.round(1000 * depth).astype(np.uint16))
-    return [Frame(path.name[0], tmp_path / "image.png", Camera(64, 48, 50.0, 50.0, 32.0, 24.0), np.eye(4), path) for path in paths]
+    return [
+        Frame(
+            path.name[0],
+            tmp_path / "image.png",
+            Camera(64, 48, 50.0, 50.0, 32.0, 24.0),
+            np.eye(4),
+            path,
+        )
+        for path in paths
+    ]
 
 
 def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(frames, caplog):
@@ -210,9 +262,15 @@ def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(frames, caplog
     frames[1].depth_path.write_bytes(b"no image")
     found = trials.run_trials(frames, "net.onnx", "blocks", 12)
     assert [trial.name for trial in found] == ["2"] and trials.summary(found)["images"] == 1
-    assert "0.depth.png: too few known depths" in caplog.messages[0] and "1.depth.png: " in caplog.messages[1]
+    assert (
+        "0.depth.png: too few known depths" in caplog.messages[0]
+        and "1.depth.png: " in caplog.messages[1]
+    )
     caplog.clear()
-    with pytest.raises(SldError, match="none of 2 frames can be used; the first, 0: .*0.depth.png: too few known depths"):
+    with pytest.raises(
+        SldError,
+        match="none of 2 frames can be used; the first, 0: .*0.depth.png: too few known depths",
+    ):
         trials.run_trials(frames[:2], "net.onnx", "blocks", 12)
     assert not caplog.messages
 
@@ -221,30 +279,78 @@ def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(frames, caplog
 def test_where_results_cannot_be_written_is_told_before_the_work(tmp_path, capsys, option):
     given = ["--frames", str(tmp_path / "nowhere"), "--model", "net.onnx", option, str(tmp_path)]
     assert cli.main(["bench", "depth", *given]) == 2
-    assert f"{option} {tmp_path} is a folder; expected the name of a file" in capsys.readouterr().err
+    assert (
+        f"{option} {tmp_path} is a folder; expected the name of a file" in capsys.readouterr().err
+    )
 
 
-# real rooms ---------------------------------------------------------------------------------------------------------
+# real rooms ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.shared
 @needs_network
 @pytest.mark.parametrize("room", ["office", pytest.param("kitchen", marks=pytest.mark.slow)])
 def test_the_default_beats_the_others_in_real_rooms(room, tmp_path, capsys):
-    assert cli.main(["bench", "depth", "--frames", str(SHARED / "data" / room), "--list", "map.txt", "--model", str(NETWORK),
-                     "--max-images", "2", "--json", str(tmp_path / "out.json"), "--report", str(tmp_path / "out.html")]) == 0
+    assert (
+        cli.main(
+            [
+                "bench",
+                "depth",
+                "--frames",
+                str(SHARED / "data" / room),
+                "--list",
+                "map.txt",
+                "--model",
+                str(NETWORK),
+                "--max-images",
+                "2",
+                "--json",
+                str(tmp_path / "out.json"),
+                "--report",
+                str(tmp_path / "out.html"),
+            ]
+        )
+        == 0
+    )
     out = json.loads((tmp_path / "out.json").read_text())
-    assert out["images"] == 2 and out["default_method"] == DEFAULT and out["default_mae_mm"] == out[f"{DEFAULT}_mae_mm"]
-    assert out["default_mae_mm"] < 0.9 * out["scale_shift_mae_mm"] and out["default_mae_mm"] < out["paper_mae_mm"]
+    assert (
+        out["images"] == 2
+        and out["default_method"] == DEFAULT
+        and out["default_mae_mm"] == out[f"{DEFAULT}_mae_mm"]
+    )
+    assert (
+        out["default_mae_mm"] < 0.9 * out["scale_shift_mae_mm"]
+        and out["default_mae_mm"] < out["paper_mae_mm"]
+    )
     for prefix in ("default", "paper", "scale_shift", "hist_gradient_boosting"):
-        assert all(out[f"{prefix}_{key}"] > 0 for key in ("mse_mm2", "s_per_image", "delta1", "absrel")) and out[f"{prefix}_delta1"] <= 1
+        assert (
+            all(
+                out[f"{prefix}_{key}"] > 0 for key in ("mse_mm2", "s_per_image", "delta1", "absrel")
+            )
+            and out[f"{prefix}_delta1"] <= 1
+        )
     assert "default" in capsys.readouterr().out and "<img" in (tmp_path / "out.html").read_text()
 
 
 @needs_network
 @pytest.mark.shared
-@pytest.mark.parametrize("arguments, text", [(["--max-images", "0"], "at least 1"), (["--model", "no.onnx"], "cannot be read"),
-                                             (["--list", "none.txt"], "no such file")])
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        (["--max-images", "0"], "at least 1"),
+        (["--model", "no.onnx"], "cannot be read"),
+        (["--list", "none.txt"], "no such file"),
+    ],
+)
 def test_bench_refuses(capsys, arguments, text):
-    given = ["--frames", str(SHARED / "data/kitchen"), "--model", str(NETWORK), "--list", "map.txt", *arguments]
+    given = [
+        "--frames",
+        str(SHARED / "data/kitchen"),
+        "--model",
+        str(NETWORK),
+        "--list",
+        "map.txt",
+        *arguments,
+    ]
     assert cli.main(["bench", "depth", *given]) == 2
     assert text in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Monocular depth: preprocessing by hand, ONNX networks, damaged ones; the real small network where ../shared is."""
+"""Monocular depth: preprocessing by hand, ONNX networks, damaged ones; the real small network where
+../shared is."""
+
 import json
 import os
 from pathlib import Path
@@ -6,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sld_core.depth.monocular import MonocularDepth, PREPROCESSING
+from sld_core.depth.monocular import PREPROCESSING, MonocularDepth
 from sld_core.types import SldError
 
 SHARED = Path(os.environ.get("SLD_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 NETWORK = SHARED / "models/tcmonodepth_small_192x320.onnx"
 
 
-# A network needs no package to be written: protobuf fields are (number << 3 | type), then a varint or a length and its bytes.
+# A network needs no package to be written: protobuf fields are (number << 3 | type), then a varint
+# or a length and its bytes.
+
 
 def varint(value):
     out = b""
@@ -34,7 +38,9 @@ def part(field, data):
 
 def tensor_info(field, name, shape):
     """ValueInfoProto of a float tensor; a word in the shape is a size that is not fixed."""
-    sides = b"".join(part(1, part(2, side) if isinstance(side, str) else number(1, side)) for side in shape)
+    sides = b"".join(
+        part(1, part(2, side) if isinstance(side, str) else number(1, side)) for side in shape
+    )
     return part(field, part(1, name) + part(2, part(1, number(1, 1) + part(2, sides))))
 
 
@@ -43,7 +49,12 @@ def write_network(path, input_shape, axis=1, input_name="image", operator="Reduc
     attribute = part(5, part(1, "axes") + number(8, axis) + number(20, 7))
     node = part(1, part(1, input_name) + part(2, "depth") + part(4, operator) + attribute)
     output_shape = [1 if i == axis else side for i, side in enumerate(input_shape)]
-    graph = node + part(2, "graph") + tensor_info(11, input_name, input_shape) + tensor_info(12, "depth", output_shape)
+    graph = (
+        node
+        + part(2, "graph")
+        + tensor_info(11, input_name, input_shape)
+        + tensor_info(12, "depth", output_shape)
+    )
     path.write_bytes(number(1, 8) + part(7, graph) + part(8, number(2, 13)))
     return path
 
@@ -56,10 +67,20 @@ def image():
     return image
 
 
-# By hand: 480 -> 518 is 1.07917; 640 * 1.07917 = 690.67 = 49.3 * 14 -> 49 * 14 = 686. 360 -> 518 is 1.43889; 540 * 1.43889 = 777
-# = 55.5 * 14, half to even -> 56 * 14 = 784. 1000x999: 999 -> 518, 1000 -> 518.5 -> 518. 518 = 37 * 14.
-@pytest.mark.parametrize("size, expected", [((640, 480), (686, 518)), ((540, 360), (784, 518)), ((360, 540), (518, 784)),
-                                            ((518, 518), (518, 518)), ((1000, 999), (518, 518)), ((1920, 1080), (924, 518))])
+# By hand: 480 -> 518 is 1.07917; 640 * 1.07917 = 690.67 = 49.3 * 14 -> 49 * 14 = 686. 360 -> 518 is
+# 1.43889; 540 * 1.43889 = 777 = 55.5 * 14, half to even -> 56 * 14 = 784. 1000x999: 999 -> 518,
+# 1000 -> 518.5 -> 518. 518 = 37 * 14.
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((640, 480), (686, 518)),
+        ((540, 360), (784, 518)),
+        ((360, 540), (518, 784)),
+        ((518, 518), (518, 518)),
+        ((1000, 999), (518, 518)),
+        ((1920, 1080), (924, 518)),
+    ],
+)
 def test_sizes_of_depth_anything(size, expected):
     assert PREPROCESSING["imagenet"].size(*size) == expected
     assert all(side % 14 == 0 for side in expected)
@@ -88,13 +109,16 @@ def test_a_network_of_fixed_size(tmp_path, image):
 
 
 def test_a_network_with_channels_last(tmp_path, image):
-    last = MonocularDepth(write_network(tmp_path / "last.onnx", [1, 48, 64, 3], axis=3), "raw255")(image)
+    last = MonocularDepth(write_network(tmp_path / "last.onnx", [1, 48, 64, 3], axis=3), "raw255")(
+        image
+    )
     first = MonocularDepth(write_network(tmp_path / "first.onnx", [1, 3, 48, 64]), "raw255")(image)
     np.testing.assert_array_equal(last, first)
 
 
 def test_a_network_of_any_size_and_its_preprocessing(tmp_path, image):
-    """An unknown network is taken for a Depth-Anything: (686, 518) and ImageNet's mean and deviation."""
+    """An unknown network is taken for a Depth-Anything: (686, 518) and ImageNet's mean and
+    deviation."""
     mono = MonocularDepth(write_network(tmp_path / "any.onnx", [1, 3, "height", "width"]))(image)
     red = image[240, :, 0] / 255
     expected = ((red - 0.485) / 0.229 + (30 / 255 - 0.456) / 0.224 + (30 / 255 - 0.406) / 0.225) / 3
@@ -104,11 +128,15 @@ def test_a_network_of_any_size_and_its_preprocessing(tmp_path, image):
 def test_a_file_beside_the_network_says_how(tmp_path, image):
     path = write_network(tmp_path / "net.onnx", [1, 3, 48, 64])
     (tmp_path / "net.onnx.json").write_text(json.dumps({"preprocessing": "raw255"}))
-    np.testing.assert_array_equal(MonocularDepth(path)(image), MonocularDepth(path, "raw255")(image))
+    np.testing.assert_array_equal(
+        MonocularDepth(path)(image), MonocularDepth(path, "raw255")(image)
+    )
     assert not np.allclose(MonocularDepth(path)(image), MonocularDepth(path, "imagenet")(image))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"preprocessing": 3}', '{"preprocessing": "magic"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"preprocessing": 3}', '{"preprocessing": "magic"}']
+)
 def test_a_bad_file_beside_the_network(tmp_path, text):
     path = write_network(tmp_path / "net.onnx", [1, 3, 48, 64])
     (tmp_path / "net.onnx.json").write_text(text)
@@ -116,7 +144,9 @@ def test_a_bad_file_beside_the_network(tmp_path, text):
         MonocularDepth(path)
 
 
-@pytest.mark.parametrize("shape, axis", [([1, 4, 48, 64], 1), ([1, 3, 48], 1), ([1, 3, 99999, 64], 1)])
+@pytest.mark.parametrize(
+    "shape, axis", [([1, 4, 48, 64], 1), ([1, 3, 48], 1), ([1, 3, 99999, 64], 1)]
+)
 def test_networks_that_take_no_image(tmp_path, shape, axis):
     with pytest.raises(SldError, match="expected"):
         MonocularDepth(write_network(tmp_path / "net.onnx", shape, axis))
@@ -132,8 +162,12 @@ def test_files_that_are_no_network(tmp_path):
     (tmp_path / "damaged.onnx").write_bytes(b"no network")
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "weights.pth").write_bytes(b"x")
-    for name, text in (("damaged.onnx", "not a usable ONNX"), ("empty.onnx", "0 bytes"), ("missing.onnx", "cannot be read"),
-                       ("weights.pth", "expected an .onnx file")):
+    for name, text in (
+        ("damaged.onnx", "not a usable ONNX"),
+        ("empty.onnx", "0 bytes"),
+        ("missing.onnx", "cannot be read"),
+        ("weights.pth", "expected an .onnx file"),
+    ):
         with pytest.raises(SldError, match=text):
             MonocularDepth(tmp_path / name)
     with pytest.raises(SldError, match="expected auto or one of"):
@@ -148,11 +182,13 @@ def test_an_image_of_another_type_is_a_mistake(tmp_path):
 
 @pytest.fixture
 def transformers(monkeypatch):
-    """In place of the optional package: a model whose depth is the mean colour, and what it was asked for."""
+    """In place of the optional package: a model whose depth is the mean colour, and what it was
+    asked for."""
     import sys
     from types import SimpleNamespace
 
     import torch
+
     asked = SimpleNamespace(calls=[], model_type="depth_anything", estimates="relative")
 
     class Model:
@@ -171,11 +207,18 @@ def transformers(monkeypatch):
             if name == "unreachable/model":
                 raise OSError("We couldn't connect to the hub")
             return result()
+
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    processor = lambda images, return_tensors: {"pixel_values": torch.from_numpy(images[::2, ::2].copy()).permute(2, 0, 1)[None].float()}
+    processor = lambda images, return_tensors: {
+        "pixel_values": torch.from_numpy(images[::2, ::2].copy()).permute(2, 0, 1)[None].float()
+    }
     config = load(lambda: SimpleNamespace(model_type=asked.model_type))
-    module = SimpleNamespace(AutoConfig=config, AutoImageProcessor=load(lambda: processor), AutoModelForDepthEstimation=load(Model))
+    module = SimpleNamespace(
+        AutoConfig=config,
+        AutoImageProcessor=load(lambda: processor),
+        AutoModelForDepthEstimation=load(Model),
+    )
     monkeypatch.setitem(sys.modules, "transformers", module)
     return asked
 
@@ -202,6 +245,7 @@ def test_transformers_models_that_cannot_be_used(transformers, tmp_path):
 
 def test_without_transformers_the_package_is_named(monkeypatch):
     import sys
+
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SldError, match="pip install transformers"):
         MonocularDepth("some/model")
@@ -210,12 +254,17 @@ def test_without_transformers_the_package_is_named(monkeypatch):
 @pytest.mark.shared
 @pytest.mark.skipif(not NETWORK.exists(), reason=f"no {NETWORK}")
 def test_the_real_network_orders_depths():
-    """On real kitchen frames its inverse depth goes with the measured one, and auto finds its preprocessing."""
+    """On real kitchen frames its inverse depth goes with the measured one, and auto finds its
+    preprocessing."""
     from sld_core.camera.images import read_depth, read_image
+
     network = MonocularDepth(NETWORK)
     folder = SHARED / "data/kitchen/frames"
     for name in ("frame-000000", "frame-000240"):
-        image, depth = read_image(folder / f"{name}.color.jpg"), read_depth(folder / f"{name}.depth.png")
+        image, depth = (
+            read_image(folder / f"{name}.color.jpg"),
+            read_depth(folder / f"{name}.depth.png"),
+        )
         mono, known = network(image), depth > 0
         assert mono.shape == (480, 640)
         assert np.corrcoef(mono[known], 1 / depth[known])[0, 1] > 0.8

@@ -1,4 +1,5 @@
 """COLMAP's depth and normal maps, and PatchMatch up to the refusal without CUDA."""
+
 import numpy as np
 import pytest
 
@@ -22,7 +23,10 @@ def test_the_layout_of_a_normal_map(tmp_path):
 
 def test_maps_come_back(tmp_path):
     rng = np.random.default_rng(0)
-    depth, normals = rng.uniform(1, 5, (7, 11)).astype(np.float32), rng.normal(size=(7, 11, 3)).astype(np.float32)
+    depth, normals = (
+        rng.uniform(1, 5, (7, 11)).astype(np.float32),
+        rng.normal(size=(7, 11, 3)).astype(np.float32),
+    )
     patch_match.write_map(tmp_path / "depth.bin", depth)
     patch_match.write_map(tmp_path / "normals.bin", normals)
     np.testing.assert_array_equal(patch_match.read_depth_map(tmp_path / "depth.bin"), depth)
@@ -41,21 +45,26 @@ def test_colmap_reads_what_we_write(tmp_path):
 
 def test_depths_that_are_none(tmp_path):
     patch_match.write_map(tmp_path / "depth.bin", np.array([[np.nan, np.inf, -2, 0, 3]]))
-    np.testing.assert_array_equal(patch_match.read_depth_map(tmp_path / "depth.bin"), [[0, 0, 0, 0, 3]])
+    np.testing.assert_array_equal(
+        patch_match.read_depth_map(tmp_path / "depth.bin"), [[0, 0, 0, 0, 3]]
+    )
 
 
-@pytest.mark.parametrize("data, text", [
-    (b"", "no map of COLMAP's"),
-    (b"hello, this is no depth map at all", "no map of COLMAP's"),
-    (b"-3&2&1&" + bytes(24), "no map of COLMAP's"),
-    (b"999999999999&2&1&" + bytes(24), "no map of COLMAP's"),
-    (b"99999&99999&1&" + bytes(24), "expected sides"),
-    (b"16384&16384&16&" + bytes(24), "cut off"),  # 17 GB announced, none allocated
-    (b"0&2&1&", "expected sides"),
-    (b"3&2&1&" + bytes(23), "cut off"),
-    (b"3&2&1&" + bytes(25), "cut off"),
-    (b"3&2&2&" + bytes(48), "2 channels"),
-])
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (b"", "no map of COLMAP's"),
+        (b"hello, this is no depth map at all", "no map of COLMAP's"),
+        (b"-3&2&1&" + bytes(24), "no map of COLMAP's"),
+        (b"999999999999&2&1&" + bytes(24), "no map of COLMAP's"),
+        (b"99999&99999&1&" + bytes(24), "expected sides"),
+        (b"16384&16384&16&" + bytes(24), "cut off"),  # 17 GB announced, none allocated
+        (b"0&2&1&", "expected sides"),
+        (b"3&2&1&" + bytes(23), "cut off"),
+        (b"3&2&1&" + bytes(25), "cut off"),
+        (b"3&2&2&" + bytes(48), "2 channels"),
+    ],
+)
 def test_damaged_and_hostile_maps(tmp_path, data, text):
     (tmp_path / "map.bin").write_bytes(data)
     with pytest.raises(SldError, match=text):
@@ -74,6 +83,7 @@ def test_a_depth_map_is_no_normal_map(tmp_path):
 def reconstruction(tmp_path):
     """Two frames in folders of their own and a point that both see."""
     import cv2
+
     frames = []
     for name in ("a/image-000000", "b/image-000000"):
         path = tmp_path / "frames" / f"{name}.color.png"
@@ -92,16 +102,24 @@ def test_without_cuda_the_alternatives_are_named(reconstruction, tmp_path):
 
 
 def test_the_call_goes_up_to_colmap_s_own_refusal(reconstruction, tmp_path, monkeypatch):
-    """Model and undistorted images are written as COLMAP wants them; without CUDA it is COLMAP that stops."""
+    """Model and undistorted images are written as COLMAP wants them; without CUDA it is COLMAP that
+    stops."""
     if patch_match.has_cuda():
         pytest.skip("pycolmap has CUDA here")
     monkeypatch.setattr(patch_match, "has_cuda", lambda: True)
     with pytest.raises(SldError, match="PatchMatch failed.*CUDA"):
         patch_match.patch_match(reconstruction, tmp_path / "work")
-    assert (tmp_path / "work/images/a/image-000000.color.png").exists() and (tmp_path / "work/images/b/image-000000.color.png").exists()
+    assert (tmp_path / "work/images/a/image-000000.color.png").exists() and (
+        tmp_path / "work/images/b/image-000000.color.png"
+    ).exists()
 
 
 def test_maps_are_found_by_frame(reconstruction, tmp_path):
-    patch_match.write_map(tmp_path / "work/stereo/depth_maps/b/image-000000.color.png.geometric.bin", np.ones((48, 64)))
+    patch_match.write_map(
+        tmp_path / "work/stereo/depth_maps/b/image-000000.color.png.geometric.bin",
+        np.ones((48, 64)),
+    )
     found = patch_match.depth_maps(reconstruction.frames, tmp_path / "frames", tmp_path / "work")
-    assert list(found) == ["b/image-000000"] and patch_match.read_depth_map(found["b/image-000000"]).shape == (48, 64)
+    assert list(found) == ["b/image-000000"] and patch_match.read_depth_map(
+        found["b/image-000000"]
+    ).shape == (48, 64)

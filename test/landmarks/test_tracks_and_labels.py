@@ -24,10 +24,22 @@ def looking_along_z(x: float) -> np.ndarray:
 def reconstruction(tmp_path):
     """Eight cameras on a line look along z at points 2 m ahead, all seen by all."""
     rng = np.random.default_rng(0)
-    frames = tuple(Frame(str(i), tmp_path / f"{i}.jpg", CAMERA, looking_along_z(0.1 * i), session=str(i // 4)) for i in range(8))
-    points = np.column_stack([rng.uniform(-0.3, 1.0, 300), rng.uniform(-0.5, 0.5, 300), np.full(300, 2.0)])
+    frames = tuple(
+        Frame(str(i), tmp_path / f"{i}.jpg", CAMERA, looking_along_z(0.1 * i), session=str(i // 4))
+        for i in range(8)
+    )
+    points = np.column_stack(
+        [rng.uniform(-0.3, 1.0, 300), rng.uniform(-0.5, 0.5, 300), np.full(300, 2.0)]
+    )
     point, frame = (g.ravel() for g in np.meshgrid(np.arange(300), np.arange(8), indexing="ij"))
-    xy = np.stack([geometry.project(CAMERA, geometry.invert(frames[f].T_world_camera), points[p : p + 1])[0][0] for p, f in zip(point, frame)])
+    xy = np.stack(
+        [
+            geometry.project(CAMERA, geometry.invert(frames[f].T_world_camera), points[p : p + 1])[
+                0
+            ][0]
+            for p, f in zip(point, frame)
+        ]
+    )
     return Reconstruction(frames, points, np.full(300, 0.5), point, frame, xy)
 
 
@@ -46,7 +58,9 @@ def test_landmarks_keep_their_distance(reconstruction):
     first_pass = selection.spread(points, 10, config)
     between = np.linalg.norm(points[first_pass][:, None] - points[first_pass][None], axis=2)
     assert between[~np.eye(10, dtype=bool)].min() >= spacing
-    assert len(set(selection.spread(points, 300, config))) == 300  # in the end every point is placed, once
+    assert (
+        len(set(selection.spread(points, 300, config))) == 300
+    )  # in the end every point is placed, once
 
 
 def test_a_point_seen_too_rarely_or_from_one_side_is_no_candidate(reconstruction):
@@ -61,8 +75,14 @@ def test_a_point_seen_too_rarely_or_from_one_side_is_no_candidate(reconstruction
 
 def test_angular_span_by_hand(reconstruction):
     """A point 2 m ahead of the middle of a 0.7 m baseline is seen over 2 atan(0.35 / 2)."""
-    r = dataclasses.replace(reconstruction, points_N3=np.array([[0.35, 0, 2.0]]), error_px_N=np.zeros(1),
-                            obs_point_M=np.zeros(8, int), obs_frame_M=np.arange(8), obs_xy_M2=np.zeros((8, 2)))
+    r = dataclasses.replace(
+        reconstruction,
+        points_N3=np.array([[0.35, 0, 2.0]]),
+        error_px_N=np.zeros(1),
+        obs_point_M=np.zeros(8, int),
+        obs_frame_M=np.arange(8),
+        obs_xy_M2=np.zeros((8, 2)),
+    )
     assert selection.angular_span(r)[0] == pytest.approx(2 * np.arctan(0.35 / 2), rel=0.01)
 
 
@@ -71,36 +91,52 @@ def test_held_out_frames_leave_no_trace(reconstruction):
     assert len(held_out) == 2 and held_out[1] == held_out[0] + 1
     rest = without(reconstruction, held_out)
     assert len(rest.frames) == 6 and len(rest.obs_point_M) == 6 * 300
-    assert {rest.frames[i].name for i in rest.obs_frame_M} == {f.name for i, f in enumerate(reconstruction.frames) if i not in held_out}
+    assert {rest.frames[i].name for i in rest.obs_frame_M} == {
+        f.name for i, f in enumerate(reconstruction.frames) if i not in held_out
+    }
     assert hold_out(100, 0.0) == [] and len(hold_out(200, 0.05)) == 10
 
 
 def test_labels_behind_an_occluder(tmp_path):
-    """A wall at 1 m covers the left half; landmarks at 2 m behind it are hidden, on the right they are visible."""
+    """A wall at 1 m covers the left half; landmarks at 2 m behind it are hidden, on the right they
+    are visible."""
     depth = np.full((48, 64), 2000, np.uint16)
     depth[:, :32] = 1000
     depth[:, 60:] = 0  # no measurement
     cv2.imwrite(str(tmp_path / "d.png"), depth)
     frame = Frame("f", tmp_path / "f.jpg", CAMERA, np.eye(4), tmp_path / "d.png")
     at = lambda x_px, z: [(x_px - 32) / 50 * z, 0, z]
-    xyz = np.array([at(16, 2.0), at(48, 2.0), at(16, 1.0), at(62, 2.0), at(70, 2.0), [0, 0, -1.0], at(48, 2.4)])
+    xyz = np.array(
+        [at(16, 2.0), at(48, 2.0), at(16, 1.0), at(62, 2.0), at(70, 2.0), [0, 0, -1.0], at(48, 2.4)]
+    )
     V = Visibility
     seen, xy = visibility.label_frame(frame, xyz, LabelConfig())
-    assert seen.tolist() == [V.HIDDEN, V.VISIBLE, V.VISIBLE, V.UNKNOWN, V.HIDDEN, V.HIDDEN, V.UNKNOWN]
+    assert seen.tolist() == [
+        V.HIDDEN,
+        V.VISIBLE,
+        V.VISIBLE,
+        V.UNKNOWN,
+        V.HIDDEN,
+        V.HIDDEN,
+        V.UNKNOWN,
+    ]
     np.testing.assert_allclose(xy[1], [48, 24])
 
 
 def test_without_depth_only_tracks_tell(reconstruction):
     chosen = selection.select(reconstruction, LandmarkConfig(count=50))
     first = without(reconstruction, [7])
-    first = dataclasses.replace(first, frames=reconstruction.frames)  # frame 7 stays, its observations are gone
+    first = dataclasses.replace(
+        first, frames=reconstruction.frames
+    )  # frame 7 stays, its observations are gone
     out = visibility.label(first, chosen, LabelConfig())
     inside = out.visibility_FL != Visibility.HIDDEN
     assert (out.visibility_FL[:7][inside[:7]] == Visibility.VISIBLE).all()
     assert (out.visibility_FL[7][inside[7]] == Visibility.UNKNOWN).all() and inside[7].any()
 
 
-# folders of frames --------------------------------------------------------------------------------------------------
+# folders of frames --------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -119,20 +155,32 @@ def test_a_folder_of_frames(folder):
     assert len(folders.read_frames(folder)) == 3
 
 
-@pytest.mark.parametrize("break_it, expected", [
-    (lambda d: (d / "map.txt").write_text("frame-000009\n"), "no such image"),
-    (lambda d: (d / "map.txt").write_text(""), "names no frames"),
-    (lambda d: (d / "map.txt").write_text("../../etc/passwd\n"), "leads out of"),
-    (lambda d: (d / "map.txt").write_text("frame-000000\nframe-000000\n"), "twice"),
-    (lambda d: (d / "camera-intrinsics.txt").unlink(), "camera-intrinsics.txt: cannot be read"),
-    (lambda d: (d / "camera-intrinsics.txt").write_text("1 2 3"), "expected 3x3"),
-    (lambda d: (d / "camera-intrinsics.txt").write_text("99 0 63.5 0 99 47.5 0 0 1"), "image is 64x48 but .* is for images of about 128x96"),
-    (lambda d: (d / "frame-000000.pose.txt").write_text("nan " * 16), "expected 4x4 finite"),
-    (lambda d: (d / "frame-000000.pose.txt").write_text("2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1"), "not a rigid"),
-    (lambda d: (d / "frame-000000.pose.txt").write_text("hello"), "expected 4x4 numbers"),
-    (lambda d: (d / "frame-000000.color.jpg").write_bytes(b"no image"), "neither JPEG nor PNG"),
-    (lambda d: (d / "frame-000000.color.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00"), "damaged JPEG"),
-])
+@pytest.mark.parametrize(
+    "break_it, expected",
+    [
+        (lambda d: (d / "map.txt").write_text("frame-000009\n"), "no such image"),
+        (lambda d: (d / "map.txt").write_text(""), "names no frames"),
+        (lambda d: (d / "map.txt").write_text("../../etc/passwd\n"), "leads out of"),
+        (lambda d: (d / "map.txt").write_text("frame-000000\nframe-000000\n"), "twice"),
+        (lambda d: (d / "camera-intrinsics.txt").unlink(), "camera-intrinsics.txt: cannot be read"),
+        (lambda d: (d / "camera-intrinsics.txt").write_text("1 2 3"), "expected 3x3"),
+        (
+            lambda d: (d / "camera-intrinsics.txt").write_text("99 0 63.5 0 99 47.5 0 0 1"),
+            "image is 64x48 but .* is for images of about 128x96",
+        ),
+        (lambda d: (d / "frame-000000.pose.txt").write_text("nan " * 16), "expected 4x4 finite"),
+        (
+            lambda d: (d / "frame-000000.pose.txt").write_text("2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1"),
+            "not a rigid",
+        ),
+        (lambda d: (d / "frame-000000.pose.txt").write_text("hello"), "expected 4x4 numbers"),
+        (lambda d: (d / "frame-000000.color.jpg").write_bytes(b"no image"), "neither JPEG nor PNG"),
+        (
+            lambda d: (d / "frame-000000.color.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00"),
+            "damaged JPEG",
+        ),
+    ],
+)
 def test_each_flaw_of_a_folder_is_named(folder, break_it, expected):
     break_it(folder)
     with pytest.raises(SldError, match=expected):
@@ -146,6 +194,7 @@ def test_a_list_with_a_byte_order_mark_and_windows_line_ends(folder):
 
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path):
     from sld_core.camera.images import read_image
+
     _, png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))
     bomb = bytearray(png.tobytes())
     bomb[16:24] = (60000).to_bytes(4, "big") * 2
@@ -156,14 +205,21 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path):
         read_image(tmp_path)
 
 
-# upright images -----------------------------------------------------------------------------------------------------
+# upright images -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("roll", [-2.5, -0.7, 0.3, 1.5])
 def test_a_rolled_image_is_turned_upright(roll):
-    """A camera rolled about its axis: after turning the image, a point above another one is above it in the image."""
+    """A camera rolled about its axis: after turning the image, a point above another one is above
+    it in the image."""
     from sld_core.camera.images import rotate
-    level = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # camera axes in a z-up world: looks along +y
-    T = geometry.make_transform(level @ geometry.rotation_from_vector(np.array([0, 0, roll])), np.zeros(3))
+
+    level = np.array(
+        [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]
+    )  # camera axes in a z-up world: looks along +y
+    T = geometry.make_transform(
+        level @ geometry.rotation_from_vector(np.array([0, 0, roll])), np.zeros(3)
+    )
     angle = geometry.upright_angle(T, np.array([0, 0, 1.0]))
     assert angle == pytest.approx(roll)
     xy, _ = geometry.project(CAMERA, geometry.invert(T), np.array([[0, 5.0, 0], [0, 5.0, 0.5]]))
@@ -179,6 +235,7 @@ def test_straight_down_there_is_no_upright():
 
 def test_pixels_move_with_a_rotated_image():
     from sld_core.camera.images import rotate
+
     y, x = np.mgrid[:48, :64] + 0.5
     spot = 250 * np.exp(-((x - 20.2) ** 2 + (y - 30.7) ** 2) / 10)
     for angle in (0.4, -1.2, 2.0):
@@ -193,12 +250,16 @@ def test_pixels_move_with_a_rotated_image():
 
 def test_a_robot_that_does_not_roll_pays_nothing():
     from sld_core.localizer import roll_attempts
+
     assert roll_attempts(0.0, 0.0) == [0.0]
-    attempts = np.degrees(roll_attempts(np.radians(-60), np.radians(30))).round().astype(int).tolist()
+    attempts = (
+        np.degrees(roll_attempts(np.radians(-60), np.radians(30))).round().astype(int).tolist()
+    )
     assert attempts[0] == 0 and sorted(attempts) == [-70, -35, 0, 35]
 
 
-# tracks with known poses: in whose folder they work, and what becomes of their stored result ------------------------
+# tracks with known poses: in whose folder they work, and what becomes of their stored result ------
+
 
 @pytest.fixture
 def frames(tmp_path):
@@ -217,7 +278,14 @@ def times(monkeypatch):
     def reconstruct(frames, work, config, seed, progress):
         (work / "features.db").write_text("ours")
         made.append(work)
-        return Reconstruction(tuple(frames), np.array([[1.0, 2, 3]]), np.zeros(1), np.zeros(3, int), np.arange(3), np.ones((3, 2)))
+        return Reconstruction(
+            tuple(frames),
+            np.array([[1.0, 2, 3]]),
+            np.zeros(1),
+            np.zeros(3, int),
+            np.arange(3),
+            np.ones((3, 2)),
+        )
 
     monkeypatch.setattr(triangulation, "reconstruct", reconstruct)
     return made
@@ -241,7 +309,10 @@ def test_a_folder_of_somebody_else_is_left_alone(frames, times, tmp_path, name):
 
 def test_a_folder_of_ours_is_used_again(frames, times, tmp_path):
     first = once(frames, tmp_path / "new")
-    assert np.array_equal(once(frames, tmp_path / "new").points_N3, first.points_N3) and len(times) == 1
+    assert (
+        np.array_equal(once(frames, tmp_path / "new").points_N3, first.points_N3)
+        and len(times) == 1
+    )
     (tmp_path / "new" / "tracks.npz").unlink()  # as a killed run leaves it
     once(frames, tmp_path / "new")
     assert len(times) == 2
@@ -254,11 +325,18 @@ def test_a_folder_of_ours_is_used_again(frames, times, tmp_path):
     assert len(times) == 3 and (tmp_path / "mine" / "thesis.txt").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"text", lambda data: data[:-30]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:200], lambda data: b"", lambda data: b"text", lambda data: data[:-30]],
+)
 def test_a_damaged_result_is_computed_anew(frames, times, tmp_path, caplog, damage):
     first, path = once(frames, tmp_path), tmp_path / "tracks.npz"
     path.write_bytes(damage(path.read_bytes()))
     assert np.array_equal(once(frames, tmp_path).points_N3, first.points_N3) and len(times) == 2
-    assert len(caplog.messages) == 1 and "tracks.npz: cannot be read" in caplog.text and "tracks are computed again" in caplog.text
+    assert (
+        len(caplog.messages) == 1
+        and "tracks.npz: cannot be read" in caplog.text
+        and "tracks are computed again" in caplog.text
+    )
     once(frames, tmp_path)
     assert len(times) == 2

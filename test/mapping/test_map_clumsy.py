@@ -1,14 +1,15 @@
 """`sld map` in clumsy hands: what a stranger met when he tried to break it."""
+
 import fcntl
 
 import pytest
 
 from sld_core import cli
-from sld_core.config.settings import override
 from sld_core.config.mapping import MapConfig
-from sld_core.mapping import pipeline
+from sld_core.config.settings import override
 from sld_core.data.formats.foreign_indoor6 import _chosen
 from sld_core.data.formats.indoor6 import read_scene_data
+from sld_core.mapping import pipeline
 from sld_core.mapping.settings import gone_back, settings_of
 from sld_core.types import SldError
 
@@ -41,9 +42,15 @@ def test_a_place_to_write_is_checked_before_the_work(tmp_path, capsys):
     assert "is a folder" in capsys.readouterr().err and not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("setting, words", [
-    ("count=5", "did you mean landmarks.count[?]"), ("sfm.length=1", "did you mean depth.gaussian_process.length[?]"),
-    ("max_features", "did you mean sfm.max_features[?]"), ("seeed=1", "expected group.name=value")])
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("count=5", "did you mean landmarks.count[?]"),
+        ("sfm.length=1", "did you mean depth.gaussian_process.length[?]"),
+        ("max_features", "did you mean sfm.max_features[?]"),
+        ("seeed=1", "expected group.name=value"),
+    ],
+)
 def test_a_setting_without_its_group_is_told_where_it_belongs(setting, words):
     with pytest.raises(SldError, match=f"no such setting; {words}"):
         override(MapConfig(), [setting])
@@ -57,10 +64,23 @@ def test_files_looked_for_are_named_with_one_asterisk(tmp_path):
 
 
 def test_settings_that_went_back_to_their_default_are_named():
-    before = settings_of("landmarks", override(MapConfig(), ["landmarks.count=200", "split.test=0.2", "landmarks.min_views=4"]), None)
+    before = settings_of(
+        "landmarks",
+        override(MapConfig(), ["landmarks.count=200", "split.test=0.2", "landmarks.min_views=4"]),
+        None,
+    )
     now = settings_of("landmarks", override(MapConfig(), ["landmarks.min_views=5"]), None)
-    assert gone_back("landmarks", before, now) == ["landmarks.count was 200 and is the default 1000",
-                                                   "split.test was 0.2 and is the default 0.0"]
-    assert gone_back("landmarks", now, before) == gone_back("landmarks", {}, now) == gone_back("dataset", {}, {}) == []
+    assert gone_back("landmarks", before, now) == [
+        "landmarks.count was 200 and is the default 1000",
+        "split.test was 0.2 and is the default 0.0",
+    ]
+    assert (
+        gone_back("landmarks", now, before)
+        == gone_back("landmarks", {}, now)
+        == gone_back("dataset", {}, {})
+        == []
+    )
     modelled = settings_of("depth", MapConfig(), "net.onnx")
-    assert gone_back("depth", modelled, settings_of("depth", MapConfig(), None)) == ["--model was 'net.onnx' and is not given"]
+    assert gone_back("depth", modelled, settings_of("depth", MapConfig(), None)) == [
+        "--model was 'net.onnx' and is not given"
+    ]

@@ -1,4 +1,6 @@
-"""`sld map` through the command line: images in, a dataset out, all at once or by stages; and what cannot be used."""
+"""`sld map` through the command line: images in, a dataset out, all at once or by stages; and what
+cannot be used."""
+
 import json
 import os
 import re
@@ -15,14 +17,14 @@ from bag_messages import SECOND, START, compressed_image, write_mcap
 from small_place import CAMERA, against, shoot, sway, write, write_photos
 
 from sld_core import cli
-from sld_core.commands import map as map_command
-from sld_core.config.settings import override
-from sld_core.geometry import pose_error, similarity
 from sld_core.camera.images import read_image
-from sld_core.localizer import Localizer
+from sld_core.commands import map as map_command
 from sld_core.config.mapping import MapConfig
-from sld_core.mapping import pipeline
+from sld_core.config.settings import override
 from sld_core.data.formats.indoor6 import read_scene_data
+from sld_core.geometry import pose_error, similarity
+from sld_core.localizer import Localizer
+from sld_core.mapping import pipeline
 from sld_core.sfm.reconstruction_file import read_reconstruction, write_reconstruction
 from sld_core.types import SldError
 
@@ -35,7 +37,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-# sld map all: photographs with depth ----------------------------------------------------------------------------------
+# sld map all: photographs with depth --------------------------------------------------------------
 
 
 def sld(*args):
@@ -55,29 +57,64 @@ def photos(tmp_path_factory):
 def mapped(photos, tmp_path_factory):
     """A finished map of the photographs, and what `--json` said."""
     output = tmp_path_factory.mktemp("map") / "corner"
-    assert sld("all", "--images", photos, "--output", output, "--json", output.parent / "out.json", *FEW) == 0
+    assert (
+        sld(
+            "all",
+            "--images",
+            photos,
+            "--output",
+            output,
+            "--json",
+            output.parent / "out.json",
+            *FEW,
+        )
+        == 0
+    )
     return output, json.loads((output.parent / "out.json").read_text())
 
 
 def test_photographs_with_depth_become_a_metric_dataset(mapped):
     output, told = mapped
-    assert (told["images"], told["registered"], told["metric"], told["scale_source"]) == (14, 14, True, "depth")
-    assert 0 < told["reprojection_px"] < 1 and told["lost"] == told["rejected"] == {} and told["pieces"] == [14]
-    assert list(told["seconds"]) == STAGES and all(s >= 0 for s in told["seconds"].values()) and told["seconds"]["sfm"] > 0.5
+    assert (told["images"], told["registered"], told["metric"], told["scale_source"]) == (
+        14,
+        14,
+        True,
+        "depth",
+    )
+    assert (
+        0 < told["reprojection_px"] < 1
+        and told["lost"] == told["rejected"] == {}
+        and told["pieces"] == [14]
+    )
+    assert (
+        list(told["seconds"]) == STAGES
+        and all(s >= 0 for s in told["seconds"].values())
+        and told["seconds"]["sfm"] > 0.5
+    )
     data = read_scene_data(output)
-    assert data.metric and len(data.frames) == 14 == len(data.split_F) and set(data.split_F) <= {"train", "val", "test"}
-    assert len(data.landmarks) == told["landmarks"] >= 30 and data.visibility_FL.shape == (14, len(data.landmarks))
+    assert (
+        data.metric
+        and len(data.frames) == 14 == len(data.split_F)
+        and set(data.split_F) <= {"train", "val", "test"}
+    )
+    assert len(data.landmarks) == told["landmarks"] >= 30 and data.visibility_FL.shape == (
+        14,
+        len(data.landmarks),
+    )
     fit = against(data.frames, POSES)
     assert abs(fit.scale - 1) < 0.02 and fit.median_m < 0.015  # metres, to 2 %
     # landmarks lie on what the cameras see: the rendered depth at their pixels says so
     assert np.median(surface_errors(data, fit)) < 0.02
-    assert {"scene.json", "report.html", "train_test_val.pkl", "sld-map.json", "work"} <= set(names(output))
+    assert {"scene.json", "report.html", "train_test_val.pkl", "sld-map.json", "work"} <= set(
+        names(output)
+    )
     assert names(output / "work") == sorted(STAGES)  # nothing half-made
     assert "Map of corner" in (output / "report.html").read_text()
 
 
 def surface_errors(data, fit):
-    """Relative difference of landmarks' depth to the rendered one, where the dataset calls them visible."""
+    """Relative difference of landmarks' depth to the rendered one, where the dataset calls them
+    visible."""
     out, xyz = [], fit.points(data.landmarks.xyz_L3)
     for i, visible_L in enumerate(data.visibility_FL):
         depth = shoot(POSES[i], i)[1] / 1000
@@ -94,7 +131,19 @@ def test_what_is_done_is_not_done_again(mapped, photos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         for work in ("solve", "write_scene_data", "label_and_report"):
             patch.setattr(pipeline, work, None)
-        assert sld("all", "--images", photos, "--output", output, "--json", tmp_path / "again.json", *FEW) == 0
+        assert (
+            sld(
+                "all",
+                "--images",
+                photos,
+                "--output",
+                output,
+                "--json",
+                tmp_path / "again.json",
+                *FEW,
+            )
+            == 0
+        )
     assert json.loads((tmp_path / "again.json").read_text()) == told and stamps_of(output) == before
 
 
@@ -106,29 +155,44 @@ def test_a_stage_alone_redoes_only_what_follows(mapped, photos, tmp_path):
     assert sld("landmarks", "--output", output, *fewer, "--json", tmp_path / "l.json") == 0
     found = json.loads((tmp_path / "l.json").read_text())
     assert found["landmarks"] == 20 and list(found["seconds"]) == ["landmarks"]
-    assert len(read_scene_data(output).landmarks) == len(read_scene_data(mapped[0]).landmarks)  # the dataset is still the old one
+    assert len(read_scene_data(output).landmarks) == len(
+        read_scene_data(mapped[0]).landmarks
+    )  # the dataset is still the old one
     assert sld("all", "--images", photos, "--output", output, *fewer) == 0
     after = stamps_of(output)
-    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["landmarks", "labels", "dataset"]
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == [
+        "landmarks",
+        "labels",
+        "dataset",
+    ]
     few, many = read_scene_data(output), read_scene_data(mapped[0])
-    assert np.array_equal(few.landmarks.xyz_L3, many.landmarks.xyz_L3[:20])  # the first are the best
+    assert np.array_equal(
+        few.landmarks.xyz_L3, many.landmarks.xyz_L3[:20]
+    )  # the first are the best
     assert sorted(p.name for p in output.glob("landmarks-*.txt")) == ["landmarks-20.txt"]
 
 
 def test_a_stage_does_not_take_what_an_older_one_left(mapped, tmp_path, capsys):
-    """Other metres: depth images of the old ones must not be compared with points of the new ones."""
+    """Other metres: depth images of the old ones must not be compared with points of the new
+    ones."""
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
     assert sld("metric", "--output", output, "--set", "metric.source=none") == 0
     capsys.readouterr()
     for stage in ("landmarks", "labels", "dataset"):
         assert sld(stage, "--output", output, *FEW) == 2
-        assert f"the stage 'depth' was done before metric changed; run `sld map depth --output {output}` again" in one_line(capsys)
+        assert (
+            "the stage 'depth' was done before metric changed; run `sld map depth --output "
+            f"{output}` again" in one_line(capsys)
+        )
     assert not json.loads((output / "work/metric/stage.json").read_text())["found"]["metric"]
 
 
 def test_a_run_that_is_stopped_goes_on(mapped, photos, tmp_path, monkeypatch):
-    output, given = tmp_path / "map", ["--images", photos, "--output", tmp_path / "map", *FEW, "--set", "sfm.max_features=2000"]
+    output, given = (
+        tmp_path / "map",
+        ["--images", photos, "--output", tmp_path / "map", *FEW, "--set", "sfm.max_features=2000"],
+    )
     shutil.copytree(mapped[0], output)
     before = stamps_of(output)
 
@@ -138,11 +202,15 @@ def test_a_run_that_is_stopped_goes_on(mapped, photos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pycolmap, "incremental_mapping", stop)
         assert sld("all", *given) == 130
-    assert stamps_of(output) == before and names(output / "work") == sorted([*STAGES, "sfm.partial"])
+    assert stamps_of(output) == before and names(output / "work") == sorted(
+        [*STAGES, "sfm.partial"]
+    )
     assert len(read_scene_data(output).frames) == 14  # the old one
     found = features_of(output / "work" / "sfm.partial")
     assert sld("all", *given) == 0
-    assert features_of(output / "work" / "sfm") == found and names(output / "work") == sorted(STAGES)
+    assert features_of(output / "work" / "sfm") == found and names(output / "work") == sorted(
+        STAGES
+    )
     assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == STAGES[1:]
     assert read_scene_data(output).metric
 
@@ -175,10 +243,18 @@ def test_test_images_choose_no_landmarks(mapped, photos, tmp_path):
     reconstruction = read_reconstruction(output / "work" / "metric")
     held_out = np.flatnonzero(chosen["split_F"] != "train")
     rng = np.random.default_rng(0)
-    keep = ~np.isin(reconstruction.obs_frame_M, held_out) | (rng.random(len(reconstruction.obs_frame_M)) < 0.1)
-    write_reconstruction(output / "work" / "metric", replace(
-        reconstruction, obs_point_M=reconstruction.obs_point_M[keep], obs_frame_M=reconstruction.obs_frame_M[keep],
-        obs_xy_M2=reconstruction.obs_xy_M2[keep]))
+    keep = ~np.isin(reconstruction.obs_frame_M, held_out) | (
+        rng.random(len(reconstruction.obs_frame_M)) < 0.1
+    )
+    write_reconstruction(
+        output / "work" / "metric",
+        replace(
+            reconstruction,
+            obs_point_M=reconstruction.obs_point_M[keep],
+            obs_frame_M=reconstruction.obs_frame_M[keep],
+            obs_xy_M2=reconstruction.obs_xy_M2[keep],
+        ),
+    )
     shutil.rmtree(output / "work" / "landmarks")
     assert sld("landmarks", "--output", output, *settings) == 0
     assert np.array_equal(landmarks_of(output)["xyz_L3"], chosen["xyz_L3"])
@@ -189,12 +265,14 @@ def landmarks_of(output):
         return dict(data)
 
 
-# sld map all: videos, no scale ----------------------------------------------------------------------------------------
+# sld map all: videos, no scale --------------------------------------------------------------------
 
 
 def write_video(path, images, fps=4):
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (CAMERA.width, CAMERA.height))
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (CAMERA.width, CAMERA.height)
+    )
     for image in images:
         writer.write(image[..., ::-1])
     writer.release()
@@ -202,18 +280,39 @@ def write_video(path, images, fps=4):
 
 
 def test_two_videos_of_one_name_are_two_sessions_and_a_distance_makes_them_metric(tmp_path, capsys):
-    videos = [write_video(tmp_path / part / "drive.avi", [shoot(POSES[i], i)[0] for i in order])
-              for part, order in (("first", range(7)), ("second", range(7, 14)))]
+    videos = [
+        write_video(tmp_path / part / "drive.avi", [shoot(POSES[i], i)[0] for i in order])
+        for part, order in (("first", range(7)), ("second", range(7, 14)))
+    ]
     np.savetxt(tmp_path / "K.txt", [[300, 0, 160], [0, 300, 120], [0, 0, 1]])
     output, told = tmp_path / "map", tmp_path / "out.json"
-    given = ["--video", *videos, "--intrinsics", tmp_path / "K.txt", "--output", output, "--json", told, *FEW]
+    given = [
+        "--video",
+        *videos,
+        "--intrinsics",
+        tmp_path / "K.txt",
+        "--output",
+        output,
+        "--json",
+        told,
+        *FEW,
+    ]
     assert sld("all", *given) == 0
     out = capsys.readouterr().out
     assert "NOT in metres" in out and "14 of 14 images placed" in out
     found = json.loads(told.read_text())
-    assert (found["images"], found["registered"], found["sessions"], found["metric"], found["scale_source"]) == (14, 14, 2, False, "none")
+    assert (
+        found["images"],
+        found["registered"],
+        found["sessions"],
+        found["metric"],
+        found["scale_source"],
+    ) == (14, 14, 2, False, "none")
     data = read_scene_data(output)
-    assert not data.metric and [f.session for f in data.frames] == ["first/drive"] * 7 + ["second/drive"] * 7
+    assert (
+        not data.metric
+        and [f.session for f in data.frames] == ["first/drive"] * 7 + ["second/drive"] * 7
+    )
     assert len({f.name for f in data.frames}) == 14 and against(data.frames, POSES).median_m < 0.03
 
     metres = np.linalg.norm(POSES[0][:3, 3] - POSES[6][:3, 3])
@@ -222,30 +321,44 @@ def test_two_videos_of_one_name_are_two_sessions_and_a_distance_makes_them_metri
     assert sld("metric", "--output", output, *distance) == 0
     assert '"metric": true' in capsys.readouterr().out
     assert not read_scene_data(output).metric  # of the dataset, all stages after it decide
-    assert sld("all", "--output", output, "--json", told, *FEW, *distance) == 0  # of the images it has
+    assert (
+        sld("all", "--output", output, "--json", told, *FEW, *distance) == 0
+    )  # of the images it has
     assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == STAGES[2:]
     data = read_scene_data(output)
     assert data.metric and json.loads(told.read_text())["scale_source"] == "distance"
-    scale, _, _ = similarity(np.array([f.T_world_camera[:3, 3] for f in data.frames]), np.array([T[:3, 3] for T in POSES]))
+    scale, _, _ = similarity(
+        np.array([f.T_world_camera[:3, 3] for f in data.frames]),
+        np.array([T[:3, 3] for T in POSES]),
+    )
     assert abs(scale - 1) < 0.02
 
 
-# from the map to a scene that localizes -------------------------------------------------------------------------------
+# from the map to a scene that localizes -----------------------------------------------------------
 
 
 def test_a_map_is_taught_and_localizes_its_own_images(mapped, tmp_path):
     """Both halves, joined by nothing but the folder between them."""
     output, scene = mapped[0], tmp_path / "corner.sld"
-    assert cli.main(["teach", "--scene-data", str(output), "--output", str(scene), "--head", "prototype"]) == 0
+    assert (
+        cli.main(
+            ["teach", "--scene-data", str(output), "--output", str(scene), "--head", "prototype"]
+        )
+        == 0
+    )
     frames, errors = read_scene_data(output).frames, []
     localizer = Localizer.load(scene)
     for frame in frames:
-        if (pose := localizer.localize(read_image(frame.image_path), frame.camera).pose) is not None:
+        if (
+            pose := localizer.localize(read_image(frame.image_path), frame.camera).pose
+        ) is not None:
             errors.append(pose_error(pose.T_world_camera, frame.T_world_camera))
-    assert len(errors) >= 12 and (np.median(errors, axis=0) < [0.05, 2]).all(), errors  # metres, degrees
+    assert len(errors) >= 12 and (np.median(errors, axis=0) < [0.05, 2]).all(), (
+        errors
+    )  # metres, degrees
 
 
-# without a scale; and what became of what a stage left ----------------------------------------------------------------
+# without a scale; and what became of what a stage left --------------------------------------------
 
 
 def warnings_of(caplog):
@@ -258,11 +371,22 @@ def test_depth_in_metres_is_not_used_in_a_scene_without_them(mapped, tmp_path, c
     unscaled = [*FEW, "--set", "metric.source=none"]
     assert sld("all", "--output", output, "--json", told, *unscaled) == 0
     found = json.loads(told.read_text())
-    assert not found["metric"] and found["depth"]["source"] == "none" and 0.1 < found["labels"]["visible"]
+    assert (
+        not found["metric"]
+        and found["depth"]["source"] == "none"
+        and found["labels"]["visible"] > 0.1
+    )
     assert found["labels"]["tracked_hidden"] < 0.05 and found["labels"]["hidden"] < 0.5
-    assert [note for note in found["notes"] if note.startswith("the depth images are not used: they are in metres")]
+    assert [
+        note
+        for note in found["notes"]
+        if note.startswith("the depth images are not used: they are in metres")
+    ]
     assert "note: the depth images are not used" in capsys.readouterr().out
-    assert not list(output.glob("*.depth.png")) and "the depth images are not used" in (output / "report.html").read_text()
+    assert (
+        not list(output.glob("*.depth.png"))
+        and "the depth images are not used" in (output / "report.html").read_text()
+    )
     assert sld("depth", "--output", output, "--set", "depth.source=sensor") == 2
     assert "measured depth is in metres and this scene is not" in one_line(capsys)
 
@@ -270,7 +394,9 @@ def test_depth_in_metres_is_not_used_in_a_scene_without_them(mapped, tmp_path, c
 def test_another_model_under_the_name_of_the_first_is_another_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.onnx").write_bytes(b"one")
-    key = lambda model: json.dumps(pipeline.MapJob(tmp_path / "map", model=model)._settings("depth"))
+    key = lambda model: json.dumps(
+        pipeline.MapJob(tmp_path / "map", model=model)._settings("depth")
+    )
     one = key("net.onnx")
     assert one == key(tmp_path / "net.onnx") != key(None)  # by whatever way it is named
     (tmp_path / "net.onnx").write_bytes(b"another")
@@ -279,7 +405,9 @@ def test_another_model_under_the_name_of_the_first_is_another_model(tmp_path, mo
     assert len({one, another, key("net.onnx")}) == 3
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
-    assert key("folder") != key("some/hub-name") == key("some/hub-name") and str(tmp_path / "folder") in key("folder")
+    assert key("folder") != key("some/hub-name") == key("some/hub-name") and str(
+        tmp_path / "folder"
+    ) in key("folder")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -287,24 +415,39 @@ def test_damaged_depth_images_are_made_anew(mapped, tmp_path, capsys, caplog, da
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
     path = output / "work/depth/image-000004.depth.png"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if damage == "truncated" else path.unlink()
+    path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2]
+    ) if damage == "truncated" else path.unlink()
     assert sld("labels", "--output", output, "--seed", 5) == 2
     text = one_line(capsys)
     assert f"`sld map depth --output {output}`" in text
-    words = "image-000004.depth.png: ends too early" if damage == "truncated" else "holds 13 of 14 depth images"
+    words = (
+        "image-000004.depth.png: ends too early"
+        if damage == "truncated"
+        else "holds 13 of 14 depth images"
+    )
     assert words in text
     assert sld("all", "--output", output, *FEW) == 0
-    assert len(told := warnings_of(caplog)) == 1 and "the stage 'depth' is damaged and is done anew" in told[0] and words in told[0]
+    assert (
+        len(told := warnings_of(caplog)) == 1
+        and "the stage 'depth' is damaged and is done anew" in told[0]
+        and words in told[0]
+    )
     before, after = stamps_of(mapped[0]), stamps_of(output)
     assert [s for s in STAGES if after[s] != before[s]] == STAGES[3:]
     assert path.read_bytes() == (mapped[0] / path.relative_to(output)).read_bytes()
 
 
-def test_a_stage_that_names_images_of_before_is_not_called_damaged(mapped, tmp_path, caplog, monkeypatch):
+def test_a_stage_that_names_images_of_before_is_not_called_damaged(
+    mapped, tmp_path, caplog, monkeypatch
+):
     """It is done anew because the images are others; until that is done it stays."""
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
-    assert sld("frames", "--images", write_photos(tmp_path / "fewer", POSES[:5]), "--output", output) == 0
+    assert (
+        sld("frames", "--images", write_photos(tmp_path / "fewer", POSES[:5]), "--output", output)
+        == 0
+    )
     assert not (output / "work/frames/images/image-000005.jpg").exists()
 
     def stop(*_, **__):
@@ -321,11 +464,20 @@ def test_a_report_that_was_deleted_is_written_again(mapped, tmp_path, caplog):
     (output / "report.html").unlink()
     before = stamps_of(output)
     assert sld("all", "--output", output, *FEW) == 0
-    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == ["dataset"] and (output / "report.html").exists()
+    assert [stage for stage in STAGES if stamps_of(output)[stage] != before[stage]] == [
+        "dataset"
+    ] and (output / "report.html").exists()
     assert "report.html: no such file" in warnings_of(caplog)[0]
 
 
-@pytest.mark.parametrize("text", ["", '{"format": "sld sc', '{"format": "sld scene data", "version": 1, "complete": false, "files": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"format": "sld sc',
+        '{"format": "sld scene data", "version": 1, "complete": false, "files": []}',
+    ],
+)
 def test_a_damaged_scene_json_counts_as_missing(mapped, tmp_path, monkeypatch, text):
     output, written = tmp_path / "map", []
     shutil.copytree(mapped[0], output)
@@ -357,13 +509,18 @@ def test_frames_that_fail_leave_no_images(photos, tmp_path, monkeypatch, error):
     assert names(tmp_path / "map/work/frames.partial") == ["stage.json"]
 
 
-# what cannot be used --------------------------------------------------------------------------------------------------
+# what cannot be used ------------------------------------------------------------------------------
 
 
 def one_line(capsys):
-    """The only line on standard error besides progress, which ends in a percentage, and what earlier stages advise."""
-    lines = [line for line in capsys.readouterr().err.splitlines()
-             if not re.fullmatch(r"[a-z ]+: +\d+%", line) and not line.startswith("the dataset follows with")]
+    """The only line on standard error besides progress, which ends in a percentage, and what
+    earlier stages advise."""
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if not re.fullmatch(r"[a-z ]+: +\d+%", line)
+        and not line.startswith("the dataset follows with")
+    ]
     assert len(lines) == 1 and lines[0].startswith("sld: "), lines
     return lines[0]
 
@@ -387,10 +544,19 @@ def test_a_folder_with_other_files_is_not_touched(photos, tmp_path, capsys):
     mine = tmp_path / "mine"
     (mine / "sub").mkdir(parents=True)
     (mine / "thesis.txt").write_text("years of work")
-    for stage, source in (("all", ["--images", photos]), ("frames", ["--images", photos]), ("sfm", [])):
+    for stage, source in (
+        ("all", ["--images", photos]),
+        ("frames", ["--images", photos]),
+        ("sfm", []),
+    ):
         assert sld(stage, *source, "--output", mine) == 2
-        assert "holds files that are not a map of sld; choose a new or empty folder" in one_line(capsys)
-    assert names(mine) == ["sub", "thesis.txt"] and (mine / "thesis.txt").read_text() == "years of work"
+        assert "holds files that are not a map of sld; choose a new or empty folder" in one_line(
+            capsys
+        )
+    assert (
+        names(mine) == ["sub", "thesis.txt"]
+        and (mine / "thesis.txt").read_text() == "years of work"
+    )
     assert sld("frames", "--images", photos, "--output", mine / "thesis.txt") == 2
     assert "thesis.txt" in one_line(capsys)
     (tmp_path / "empty").mkdir()
@@ -400,16 +566,27 @@ def test_a_folder_with_other_files_is_not_touched(photos, tmp_path, capsys):
 def test_a_map_does_not_lie_among_its_images(tmp_path, capsys):
     for i in range(3):
         write(tmp_path / "photos" / f"{i}.png", np.full((48, 64, 3), i, np.uint8))
-    assert "lies in" in refused(capsys, tmp_path / "photos" / "map", "all", "--images", tmp_path / "photos")
+    assert "lies in" in refused(
+        capsys, tmp_path / "photos" / "map", "all", "--images", tmp_path / "photos"
+    )
     assert names(tmp_path / "photos") == ["0.png", "1.png", "2.png"]
 
 
 def test_stages_before_their_time_name_the_command_to_run(photos, tmp_path, capsys):
     output = tmp_path / "map"
-    for stage, missing in (("sfm", "frames"), ("metric", "sfm"), ("depth", "metric"), ("landmarks", "metric"), ("labels", "landmarks"),
-                           ("dataset", "labels")):
+    for stage, missing in (
+        ("sfm", "frames"),
+        ("metric", "sfm"),
+        ("depth", "metric"),
+        ("landmarks", "metric"),
+        ("labels", "landmarks"),
+        ("dataset", "labels"),
+    ):
         text = refused(capsys, output, stage)
-        assert f"the stage {missing!r} has not been done; run `sld map {missing} --output {output}` first, or `sld map all`" in text
+        assert (
+            f"the stage {missing!r} has not been done; run `sld map {missing} --output "
+            f"{output}` first, or `sld map all`" in text
+        )
         assert not output.exists()  # a typing error makes no folder
     then_it_works(output, photos)
     assert sld("metric", "--output", output) == 2 and "'sfm' has not been done" in one_line(capsys)
@@ -421,10 +598,18 @@ def test_what_is_not_there_is_named(tmp_path, capsys):
         assert f"{none}: no such file or folder" in refused(capsys, output, "all", *source)
         assert not output.exists()
     write(tmp_path / "photos" / "0.png", np.zeros((48, 64, 3), np.uint8))
-    assert "no such file here or in" in refused(capsys, output, "all", "--images", tmp_path / "photos", "--list", "nope.txt")
-    assert "none" in refused(capsys, output, "frames", "--images", tmp_path / "photos", "--intrinsics", none)
-    assert "--list and --poses belong to --images" in refused(capsys, output, "frames", "--video", none, "--poses")
-    text = refused(capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0")
+    assert "no such file here or in" in refused(
+        capsys, output, "all", "--images", tmp_path / "photos", "--list", "nope.txt"
+    )
+    assert "none" in refused(
+        capsys, output, "frames", "--images", tmp_path / "photos", "--intrinsics", none
+    )
+    assert "--list and --poses belong to --images" in refused(
+        capsys, output, "frames", "--video", none, "--poses"
+    )
+    text = refused(
+        capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0"
+    )
     assert "setting fps=0.0: expected a number from" in text
     with pytest.raises(SystemExit) as stop:
         sld("frames", "--output", output)
@@ -437,9 +622,13 @@ def bag_cut_to(size):
     def make(folder):
         stamps = range(START, START + 4 * SECOND, SECOND)
         jpeg = cv2.imencode(".jpg", shoot(POSES[0])[0])[1].tobytes()
-        path = write_mcap(folder / "bag", [("/image/compressed", stamp, compressed_image(stamp, jpeg)) for stamp in stamps])
+        path = write_mcap(
+            folder / "bag",
+            [("/image/compressed", stamp, compressed_image(stamp, jpeg)) for stamp in stamps],
+        )
         path.write_bytes(path.read_bytes()[:size])
         return ["--bag", path.parent]
+
     return make
 
 
@@ -449,6 +638,7 @@ def no_video(content):
         if content is not None:
             path.write_bytes(content)
         return ["--video", path]
+
     return make
 
 
@@ -462,8 +652,10 @@ def list_that_leads_out(folder):
 def intrinsics_of_another_size(folder):
     write(folder / "photos" / "a.jpg", np.zeros((48, 64, 3), np.uint8))
     (folder / "camera.yaml").write_text(
-        "image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\ncamera_matrix: {data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n"
-        "distortion_coefficients: {data: [0.0, 0.0, 0.0, 0.0, 0.0]}\n")
+        "image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\ncamera_matrix: "
+        "{data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n"
+        "distortion_coefficients: {data: [0.0, 0.0, 0.0, 0.0, 0.0]}\n"
+    )
     return ["--images", folder / "photos", "--intrinsics", folder / "camera.yaml"]
 
 
@@ -475,9 +667,15 @@ def only_a_bomb(folder):
 
 def bomb():
     """A PNG file of a few kilobytes that says it has 30000 x 30000 pixels."""
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b""))
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def two_photographs(folder):
@@ -486,10 +684,19 @@ def two_photographs(folder):
     return ["--images", folder / "photos"]
 
 
-@pytest.mark.parametrize("make, words", [
-    (bag_cut_to(0), "bag"), (bag_cut_to(60), "bag"), (no_video(None), "no usable image .1 left out"), (no_video(b""), "the file is empty"),
-    (no_video(b"#EXTM3U\nhttp://example.com/a.ts\n"), "a text file"), (list_that_leads_out, "leads out"),
-    (intrinsics_of_another_size, "64x48 but .*camera.yaml is for 640x480"), (only_a_bomb, "30000x30000")])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (bag_cut_to(0), "bag"),
+        (bag_cut_to(60), "bag"),
+        (no_video(None), "no usable image .1 left out"),
+        (no_video(b""), "the file is empty"),
+        (no_video(b"#EXTM3U\nhttp://example.com/a.ts\n"), "a text file"),
+        (list_that_leads_out, "leads out"),
+        (intrinsics_of_another_size, "64x48 but .*camera.yaml is for 640x480"),
+        (only_a_bomb, "30000x30000"),
+    ],
+)
 def test_hostile_input_is_one_clear_error_and_no_trash(make, words, photos, tmp_path, capsys):
     text = refused(capsys, tmp_path / "map", "all", *make(tmp_path))
     assert re.search(words, text), text
@@ -498,7 +705,12 @@ def test_hostile_input_is_one_clear_error_and_no_trash(make, words, photos, tmp_
 
 def test_given_poses_are_refined_and_all_of_them_needed(photos, tmp_path, capsys):
     output, posed = tmp_path / "map", ["--set", "sfm.mapper=posed"]
-    given = ["--images", write_photos(tmp_path / "photos", POSES[:6], with_intrinsics=False), "--output", output]
+    given = [
+        "--images",
+        write_photos(tmp_path / "photos", POSES[:6], with_intrinsics=False),
+        "--output",
+        output,
+    ]
     assert sld("frames", *given) == 0 and sld("sfm", "--output", output, *posed) == 2
     assert "needs a calibrated camera: give --intrinsics" in one_line(capsys)
     shutil.copy(photos / "camera-intrinsics.txt", tmp_path / "photos")
@@ -506,20 +718,39 @@ def test_given_poses_are_refined_and_all_of_them_needed(photos, tmp_path, capsys
     assert "6 of 6 have none, the first is image-000000: give --poses" in one_line(capsys)
     for i, T in enumerate(POSES[:6]):
         np.savetxt(tmp_path / "photos" / f"img-{i:03d}.pose.txt", T)
-    assert sld("frames", *given, "--poses") == 0 and sld("sfm", "--output", output, *posed) == 0 and sld("metric", "--output", output) == 0
+    assert (
+        sld("frames", *given, "--poses") == 0
+        and sld("sfm", "--output", output, *posed) == 0
+        and sld("metric", "--output", output) == 0
+    )
     told = json.loads((output / "work/metric/stage.json").read_text())["found"]
-    assert (told["metric"], told["scale_source"], told["world_frame"]) == (True, "odometry", "given")
+    assert (told["metric"], told["scale_source"], told["world_frame"]) == (
+        True,
+        "odometry",
+        "given",
+    )
     poses = [f.T_world_camera for f in read_reconstruction(output / "work" / "metric").frames]
     assert np.allclose(poses, POSES[:6], atol=0.01)  # in the frame of the given poses
 
 
-@pytest.mark.parametrize("text, words", [
-    ("rubbish", "rubbish"), ("image-000000 image-000099 2", "image-000099"), ("image-000000 image-000001 nan", "nan")])
-def test_a_distance_that_cannot_be_used_leaves_the_scale_as_it_was(mapped, tmp_path, capsys, text, words):
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("rubbish", "rubbish"),
+        ("image-000000 image-000099 2", "image-000099"),
+        ("image-000000 image-000001 nan", "nan"),
+    ],
+)
+def test_a_distance_that_cannot_be_used_leaves_the_scale_as_it_was(
+    mapped, tmp_path, capsys, text, words
+):
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
     before = stamps_of(output)
-    assert sld("metric", "--output", output, "--distance", text, "--set", "metric.source=distance") == 2
+    assert (
+        sld("metric", "--output", output, "--distance", text, "--set", "metric.source=distance")
+        == 2
+    )
     assert words in one_line(capsys) and stamps_of(output) == before
 
 
@@ -529,11 +760,26 @@ def test_damaged_photographs_among_good_ones_are_skipped_and_named(tmp_path, cap
     (photos / "cut.jpg").write_bytes((photos / "img-000.jpg").read_bytes()[:500])
     np.savetxt(photos / "img-000.pose.txt", np.full((4, 4), np.nan))
     np.savetxt(photos / "img-001.pose.txt", POSES[1])
-    assert sld("frames", "--images", photos, "--poses", "--output", tmp_path / "map", "--json", tmp_path / "out.json") == 0
+    assert (
+        sld(
+            "frames",
+            "--images",
+            photos,
+            "--poses",
+            "--output",
+            tmp_path / "map",
+            "--json",
+            tmp_path / "out.json",
+        )
+        == 0
+    )
     told = json.loads((tmp_path / "out.json").read_text())
     assert told["images"] == 3 and told["with_pose"] == 1
     assert set(told["rejected"]) == {"bomb.png", "cut.jpg", "img-000.pose.txt"}
-    assert "30000x30000" in told["rejected"]["bomb.png"] and "0 finite" in told["rejected"]["img-000.pose.txt"]
+    assert (
+        "30000x30000" in told["rejected"]["bomb.png"]
+        and "0 finite" in told["rejected"]["img-000.pose.txt"]
+    )
 
 
 def test_images_that_cannot_be_mapped_leave_what_was_done(tmp_path, capsys):
@@ -541,7 +787,10 @@ def test_images_that_cannot_be_mapped_leave_what_was_done(tmp_path, capsys):
     output = tmp_path / "map"
     assert sld("all", *two_photographs(tmp_path), "--output", output) == 2
     assert "2 images: at least 3 are needed" in one_line(capsys)
-    assert names(output) == ["sld-map.json", "work"] and set(names(output / "work")) == {"frames", "sfm.partial"}
+    assert names(output) == ["sld-map.json", "work"] and set(names(output / "work")) == {
+        "frames",
+        "sfm.partial",
+    }
 
 
 def test_a_map_outlives_a_refused_run(mapped, tmp_path, capsys):
@@ -557,7 +806,9 @@ def test_a_map_outlives_a_refused_run(mapped, tmp_path, capsys):
 def test_damaged_work_is_named(mapped, tmp_path, capsys, damage):
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
-    paths = [output / "work" / part for part in ("sfm/reconstruction.npz", "landmarks/landmarks.npz")]
+    paths = [
+        output / "work" / part for part in ("sfm/reconstruction.npz", "landmarks/landmarks.npz")
+    ]
     for path in paths:
         path.write_bytes(path.read_bytes()[:300]) if damage == "truncated" else path.unlink()
     for stage, path in zip(("metric", "labels"), paths):
@@ -577,13 +828,18 @@ def test_all_makes_a_damaged_stage_anew_and_says_so(mapped, photos, tmp_path, ca
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert sld("all", "--output", output, *FEW) == 0
     told = [r.message for r in caplog.records if r.levelname == "WARNING"]
-    assert len(told) == 1 and f"the stage {stage!r} is damaged and is done anew ({path}: cannot be read" in told[0]
+    assert (
+        len(told) == 1
+        and f"the stage {stage!r} is damaged and is done anew ({path}: cannot be read" in told[0]
+    )
     before, after = stamps_of(mapped[0]), stamps_of(output)
-    assert [s for s in STAGES if after[s] != before[s]] == STAGES[STAGES.index(stage):]
+    assert [s for s in STAGES if after[s] != before[s]] == STAGES[STAGES.index(stage) :]
     assert len(read_scene_data(output).landmarks) == mapped[1]["landmarks"]
 
 
-def test_a_single_stage_says_what_to_run_for_a_damaged_one(mapped, photos, tmp_path, capsys, monkeypatch):
+def test_a_single_stage_says_what_to_run_for_a_damaged_one(
+    mapped, photos, tmp_path, capsys, monkeypatch
+):
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
     for part in ("sfm/stage.json", "frames/images/frames.json"):
@@ -592,12 +848,24 @@ def test_a_single_stage_says_what_to_run_for_a_damaged_one(mapped, photos, tmp_p
         stage = part.split("/")[0]
         assert sld("metric", "--output", output, "--seed", 5) == 2
         text = one_line(capsys)
-        assert f"{path}: " in text and f"`sld map {stage} --output {output}`" in text and "or `sld map all`" in text
+        assert (
+            f"{path}: " in text
+            and f"`sld map {stage} --output {output}`" in text
+            and "or `sld map all`" in text
+        )
         shutil.copy(mapped[0] / "work" / part, path) if stage == "sfm" else None
     assert sld("all", "--output", output, *FEW) == 2  # the images are not known any more
-    assert "frames.json: damaged" in (text := one_line(capsys)) and "give the images once more, by --images DIR" in text
-    assert sld("frames", "--images", photos, "--output", output) == 0  # which is not up to date, then
-    assert json.loads((output / "work/frames/images/frames.json").read_text())["frames"][13]["source"] == "img-013.jpg"
+    assert (
+        "frames.json: damaged" in (text := one_line(capsys))
+        and "give the images once more, by --images DIR" in text
+    )
+    assert (
+        sld("frames", "--images", photos, "--output", output) == 0
+    )  # which is not up to date, then
+    assert (
+        json.loads((output / "work/frames/images/frames.json").read_text())["frames"][13]["source"]
+        == "img-013.jpg"
+    )
 
 
 def test_settings_that_are_not_given_again_are_named(mapped, tmp_path, caplog):
@@ -606,11 +874,13 @@ def test_settings_that_are_not_given_again_are_named(mapped, tmp_path, caplog):
     assert sld("landmarks", "--output", output, *FEW) == 0 and not caplog.records
     assert sld("landmarks", "--output", output, *FEW[:2]) == 0
     assert [r.message for r in caplog.records] == [
-        "the stage 'landmarks' is done anew: landmarks.count was 200 and is the default 1000 (settings are not remembered, give them "
-        "each time)"]
+        "the stage 'landmarks' is done anew: landmarks.count was 200 and is the default 1000 "
+        "(settings are not remembered, give them "
+        "each time)"
+    ]
 
 
-# a scene.json that is gone, and names that are no text ----------------------------------------------------------------
+# a scene.json that is gone, and names that are no text --------------------------------------------
 
 
 @pytest.mark.parametrize("text", [None, "", '{"format": "sld sc'])
@@ -627,14 +897,24 @@ def test_a_map_that_lost_its_scene_json_is_finished(mapped, tmp_path, text):
 def test_names_that_are_no_text_are_printed_too(mapped, tmp_path, capsys, monkeypatch):
     photos = write_photos(tmp_path / "photos", POSES[:1])
     (photos / os.fsdecode(b"k\xfcche.jpg")).write_text("no image")
-    monkeypatch.setattr(pipeline.MapJob, "run_all", lambda self: mapped[1] | {"rejected": self.run("frames").found["rejected"]})
-    assert sld("all", "--images", photos, "--output", tmp_path / "map", "--json", tmp_path / "out.json") == 0
+    monkeypatch.setattr(
+        pipeline.MapJob,
+        "run_all",
+        lambda self: mapped[1] | {"rejected": self.run("frames").found["rejected"]},
+    )
+    assert (
+        sld(
+            "all", "--images", photos, "--output", tmp_path / "map", "--json", tmp_path / "out.json"
+        )
+        == 0
+    )
     assert "left out: k\\udcfcche.jpg: damaged: " in capsys.readouterr().out
     assert list(json.loads((tmp_path / "out.json").read_text())["rejected"]) == ["k\udcfcche.jpg"]
 
 
 def test_json_is_written_before_anything_is_printed(mapped, tmp_path, monkeypatch):
     """To a reader that has seen enough, for example."""
+
     def gone(*_):
         raise BrokenPipeError
 

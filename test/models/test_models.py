@@ -1,4 +1,5 @@
 """The frozen networks, the head and its recipe, on tensors small enough to check."""
+
 import dataclasses
 
 import numpy as np
@@ -12,11 +13,10 @@ from sld_core.models import heads, weights
 from sld_core.models.backbone import Backbone
 from sld_core.models.folding import folded_conv
 from sld_core.models.lite0 import upsample_even
-from sld_core.training import train_cell_head as recipe
 from sld_core.training import augmentation
+from sld_core.training import train_cell_head as recipe
 from sld_core.training.feature_buffer import FeatureBuffer, pick_cells
 from sld_core.types import SldError, Visibility
-
 
 INSTALLED = ("lite0", "xfeat", "lite0+xfeat")  # with weights
 
@@ -24,6 +24,7 @@ INSTALLED = ("lite0", "xfeat", "lite0+xfeat")  # with weights
 def texture(height, width, seed=0):
     """Smooth random texture, uint8."""
     import cv2
+
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 255, (height // 6 + 1, width // 6 + 1, 3), np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -31,11 +32,15 @@ def texture(height, width, seed=0):
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_moving_the_image_by_a_cell_moves_the_features_by_a_cell(name, monkeypatch):
-    """Networks with a stride-16 or 32 stage repeat exactly every 32 px; away from the border nothing else may change."""
+    """Networks with a stride-16 or 32 stage repeat exactly every 32 px; away from the border
+    nothing else may change."""
     monkeypatch.setattr(backbone_module, "conv_dtype", lambda device: torch.float32)
     backbone = Backbone(name)
     big = texture(512, 640)
-    here, there = backbone.features(big[:448, :576]), backbone.features(big[32 : 32 + 448, 32 : 32 + 576])
+    here, there = (
+        backbone.features(big[:448, :576]),
+        backbone.features(big[32 : 32 + 448, 32 : 32 + 576]),
+    )
     assert here.shape == (backbone.channels, 56, 72)
     a, b = here[:, 24:36, 28:44], there[:, 20:32, 24:40]
     if "xfeat" not in name:  # XFeat normalises by statistics of the whole image
@@ -46,7 +51,8 @@ def test_moving_the_image_by_a_cell_moves_the_features_by_a_cell(name, monkeypat
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_feature_describes_its_own_cell(name):
-    """A change of the pixels of one cell changes that cell's feature more than any cell two further away."""
+    """A change of the pixels of one cell changes that cell's feature more than any cell two further
+    away."""
     backbone = Backbone(name)
     image = texture(224, 224)
     changed = image.copy()
@@ -57,7 +63,10 @@ def test_a_feature_describes_its_own_cell(name):
     # and its centre of mass lies on the cell, not beside it
     local = difference[9:16, 11:18] ** 2
     rows, columns = torch.meshgrid(torch.arange(9.0, 16), torch.arange(11.0, 18), indexing="ij")
-    assert abs((local * rows).sum() / local.sum() - 12) < 0.6 and abs((local * columns).sum() / local.sum() - 14) < 0.6
+    assert (
+        abs((local * rows).sum() / local.sum() - 12) < 0.6
+        and abs((local * columns).sum() / local.sum() - 14) < 0.6
+    )
 
 
 def test_sizes_that_are_no_multiple_of_the_stride():
@@ -81,7 +90,9 @@ def test_folding_is_convolution_then_normalisation():
     bn.running_var.uniform_(0.5, 2)
     state = {f"bn.{k}": v for k, v in bn.state_dict().items()}
     x = torch.randn(2, 3, 9, 9)
-    torch.testing.assert_close(folded_conv(conv.weight, state, "bn", bn.eps)(x), bn(conv(x)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        folded_conv(conv.weight, state, "bn", bn.eps)(x), bn(conv(x)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_side_says_which_pixel_is_the_centre():
@@ -95,7 +106,12 @@ def test_side_says_which_pixel_is_the_centre():
 
 
 def test_even_cells_keep_the_coarse_value():
-    assert upsample_even(torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]]))[0, 0].tolist() == [[0, 1, 2, 2], [2, 3, 4, 4], [4, 5, 6, 6], [4, 5, 6, 6]]
+    assert upsample_even(torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]]))[0, 0].tolist() == [
+        [0, 1, 2, 2],
+        [2, 3, 4, 4],
+        [4, 5, 6, 6],
+        [4, 5, 6, 6],
+    ]
 
 
 def test_missing_or_changed_weights_say_what_to_do(monkeypatch):
@@ -115,7 +131,8 @@ def test_whitening_decorrelates():
     torch.testing.assert_close(torch.cov(white.T), torch.eye(4), atol=0.05, rtol=0)
 
 
-# the recipe on a toy: ten landmarks with features of their own ------------------------------------------------------
+# the recipe on a toy: ten landmarks with features of their own ------------------------------------
+
 
 def toy_buffer(seed=0, count=6000, landmarks=10, channels=16):
     generator = torch.Generator().manual_seed(seed)
@@ -142,15 +159,21 @@ def test_the_head_learns_which_and_where():
 
 
 def test_training_repeats_exactly_with_one_seed():
-    run = lambda seed: recipe.train(toy_buffer(), 10, dataclasses.replace(TOY, samples=5000), seed, "cpu", lambda _: None)[1]
+    run = lambda seed: recipe.train(
+        toy_buffer(), 10, dataclasses.replace(TOY, samples=5000), seed, "cpu", lambda _: None
+    )[1]
     assert run(3) == run(3) != run(4)
 
 
 def test_a_prototype_is_the_mean_direction_of_its_views():
     feature = torch.tensor([[2.0, 0], [0, 3.0], [1, 0], [-5, 0]]).half()
-    buffer = FeatureBuffer(feature, torch.tensor([0, 0, 1, 2]), torch.zeros(4, 2), torch.ones(4, dtype=torch.bool))
+    buffer = FeatureBuffer(
+        feature, torch.tensor([0, 0, 1, 2]), torch.zeros(4, 2), torch.ones(4, dtype=torch.bool)
+    )
     head = recipe.prototypes(buffer, 2, HeadConfig())
-    torch.testing.assert_close(head.prototype, torch.tensor([[0.5**0.5, 0.5**0.5], [1, 0]]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        head.prototype, torch.tensor([[0.5**0.5, 0.5**0.5], [1, 0]]), atol=1e-3, rtol=1e-3
+    )
     logits, _ = head(torch.tensor([[1.0, 1.0], [-1.0, 0.0]]))
     assert logits.argmax(1).tolist() == [0, 2]  # 2 is background
 
@@ -158,7 +181,9 @@ def test_a_prototype_is_the_mean_direction_of_its_views():
 def test_laplace_likelihood_by_hand():
     located = torch.tensor([[0.1, 0.2, np.log(0.5)]], dtype=torch.float32)
     offset = torch.tensor([[0.3, -0.2]])
-    assert recipe.laplace_nll(located, offset).item() == pytest.approx(0.6 / 0.5 + 2 * np.log(0.5), abs=1e-6)
+    assert recipe.laplace_nll(located, offset).item() == pytest.approx(
+        0.6 / 0.5 + 2 * np.log(0.5), abs=1e-6
+    )
     assert recipe.laplace_nll(located[:0], offset[:0]).item() == 0
 
 
@@ -176,30 +201,45 @@ def test_score_maps_of_a_head_find_the_cell():
     np.testing.assert_allclose(found.xy_px_K2[found.landmark_K.tolist().index(7)], [28, 36], atol=4)
 
 
-# cells and augmentation ---------------------------------------------------------------------------------------------
+# cells and augmentation ---------------------------------------------------------------------------
+
 
 def test_cells_of_one_landmark_by_hand():
-    """A landmark at pixel (84, 44) sits at the centre of cell (5, 10): the 5 cells within 1.2 are positive, those to 2.5
-    are neither, and no background comes from there."""
+    """A landmark at pixel (84, 44) sits at the centre of cell (5, 10): the 5 cells within 1.2 are
+    positive, those to 2.5 are neither, and no background comes from there."""
     config = BufferConfig(background_cells=10_000)
-    cell, landmark, offset = pick_cells((80, 160), np.array([[84.0, 44.0]]), np.array([Visibility.VISIBLE]), config, np.random.default_rng(0))
+    cell, landmark, offset = pick_cells(
+        (80, 160),
+        np.array([[84.0, 44.0]]),
+        np.array([Visibility.VISIBLE]),
+        config,
+        np.random.default_rng(0),
+    )
     positive = landmark == 0
     assert sorted(cell[positive]) == sorted(5 * 20 + 10 + d for d in (0, -1, 1, -20, 20))
     assert offset[cell.tolist().index(5 * 20 + 11)].tolist() == [-1, 0]
-    near = {r * 20 + c for r in range(10) for c in range(20) if (r - 5) ** 2 + (c - 10) ** 2 <= 2.5**2}
+    near = {
+        r * 20 + c for r in range(10) for c in range(20) if (r - 5) ** 2 + (c - 10) ** 2 <= 2.5**2
+    }
     assert set(cell[~positive]) == set(range(200)) - near
 
 
-@pytest.mark.parametrize("state, near_is_free", [(Visibility.UNKNOWN, False), (Visibility.HIDDEN, True)])
+@pytest.mark.parametrize(
+    "state, near_is_free", [(Visibility.UNKNOWN, False), (Visibility.HIDDEN, True)]
+)
 def test_unknown_landmarks_are_left_out_and_hidden_ones_are_background(state, near_is_free):
     config = BufferConfig(background_cells=10_000)
-    cell, landmark, _ = pick_cells((80, 160), np.array([[84.0, 44.0]]), np.array([state]), config, np.random.default_rng(0))
+    cell, landmark, _ = pick_cells(
+        (80, 160), np.array([[84.0, 44.0]]), np.array([state]), config, np.random.default_rng(0)
+    )
     assert (landmark == 1).all() and (5 * 20 + 10 in cell) == near_is_free
 
 
 def test_augmentation_moves_landmarks_with_the_image():
     """A bright spot is found where the moved pixel says, in 30 random augmentations."""
-    config = BufferConfig(noise=0.0, blur_probability=0.0, contrast=0.0, brightness=0.0, channel_shift=0.0)
+    config = BufferConfig(
+        noise=0.0, blur_probability=0.0, contrast=0.0, brightness=0.0, channel_shift=0.0
+    )
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:240, :320] + 0.5
     xy = np.array([[140.3, 101.8]])
@@ -208,14 +248,19 @@ def test_augmentation_moves_landmarks_with_the_image():
     for trial in range(30):
         config = dataclasses.replace(config, max_tilt_deg=0.0 if trial < 15 else 45.0)
         moved, xy_moved = augmentation.augment(image, xy, config, rng)
-        near = np.hypot(x - xy_moved[0, 0], y - xy_moved[0, 1]) < 30  # the border mirrors what lies beyond it
+        near = (
+            np.hypot(x - xy_moved[0, 0], y - xy_moved[0, 1]) < 30
+        )  # the border mirrors what lies beyond it
         weight = moved[..., 0].astype(float) * near
         found = [(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()]
-        np.testing.assert_allclose(found, xy_moved[0], atol=0.1 if trial < 15 else 0.5)  # a tilted spot is lopsided
+        np.testing.assert_allclose(
+            found, xy_moved[0], atol=0.1 if trial < 15 else 0.5
+        )  # a tilted spot is lopsided
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     from sld_core.localizer import check_device
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_device("cuda"), check_device("cuda:0")

@@ -1,4 +1,6 @@
-"""The whole path over real DDS: record, teach, load and localize, in nodes of their own, on a rendered drive."""
+"""The whole path over real DDS: record, teach, load and localize, in nodes of their own, on a
+rendered drive."""
+
 import json
 
 import numpy as np
@@ -28,4 +30,8 @@ def test_from_a_drive_to_poses_on_tf(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/") >= 5 and "http" not in page
     assert (tmp_path / "out" / "recordings" / "demo" / "metadata.yaml").exists()
-    assert {path.stem for path in (tmp_path / "out" / "logs").iterdir()} == {"localizer", "recorder", "trainer"}
+    assert {path.stem for path in (tmp_path / "out" / "logs").iterdir()} == {
+        "localizer",
+        "recorder",
+        "trainer",
+    }

@@ -1,4 +1,5 @@
 """The localizer node over DDS with a fake localizer whose answers the test decides."""
+
 import threading
 import time
 from pathlib import Path
@@ -7,26 +8,33 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.data.tf_tree import MAX_GAP_S
+from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.types import Camera, Detections, Localization, PoseEstimate, SldError
 
 pytestmark = pytest.mark.ros
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 32.5, 24.5)
 SECOND = 10**9
-T_BASE_CAMERA = make_transform(np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0.0]]), np.array([0.1, 0, 0.5]))
-T_MAP_ODOM = make_transform(rotation_from_vector(np.array([0, 0, 1.2])), np.array([4.0, -3.0, 0]))  # what only the localizer can know
+T_BASE_CAMERA = make_transform(
+    np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0.0]]), np.array([0.1, 0, 0.5])
+)
+T_MAP_ODOM = make_transform(
+    rotation_from_vector(np.array([0, 0, 1.2])), np.array([4.0, -3.0, 0])
+)  # what only the localizer can know
 
 
 def T_odom_base(stamp_ns):
     """0.5 m/s and 0.3 rad/s."""
     s = (stamp_ns % (1000 * SECOND)) / SECOND
-    return make_transform(rotation_from_vector(np.array([0, 0, 0.3 * s])), np.array([0.5 * s, 0, 0]))
+    return make_transform(
+        rotation_from_vector(np.array([0, 0, 0.3 * s])), np.array([0.5 * s, 0, 0])
+    )
 
 
 class FakeLocalizer:
-    """Finds the true camera pose, while `go` is set; the first pixel of an image says at which of `stamps` it was taken."""
+    """Finds the true camera pose, while `go` is set; the first pixel of an image says at which of
+    `stamps` it was taken."""
 
     def __init__(self, path, device):
         if path.name == "broken.sld":
@@ -34,7 +42,9 @@ class FakeLocalizer:
         if path.name == "defect.sld":
             raise RuntimeError("no CUDA\nand no GPU")
         self.path = path
-        self.scene = SimpleNamespace(name=path.stem, landmarks=range(500), metric=path.name != "unscaled.sld")
+        self.scene = SimpleNamespace(
+            name=path.stem, landmarks=range(500), metric=path.name != "unscaled.sld"
+        )
         self.stamps, self.seen, self.reason = {}, [], ""
         self.go = threading.Event()
         self.go.set()
@@ -48,7 +58,11 @@ class FakeLocalizer:
         if self.reason:
             return Localization(None, self.reason, detections)
         T = T_MAP_ODOM @ T_odom_base(self.stamps[number]) @ T_BASE_CAMERA
-        return Localization(PoseEstimate(T, np.diag([4e-4, 1e-4, 1e-4, 1e-6, 1e-6, 1e-6]), np.arange(30) < 25, 0.8), "", detections)
+        return Localization(
+            PoseEstimate(T, np.diag([4e-4, 1e-4, 1e-4, 1e-6, 1e-6, 1e-6]), np.arange(30) < 25, 0.8),
+            "",
+            detections,
+        )
 
 
 @pytest.fixture
@@ -66,25 +80,38 @@ class Robot:
         from sensor_msgs.msg import CameraInfo, Image
         from sld.msg import LocalizerStatus
         from sld.srv import LoadScene
+        from tf2_msgs.msg import TFMessage
+
         from sld_ros import tf
         from sld_ros.localizer_node import LocalizerNode
-        from tf2_msgs.msg import TFMessage
 
         self.ros, self.node, self.made = ros, ros.node("robot"), []
         self.localizer_node = ros.node(LocalizerNode(self.load))
         self.images = self.node.create_publisher(Image, "image", qos_profile_sensor_data)
         self.infos = self.node.create_publisher(CameraInfo, "camera_info", 10)
-        self.tf, self.static = tf.TransformBroadcaster(self.node), tf.StaticTransformBroadcaster(self.node)
+        self.tf, self.static = (
+            tf.TransformBroadcaster(self.node),
+            tf.StaticTransformBroadcaster(self.node),
+        )
         self.listener = tf.TransformListener(self.node)
         self.poses, self.status, self.map_odom, self.diagnostics = [], [], [], []
-        self.node.create_subscription(PoseWithCovarianceStamped, "/localizer/pose", self.poses.append, 100)
+        self.node.create_subscription(
+            PoseWithCovarianceStamped, "/localizer/pose", self.poses.append, 100
+        )
         self.node.create_subscription(LocalizerStatus, "/localizer/status", self.status.append, 100)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 10)
         self.node.create_subscription(TFMessage, "/tf", self.on_tf, 100)
         self.load_client = self.node.create_client(LoadScene, "/localizer/load_scene")
-        ros.wait_for(lambda: self.images.get_subscription_count() and self.infos.get_subscription_count()
-                     and self.node.count_publishers("/localizer/status") and self.node.count_publishers("/localizer/pose")
-                     and self.node.count_subscribers("/tf") == 3, "connections")
+        ros.wait_for(
+            lambda: (
+                self.images.get_subscription_count()
+                and self.infos.get_subscription_count()
+                and self.node.count_publishers("/localizer/status")
+                and self.node.count_publishers("/localizer/pose")
+                and self.node.count_subscribers("/tf") == 3
+            ),
+            "connections",
+        )
 
     def load(self, path, device):
         self.made.append(FakeLocalizer(path, device))
@@ -94,26 +121,39 @@ class Robot:
         self.map_odom += [t for t in message.transforms if t.child_frame_id == "odom"]
 
     def between_repeats(self):
-        """A stamp between two transforms map->odom that are near enough to be interpolated, on a loaded machine too; None yet."""
+        """A stamp between two transforms map->odom that are near enough to be interpolated, on a
+        loaded machine too; None yet."""
         from sld_ros.conversions import ns_from_time
+
         stamps = [ns_from_time(t.header.stamp) for t in self.map_odom[1:]]
-        return next(((a + b) // 2 for a, b in zip(stamps, stamps[1:]) if b - a < MAX_GAP_S * SECOND), None)
+        return next(
+            ((a + b) // 2 for a, b in zip(stamps, stamps[1:]) if b - a < MAX_GAP_S * SECOND), None
+        )
 
     def load_scene(self, path):
         from sld.srv import LoadScene
+
         return self.ros.call(self.load_client, LoadScene.Request(path=path))
 
     def see(self, number, stamp_ns, odometry=True, size=(48, 64)):
         """Publish one image, its calibration and odometry around its stamp."""
         from sld_ros.conversions import camera_info_message, image_message, transform_message
+
         if self.made:
             self.made[-1].stamps[number] = stamp_ns
         self.static.send([transform_message(T_BASE_CAMERA, 0, "base_link", "camera")])
         if odometry:
-            self.tf.send([transform_message(T_odom_base(s), s, "odom", "base_link") for s in range(stamp_ns - SECOND // 10, stamp_ns + SECOND, SECOND // 100)])
+            self.tf.send(
+                [
+                    transform_message(T_odom_base(s), s, "odom", "base_link")
+                    for s in range(stamp_ns - SECOND // 10, stamp_ns + SECOND, SECOND // 100)
+                ]
+            )
         self.infos.publish(camera_info_message(CAMERA, stamp_ns, "camera"))
         time.sleep(0.1)
-        self.images.publish(image_message(np.full((*size, 3), number, np.uint8), stamp_ns, "camera"))
+        self.images.publish(
+            image_message(np.full((*size, 3), number, np.uint8), stamp_ns, "camera")
+        )
 
     def answer_to(self, number, *arguments, **options):
         """The status that follows an image."""
@@ -125,30 +165,49 @@ class Robot:
 
 def test_pose_and_tf_at_the_image_stamp(robot):
     from sld_ros.conversions import matrix_from_pose, ns_from_time, transform_message
+
     assert robot.load_scene("room.sld").success
     stamp = time.time_ns()
     status = robot.answer_to(1, stamp)
     assert status.accepted and (status.reason, status.tf_error, status.scene) == ("", "", "room")
-    assert (status.detections, status.inliers) == (30, 25) and status.position_sigma == pytest.approx(0.02)
+    assert (status.detections, status.inliers) == (
+        30,
+        25,
+    ) and status.position_sigma == pytest.approx(0.02)
     assert 0 < status.processing_time <= status.latency < 2
     truth = T_MAP_ODOM @ T_odom_base(stamp) @ T_BASE_CAMERA
     pose = robot.ros.wait_for(lambda: robot.poses, "pose")[0]
     assert pose.header.frame_id == "map" and ns_from_time(pose.header.stamp) == stamp
-    assert pose_error(matrix_from_pose(pose.pose.pose), truth)[0] < 1e-9 and pose.pose.covariance[0] == pytest.approx(4e-4)
+    assert pose_error(matrix_from_pose(pose.pose.pose), truth)[0] < 1e-9 and pose.pose.covariance[
+        0
+    ] == pytest.approx(4e-4)
     robot.ros.wait_for(lambda: len(robot.map_odom) >= 5, "map->odom repeated")
     metres, radians = pose_error(robot.listener.lookup("map", "camera", stamp), truth)
     assert metres < 1e-9 and radians < 1e-9
-    later = robot.ros.wait_for(robot.between_repeats, "two repeats close to each other")  # between fixes map->odom holds
+    later = robot.ros.wait_for(
+        robot.between_repeats, "two repeats close to each other"
+    )  # between fixes map->odom holds
     robot.tf.send([transform_message(T_odom_base(later), later, "odom", "base_link")])
-    assert pose_error(robot.listener.lookup("map", "base_link", later, timeout_s=2), T_MAP_ODOM @ T_odom_base(later))[0] < 1e-4
+    assert (
+        pose_error(
+            robot.listener.lookup("map", "base_link", later, timeout_s=2),
+            T_MAP_ODOM @ T_odom_base(later),
+        )[0]
+        < 1e-4
+    )
     stamps = [ns_from_time(t.header.stamp) for t in robot.map_odom]
-    assert stamps[0] == stamp and stamps == sorted(set(stamps)) and robot.map_odom[0].header.frame_id == "map"
+    assert (
+        stamps[0] == stamp
+        and stamps == sorted(set(stamps))
+        and robot.map_odom[0].header.frame_id == "map"
+    )
     newest = lambda: ns_from_time(robot.map_odom[-1].header.stamp)
     robot.ros.wait_for(lambda: abs(newest() - time.time_ns()) < 0.5 * SECOND, "map->odom of now")
 
 
 def test_an_old_recording_is_played_in_its_own_time(robot):
     from sld_ros.conversions import ns_from_time
+
     robot.load_scene("room.sld")
     stamp = 1_500_000_000 * SECOND
     assert robot.answer_to(1, stamp).tf_error == ""
@@ -165,7 +224,11 @@ def test_nothing_on_tf_before_a_fix_and_the_reason_in_status(robot):
     robot.load_scene("room.sld")
     robot.made[-1].reason = "3 inliers, 10 needed"
     refused = robot.answer_to(1, time.time_ns())
-    assert not refused.accepted and refused.reason == "3 inliers, 10 needed" and refused.detections == 30
+    assert (
+        not refused.accepted
+        and refused.reason == "3 inliers, 10 needed"
+        and refused.detections == 30
+    )
     wrong_size = robot.answer_to(1, time.time_ns(), size=(24, 32))
     assert "32x24" in wrong_size.reason and "64x48" in wrong_size.reason
     time.sleep(0.3)
@@ -185,6 +248,7 @@ def test_without_odometry_at_the_stamp_the_pose_is_published_but_no_tf(robot):
 
 def test_a_burst_leaves_out_the_middle_but_never_the_newest(robot):
     from sld_ros.conversions import image_message
+
     robot.load_scene("room.sld")
     now, localizer = time.time_ns(), robot.made[-1]
     robot.answer_to(0, now)
@@ -212,7 +276,10 @@ def test_a_scene_without_scale_is_refused(robot):
     assert robot.load_scene("room.sld").success
     refused = robot.load_scene("unscaled.sld")
     assert (refused.success, refused.scene) == (False, "room") and "\n" not in refused.error
-    assert refused.error.startswith("unscaled.sld: scene 'unscaled' is not metric") and "sld map metric --distance" in refused.error
+    assert (
+        refused.error.startswith("unscaled.sld: scene 'unscaled' is not metric")
+        and "sld map metric --distance" in refused.error
+    )
     robot.made.pop()  # the node has dropped it
     assert robot.answer_to(1, time.time_ns()).scene == "room"
 
@@ -220,7 +287,10 @@ def test_a_scene_without_scale_is_refused(robot):
 def test_any_error_of_loading_is_answered_in_one_line(robot):
     assert robot.load_scene("~/room.sld").success and robot.made[0].path == Path.home() / "room.sld"
     answer = robot.load_scene("defect.sld")
-    assert (answer.success, answer.error) == (False, "defect.sld cannot be loaded: RuntimeError: no CUDA and no GPU")
+    assert (answer.success, answer.error) == (
+        False,
+        "defect.sld cannot be loaded: RuntimeError: no CUDA and no GPU",
+    )
     assert robot.answer_to(1, time.time_ns()).scene == "room"
 
 
@@ -238,6 +308,7 @@ def test_another_scene_takes_the_old_map_from_tf(robot):
 
 def test_a_new_calibration_replaces_the_old_one(robot):
     from sld_ros.conversions import camera_info_message
+
     robot.load_scene("room.sld")
     assert robot.answer_to(1, time.time_ns()).accepted
     uncalibrated = camera_info_message(CAMERA, 0, "camera")
@@ -246,6 +317,7 @@ def test_a_new_calibration_replaces_the_old_one(robot):
     robot.infos.publish(uncalibrated)
     time.sleep(0.2)
     from sld_ros.conversions import image_message
+
     robot.images.publish(image_message(np.zeros((48, 64, 3), np.uint8), time.time_ns(), "camera"))
     robot.ros.wait_for(lambda: len(robot.status) > before, "status")
     assert "not calibrated" in robot.status[-1].reason
@@ -258,19 +330,31 @@ def test_diagnostics_tell_the_state(robot):
     robot.diagnostics.clear()
     status = robot.ros.wait_for(lambda: robot.diagnostics, "diagnostics")[0].status[0]
     values = {v.key: v.value for v in status.values}
-    assert status.message == "localized" and (values["scene"], values["received"], values["accepted"], values["inliers"]) == ("room", "1", "1", "25")
+    assert status.message == "localized" and (
+        values["scene"],
+        values["received"],
+        values["accepted"],
+        values["inliers"],
+    ) == ("room", "1", "1", "25")
 
 
 def test_a_scene_that_is_missing_at_start_stops_the_node_with_one_line(ros, tmp_path):
     node = ros.process("sld_ros.localizer_node", scene=tmp_path / "none.sld")
     _, text = node.communicate(timeout=60)
-    assert node.returncode == 1 and "none.sld" in text.strip().splitlines()[-1] and "Traceback" not in text
+    assert (
+        node.returncode == 1
+        and "none.sld" in text.strip().splitlines()[-1]
+        and "Traceback" not in text
+    )
 
 
 def test_a_scene_without_scale_at_start_stops_the_node_with_one_line(ros, tmp_path):
-    from test_scene_file import make_scene
-    from sld_core import scene_file
     import dataclasses
+
+    from test_scene_file import make_scene
+
+    from sld_core import scene_file
+
     scene_file.save(dataclasses.replace(make_scene(), metric=False), tmp_path / "a.sld")
     node = ros.process("sld_ros.localizer_node", scene=tmp_path / "a.sld")
     _, text = node.communicate(timeout=60)

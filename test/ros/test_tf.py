@@ -1,12 +1,13 @@
 """The tree of frames: chains, interpolation and errors, by hand; the listener over DDS."""
+
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from sld_core.geometry import make_transform, rotation_from_vector
 from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
+from sld_core.geometry import make_transform, rotation_from_vector
 
 SECOND = 10**9
 
@@ -17,7 +18,8 @@ def at(x=0.0, y=0.0, z=0.0, yaw=0.0):
 
 @pytest.fixture
 def tree():
-    """odom -> base moves 1 m and turns 90 deg in one second; base -> camera and base -> lidar are static."""
+    """odom -> base moves 1 m and turns 90 deg in one second; base -> camera and base -> lidar are
+    static."""
     tree = TransformTree(10 * SECOND)
     for s in (0, 0.25, 0.75, 1):
         tree.insert("odom", "base", int((1 + s) * SECOND), at(s, 0, 0, s * np.pi / 2))
@@ -28,26 +30,49 @@ def tree():
 
 def test_interpolates_at_the_stamp_along_a_chain(tree):
     expected = at(0.5, 0, 0.5, np.pi / 4)
-    np.testing.assert_allclose(tree.lookup("odom", "camera", int(1.5 * SECOND)), expected, atol=1e-12)
-    np.testing.assert_allclose(tree.lookup("camera", "odom", int(1.5 * SECOND)), np.linalg.inv(expected), atol=1e-12)
+    np.testing.assert_allclose(
+        tree.lookup("odom", "camera", int(1.5 * SECOND)), expected, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        tree.lookup("camera", "odom", int(1.5 * SECOND)), np.linalg.inv(expected), atol=1e-12
+    )
 
 
 def test_siblings_meet_in_their_common_parent(tree):
-    np.testing.assert_allclose(tree.lookup("lidar", "camera", 99 * SECOND), at(-0.2, 0, 0.5), atol=1e-12)
+    np.testing.assert_allclose(
+        tree.lookup("lidar", "camera", 99 * SECOND), at(-0.2, 0, 0.5), atol=1e-12
+    )
 
 
 def test_newest_is_what_every_moving_frame_has(tree):
     tree.insert("map", "odom", int(1.75 * SECOND), at(10.75))
     tree.insert("map", "odom", int(2.25 * SECOND), at(11.25))
-    np.testing.assert_allclose(tree.lookup("map", "base", None), at(11 + 1, yaw=np.pi / 2), atol=1e-12)
+    np.testing.assert_allclose(
+        tree.lookup("map", "base", None), at(11 + 1, yaw=np.pi / 2), atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("target, source, stamp, reason, words", [
-    ("odom", "camera", 0.5, TransformReason.TOO_OLD, "0.500 s before"),
-    ("odom", "camera", 2.25, TransformReason.TOO_NEW, "0.250 s after"),
-    ("odom", "gripper", 1.5, TransformReason.UNKNOWN_FRAME, "gripper.*base, camera, island, lidar, odom, sea"),
-    ("camera", "island", 1.5, TransformReason.DISCONNECTED, "odom < base < camera and sea < island"),
-])
+@pytest.mark.parametrize(
+    "target, source, stamp, reason, words",
+    [
+        ("odom", "camera", 0.5, TransformReason.TOO_OLD, "0.500 s before"),
+        ("odom", "camera", 2.25, TransformReason.TOO_NEW, "0.250 s after"),
+        (
+            "odom",
+            "gripper",
+            1.5,
+            TransformReason.UNKNOWN_FRAME,
+            "gripper.*base, camera, island, lidar, odom, sea",
+        ),
+        (
+            "camera",
+            "island",
+            1.5,
+            TransformReason.DISCONNECTED,
+            "odom < base < camera and sea < island",
+        ),
+    ],
+)
 def test_errors_say_why(tree, target, source, stamp, reason, words):
     tree.insert("sea", "island", 0, at(), static=True)
     with pytest.raises(TransformError, match=words) as error:
@@ -108,7 +133,9 @@ def test_listener_waits_for_the_future_and_hears_static_frames_late(ros):
 
     def send_later():
         time.sleep(0.3)
-        moving.send([transform_message(at(s), int(s * SECOND), "odom", "base") for s in (1.25, 1.75)])
+        moving.send(
+            [transform_message(at(s), int(s * SECOND), "odom", "base") for s in (1.25, 1.75)]
+        )
 
     thread = threading.Thread(target=send_later)
     thread.start()

@@ -1,4 +1,5 @@
 """The trainer's action over DDS, with a fake program to teach."""
+
 import math
 import os
 import signal
@@ -23,6 +24,7 @@ class Client:
     def __init__(self, ros, process, folder):
         from rclpy.action import ActionClient
         from sld.action import TrainScene
+
         self.ros, self.process, self.folder, self.feedback = ros, process, folder, []
         self.action = ActionClient(ros.node("client"), TrainScene, "/trainer/train_scene")
         assert self.action.wait_for_server(20)
@@ -30,8 +32,13 @@ class Client:
     def send(self, scene, source="bag", **options):
         """The handle of an accepted goal."""
         from sld.action import TrainScene
-        goal = TrainScene.Goal(source=str(self.folder / source), scene=scene, seed=options.pop("seed", -1), **options)
-        sent = self.action.send_goal_async(goal, feedback_callback=lambda m: self.feedback.append(m.feedback))
+
+        goal = TrainScene.Goal(
+            source=str(self.folder / source), scene=scene, seed=options.pop("seed", -1), **options
+        )
+        sent = self.action.send_goal_async(
+            goal, feedback_callback=lambda m: self.feedback.append(m.feedback)
+        )
         self.ros.wait_for(sent.done, "answer to the goal")
         assert sent.result().accepted
         return sent.result()
@@ -55,7 +62,9 @@ def is_alive(pid):
 
 def test_teaches_with_feedback_and_hands_on_the_options(trainer):
     result = trainer.result(trainer.send("room", head="prototype", landmarks=500, seed=7))
-    assert result.error == result.SUCCESS and result.path == str(trainer.folder / "scenes" / "room.sld")
+    assert result.error == result.SUCCESS and result.path == str(
+        trainer.folder / "scenes" / "room.sld"
+    )
     assert (result.frames, result.landmarks, result.validation_frames) == (120, 1000, 20)
     assert result.teach_time == 42.5 and result.validation_recall_5cm_5deg == pytest.approx(0.95)
     assert [f.stage for f in trainer.feedback] == ["reading the bag", "training"]
@@ -70,17 +79,27 @@ def test_teaches_with_feedback_and_hands_on_the_options(trainer):
 def test_a_folder_of_frames_is_recognised_and_defaults_are_left_to_the_core(trainer):
     (trainer.folder / "frames").mkdir()
     (trainer.folder / "frames" / "camera-intrinsics.txt").write_text("")
-    words = Path(trainer.result(trainer.send("room", source="frames", frame_list="map.txt")).path).read_text()
-    assert f"teach --frames={trainer.folder / 'frames'} --list=map.txt --output=" in words and words.endswith("--name=room --events")
+    words = Path(
+        trainer.result(trainer.send("room", source="frames", frame_list="map.txt")).path
+    ).read_text()
+    assert (
+        f"teach --frames={trainer.folder / 'frames'} --list=map.txt --output=" in words
+        and words.endswith("--name=room --events")
+    )
 
 
 def test_what_fails_says_why_and_the_old_scene_stays(trainer):
     (trainer.folder / "scenes").mkdir()
     for scene, error, words in [
-            ("refused", "BAD_INPUT", "no images in the bag"), ("crash", "FAILED", "status 1: RuntimeError: a defect"),
-            ("damaged", "FAILED", "not usable: the scene file is damaged"),
-            ("unusual", "FAILED", "KeyError"), ("-room", "BAD_INPUT", "not in front"), ("r" * 101, "BAD_INPUT", "100 at most"),
-            ("../room", "BAD_INPUT", "expected letters"), ("", "BAD_INPUT", "expected letters")]:
+        ("refused", "BAD_INPUT", "no images in the bag"),
+        ("crash", "FAILED", "status 1: RuntimeError: a defect"),
+        ("damaged", "FAILED", "not usable: the scene file is damaged"),
+        ("unusual", "FAILED", "KeyError"),
+        ("-room", "BAD_INPUT", "not in front"),
+        ("r" * 101, "BAD_INPUT", "100 at most"),
+        ("../room", "BAD_INPUT", "expected letters"),
+        ("", "BAD_INPUT", "expected letters"),
+    ]:
         old = trainer.folder / "scenes" / f"{Path(scene).name}.sld"
         old.write_text("old")
         result = trainer.result(trainer.send(scene))
@@ -127,12 +146,16 @@ def test_the_process_ends_with_the_node(trainer):
 
 def test_a_cancel_finds_a_thread_on_a_single_core(monkeypatch):
     from sld_ros import trainer_node
+
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: 1)
     started = []
-    monkeypatch.setattr(trainer_node, "run", lambda node, make_executor: started.append(make_executor))
+    monkeypatch.setattr(
+        trainer_node, "run", lambda node, make_executor: started.append(make_executor)
+    )
     trainer_node.main()
     import rclpy
+
     rclpy.init()
     try:
         assert started[0]()._executor._max_workers >= 2

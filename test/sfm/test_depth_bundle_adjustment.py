@@ -1,4 +1,5 @@
 """Depth images in the bundle adjustment."""
+
 import copy
 from dataclasses import replace
 
@@ -9,9 +10,9 @@ import pytest
 from small_place import against, sway, write_photos
 
 from sld_core.config.mapping import SfmConfig
+from sld_core.data.sources import from_photos
 from sld_core.sfm import retriangulation, solve
 from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
-from sld_core.data.sources import from_photos
 
 POSES = sway(14)
 
@@ -33,7 +34,8 @@ def by_name(frame_set):
 
 
 def torn(folder, every=2, nearer=0.15):
-    """The map, five times too large, with some cameras nearer to all that they see, and points scattered."""
+    """The map, five times too large, with some cameras nearer to all that they see, and points
+    scattered."""
     model, rng = pycolmap.Reconstruction(folder / "model"), np.random.default_rng(0)
     model.transform(pycolmap.Sim3d(5.0, pycolmap.Rotation3d(), np.zeros(3)))
     centre = np.mean([p.xyz for p in model.points3D.values()], 0)
@@ -41,7 +43,9 @@ def torn(folder, every=2, nearer=0.15):
         pose = model.image(image_id).cam_from_world()
         place = pose.inverse().translation
         frame = model.frame(model.image(image_id).frame_id)
-        frame.rig_from_world = pycolmap.Rigid3d(pose.rotation, -(pose.rotation * (place + nearer * (centre - place))))
+        frame.rig_from_world = pycolmap.Rigid3d(
+            pose.rotation, -(pose.rotation * (place + nearer * (centre - place)))
+        )
     for point in model.points3D.values():
         point.xyz = point.xyz + rng.normal(0, 0.1)
     return model
@@ -63,9 +67,13 @@ def test_a_few_torn_images_are_reason_enough(place):
     """Most images agree before and after: it is the others that count."""
     frame_set, folder = place
     renewed = lambda model: model
-    model, notes = retriangulation._held_by_depth(torn(folder, every=5, nearer=0.3), renewed, by_name(frame_set), SfmConfig())
+    model, notes = retriangulation._held_by_depth(
+        torn(folder, every=5, nearer=0.3), renewed, by_name(frame_set), SfmConfig()
+    )
     assert "took part" in notes[0]
-    assert against(solve.read_model(model, by_name(frame_set)).frames, POSES).scale == pytest.approx(1, abs=0.02)
+    assert against(
+        solve.read_model(model, by_name(frame_set)).frames, POSES
+    ).scale == pytest.approx(1, abs=0.02)
 
 
 def test_without_depth_nothing_moves(place, tmp_path):
@@ -76,7 +84,10 @@ def test_without_depth_nothing_moves(place, tmp_path):
     before = copy.deepcopy(model)
     assert scale_spread(model, frame_of) is None and not adjust_with_depth(model, frame_of, 0.1)
     for image_id in model.reg_image_ids():
-        np.testing.assert_array_equal(model.image(image_id).cam_from_world().matrix(), before.image(image_id).cam_from_world().matrix())
+        np.testing.assert_array_equal(
+            model.image(image_id).cam_from_world().matrix(),
+            before.image(image_id).cam_from_world().matrix(),
+        )
 
 
 def test_it_takes_part_where_images_disagree_on_the_scale(place):
@@ -95,7 +106,9 @@ def test_depth_that_contradicts_the_matches_is_left_out(place, tmp_path):
     for i, frame in enumerate(frame_set.frames):
         slope = np.linspace(500, 500 + 700 * (i % 5 + 1), 320)
         path = tmp_path / f"{i}.png"
-        path.write_bytes(cv2.imencode(".png", np.tile(slope, (240, 1)).astype(np.uint16))[1].tobytes())
+        path.write_bytes(
+            cv2.imencode(".png", np.tile(slope, (240, 1)).astype(np.uint16))[1].tobytes()
+        )
         frames.append(replace(frame, depth_path=path))
     found = solve.solve(replace(frame_set, frames=tuple(frames)), tmp_path, SfmConfig())
     assert len(found.notes) == 1 and "are they aligned with the images?" in found.notes[0]

@@ -20,7 +20,12 @@ def room():
 
 def wall_at(z: float, side: float, gray: int) -> Quad:
     """A square facing a camera at the origin that looks along z, its centre on the axis."""
-    return Quad(np.array([-side / 2, -side / 2, z]), np.array([side, 0, 0]), np.array([0, side, 0]), np.full((64, 64, 3), gray, np.uint8))
+    return Quad(
+        np.array([-side / 2, -side / 2, z]),
+        np.array([side, 0, 0]),
+        np.array([0, side, 0]),
+        np.full((64, 64, 3), gray, np.uint8),
+    )
 
 
 @pytest.mark.parametrize("turn", [(0.0, 0.0, 0.0), (0.3, -0.5, 0.2), (-0.6, 0.4, 1.0)])
@@ -34,12 +39,19 @@ def test_a_texture_corner_is_drawn_where_project_says(turn):
     expected, _ = project(CAMERA, np.eye(4), centre)
     start = np.ascontiguousarray(expected[:, None] - 0.5 + [1.0, -1.0], np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 50, 1e-4)
-    found = cv2.cornerSubPix(np.ascontiguousarray(image[..., 0]), start, (5, 5), (-1, -1), criteria)[:, 0] + 0.5  # OpenCV: centres at integers
+    found = (
+        cv2.cornerSubPix(np.ascontiguousarray(image[..., 0]), start, (5, 5), (-1, -1), criteria)[
+            :, 0
+        ]
+        + 0.5
+    )  # OpenCV: centres at integers
     assert np.abs(found - expected).max() < 0.1
 
 
 def test_depth_of_a_wall_and_of_what_stands_before_it():
-    image, depth = Rasterizer([wall_at(3.0, 20.0, 50), wall_at(2.0, 0.4, 200)]).render(CAMERA, np.eye(4))
+    image, depth = Rasterizer([wall_at(3.0, 20.0, 50), wall_at(2.0, 0.4, 200)]).render(
+        CAMERA, np.eye(4)
+    )
     # 0.4 m at 2 m is 50 by 52 pixels about (163, 118)
     near = np.zeros((240, 320), bool)
     near[92:144, 138:188] = True
@@ -49,7 +61,12 @@ def test_depth_of_a_wall_and_of_what_stands_before_it():
 
 def test_depth_of_a_slanted_wall_follows_its_plane():
     R = rotation_from_vector(np.array([0, np.radians(60), 0]))
-    quad = Quad(R @ [-10, -10, 0] + [0, 0, 2.0], R @ [20, 0, 0], R @ [0, 20, 0], np.zeros((64, 64, 3), np.uint8))
+    quad = Quad(
+        R @ [-10, -10, 0] + [0, 0, 2.0],
+        R @ [20, 0, 0],
+        R @ [0, 20, 0],
+        np.zeros((64, 64, 3), np.uint8),
+    )
     _, depth = Rasterizer([quad]).render(CAMERA, np.eye(4))
     # on the plane z = 2 - tan(60) x, with x = z (col + 0.5 - cx) / fx
     slope = np.sqrt(3) * (np.arange(100, 320) + 0.5 - 163) / 250
@@ -57,11 +74,20 @@ def test_depth_of_a_slanted_wall_follows_its_plane():
 
 
 def test_the_back_of_a_quad_and_what_lies_behind_the_camera_are_not_seen():
-    assert not Rasterizer([wall_at(2.0, 1.0, 99).flipped(), wall_at(-2.0, 1.0, 99)]).render(CAMERA, np.eye(4))[0].any()
+    assert (
+        not Rasterizer([wall_at(2.0, 1.0, 99).flipped(), wall_at(-2.0, 1.0, 99)])
+        .render(CAMERA, np.eye(4))[0]
+        .any()
+    )
 
 
 def test_a_floor_that_reaches_behind_the_camera_is_cut_at_the_near_plane():
-    floor = Quad(np.array([-50, 1.0, 50]), np.array([100, 0, 0]), np.array([0, 0, -100.0]), np.full((64, 64, 3), 80, np.uint8))
+    floor = Quad(
+        np.array([-50, 1.0, 50]),
+        np.array([100, 0, 0]),
+        np.array([0, 0, -100.0]),
+        np.full((64, 64, 3), 80, np.uint8),
+    )
     _, depth = Rasterizer([floor]).render(CAMERA, np.eye(4))
     rows = np.arange(150, 240)
     assert np.allclose(depth[rows, 40], 260 / (rows + 0.5 - 118), rtol=1e-4)
@@ -73,7 +99,14 @@ def test_a_frame_warped_by_depth_and_pose_is_nearly_the_other(room):
     image_a, depth_a = room.render(DEMO_CAMERA, T_a)
     image_b, depth_b = room.render(DEMO_CAMERA, T_b)
     x, y = np.meshgrid(np.arange(640) + 0.5, np.arange(480) + 0.5)
-    rays = np.stack([(x - DEMO_CAMERA.cx) / DEMO_CAMERA.fx, (y - DEMO_CAMERA.cy) / DEMO_CAMERA.fy, np.ones_like(x)], -1)
+    rays = np.stack(
+        [
+            (x - DEMO_CAMERA.cx) / DEMO_CAMERA.fx,
+            (y - DEMO_CAMERA.cy) / DEMO_CAMERA.fy,
+            np.ones_like(x),
+        ],
+        -1,
+    )
     world = transform(T_b, (rays * depth_b[..., None]).reshape(-1, 3))
     xy, z = project(DEMO_CAMERA, invert(T_a), world)
     col, row = (xy - 0.5).astype(np.float32).reshape(480, 640, 2).transpose(2, 0, 1)
@@ -99,17 +132,32 @@ def test_a_view_has_plenty_of_distinct_features(room):
 
 def test_the_seed_makes_the_room():
     first, again, other = (furnish(np.random.default_rng(seed))[0] for seed in (5, 5, 6))
-    assert all((a.texture == b.texture).all() and (a.origin == b.origin).all() for a, b in zip(first, again, strict=True))
+    assert all(
+        (a.texture == b.texture).all() and (a.origin == b.origin).all()
+        for a, b in zip(first, again, strict=True)
+    )
     assert not np.allclose(first[0].edge_u, other[0].edge_u)
 
 
 def test_light_falls_off_with_distance_and_angle_and_casts_shadows():
     def patch(x: float) -> Quad:  # a small white floor patch
-        return Quad(np.array([x - 0.05, 0.05, 0]), np.array([0.1, 0, 0]), np.array([0, -0.1, 0]), np.full((8, 8, 3), 200, np.uint8))
+        return Quad(
+            np.array([x - 0.05, 0.05, 0]),
+            np.array([0.1, 0, 0]),
+            np.array([0, -0.1, 0]),
+            np.full((8, 8, 3), 200, np.uint8),
+        )
 
     lamp = Lamp(np.array([0, 0, 1.01]), np.array([0.5, 0.5, 0.5]))
-    shade = Quad(np.array([0.2, 0.5, 0.5]), np.array([1, 0, 0]), np.array([0, -1, 0]), np.zeros((8, 8, 3), np.uint8))
-    below, aside, shaded, _ = (quad.texture[4, 4, 0] / 200 for quad in bake([patch(0), patch(-1), patch(1), shade], [lamp]))
+    shade = Quad(
+        np.array([0.2, 0.5, 0.5]),
+        np.array([1, 0, 0]),
+        np.array([0, -1, 0]),
+        np.zeros((8, 8, 3), np.uint8),
+    )
+    below, aside, shaded, _ = (
+        quad.texture[4, 4, 0] / 200 for quad in bake([patch(0), patch(-1), patch(1), shade], [lamp])
+    )
     assert below == pytest.approx(AMBIENT + 0.5, abs=0.01)
     assert aside == pytest.approx(AMBIENT + 0.5 * np.sqrt(0.5) / 2, abs=0.01)
     assert shaded == pytest.approx(AMBIENT, abs=0.01)
@@ -117,7 +165,11 @@ def test_light_falls_off_with_distance_and_angle_and_casts_shadows():
 
 def test_looking_along_x_and_up():
     R = looking(0.0, 0.0)
-    assert np.allclose(R @ [0, 0, 1], [1, 0, 0]) and np.allclose(R @ [1, 0, 0], [0, -1, 0]) and np.allclose(R @ [0, 1, 0], [0, 0, -1])
+    assert (
+        np.allclose(R @ [0, 0, 1], [1, 0, 0])
+        and np.allclose(R @ [1, 0, 0], [0, -1, 0])
+        and np.allclose(R @ [0, 1, 0], [0, 0, -1])
+    )
     assert np.allclose(looking(0.0, np.radians(30)) @ [0, 0, 1], [np.sqrt(3) / 2, 0, 0.5])
 
 
@@ -126,7 +178,9 @@ def test_drives_are_smooth_level_and_stay_in_the_free_middle(kind, n):
     poses = drive(3, n, kind)
     assert len(poses) == n
     steps = [pose_error(a, b) for a, b in zip(poses, poses[1:])]
-    assert max(metres for metres, _ in steps) < 0.25 and max(radians for _, radians in steps) < np.radians(25)
+    assert max(metres for metres, _ in steps) < 0.25 and max(
+        radians for _, radians in steps
+    ) < np.radians(25)
     positions = np.array([p[:3, 3] for p in poses])
     assert (np.abs(positions) <= [1.2, 0.9, 1.3]).all()
     assert max(abs(p[2, 0]) for p in poses) < np.sin(np.radians(2))  # the image's x axis is level
@@ -144,8 +198,12 @@ def test_a_written_sequence_reads_back(room, tmp_path):
     fractions = []
     write_sequence(tmp_path, room, camera, poses, queries, on_progress=fractions.append)
     K = np.loadtxt(tmp_path / "camera-intrinsics.txt")
-    assert np.allclose(K, [[120, 0, 80], [0, 121, 59.5], [0, 0, 1]])  # OpenCV counts from the centre of the first pixel
-    names = (tmp_path / "map.txt").read_text().split() + (tmp_path / "query.txt").read_text().split()
+    assert np.allclose(
+        K, [[120, 0, 80], [0, 121, 59.5], [0, 0, 1]]
+    )  # OpenCV counts from the centre of the first pixel
+    names = (tmp_path / "map.txt").read_text().split() + (
+        tmp_path / "query.txt"
+    ).read_text().split()
     assert names == [f"frames/frame-{i:06d}" for i in range(5)] and fractions[-1] == 1
     for name, pose in zip(names, poses + queries):
         stem = tmp_path / name

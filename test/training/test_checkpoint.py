@@ -1,4 +1,6 @@
-"""What a training run leaves on disk: checkpoints, the log, its curves, and the weights file of `sld train backbone`."""
+"""What a training run leaves on disk: checkpoints, the log, its curves, and the weights file of
+`sld train backbone`."""
+
 import json
 import pickle
 from dataclasses import replace
@@ -7,8 +9,8 @@ import cv2
 import pytest
 import safetensors
 import torch
-
 import toy_scenes
+
 from sld_core import cli
 from sld_core.data.formats.indoor6 import write_scene_data
 from sld_core.models.backbone import Backbone
@@ -19,7 +21,15 @@ from sld_core.types import SceneData, SldError
 
 def test_a_checkpoint_comes_back_equal_and_the_generators_with_it(tmp_path):
     torch.manual_seed(3)
-    checkpoint.save(tmp_path / "new" / "a.pt", {"weights": torch.arange(3.0), "step": 7, "best": None, "random": checkpoint.random_state()})
+    checkpoint.save(
+        tmp_path / "new" / "a.pt",
+        {
+            "weights": torch.arange(3.0),
+            "step": 7,
+            "best": None,
+            "random": checkpoint.random_state(),
+        },
+    )
     drawn = torch.rand(4)
     state = checkpoint.load(tmp_path / "new" / "a.pt")
     assert state["weights"].tolist() == [0, 1, 2] and state["step"] == 7 and state["best"] is None
@@ -47,7 +57,9 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
             raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SldError, match="a.pt: cannot be written .No space left on device.; free some space"):
+    with pytest.raises(
+        SldError, match="a.pt: cannot be written .No space left on device.; free some space"
+    ):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1} and len(list(tmp_path.iterdir())) == 1
 
@@ -65,7 +77,9 @@ def test_damaged_checkpoints_are_named_in_one_line(tmp_path, damage, capsys):
         torch.save(Malice() if damage == "pickle" else [1], path, pickle_module=pickle)
     else:
         path.write_bytes({"empty": b"", "cut": path.read_bytes()[:2000], "text": b"hello"}[damage])
-    with pytest.raises(SldError, match="a.pt: not a checkpoint of a training run, or damaged") as error:
+    with pytest.raises(
+        SldError, match="a.pt: not a checkpoint of a training run, or damaged"
+    ) as error:
         checkpoint.load(path)
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
     with pytest.raises(SldError, match="cannot be read"):
@@ -82,8 +96,11 @@ def test_a_log_resumed_drops_what_came_after_and_a_line_cut_short(tmp_path):
     Logbook(tmp_path, resume_step=2).write(3, 1.5, 99, "hall", loss=0.125)
     rows = logbook.read(tmp_path / "log.csv")
     assert [(row["step"], row["scene"], row["loss"], row["recall"]) for row in rows] == [
-        ("1", "a room, with a comma", "1.0", ""), ("2", "a room, with a comma", "0.5", ""), ("2", "hall", "", "0.25"),
-        ("3", "hall", "0.125", "")]
+        ("1", "a room, with a comma", "1.0", ""),
+        ("2", "a room, with a comma", "0.5", ""),
+        ("2", "hall", "", "0.25"),
+        ("3", "hall", "0.125", ""),
+    ]
     assert len(logbook.read(Logbook(tmp_path).path)) == 0  # a new run
 
 
@@ -104,22 +121,39 @@ def test_curves_are_means_of_neighbours_and_leave_out_what_is_no_number(tmp_path
         book.write(120, 12, 120, logbook.ALL, pixel_error=2.0, recall=0.5)
     lines = logbook._lines([tmp_path / "one" / "log.csv"], "loss")
     x, y = lines["scene1"]
-    assert len(x) == 40 and (x[0], y[0]) == pytest.approx((0.2, 2)) and y[-1] == pytest.approx(119)  # means of three
+    assert (
+        len(x) == 40 and (x[0], y[0]) == pytest.approx((0.2, 2)) and y[-1] == pytest.approx(119)
+    )  # means of three
     assert not logbook._lines([tmp_path / "one" / "log.csv"], "pixel_error")
     files = [tmp_path / run / "log.csv" for run in ("one", "many")]
-    assert set(logbook._lines(files, "loss")) == {f"one: scene{i}" for i in range(2)} | {f"many: scene{i}" for i in range(9)}
+    assert set(logbook._lines(files, "loss")) == {f"one: scene{i}" for i in range(2)} | {
+        f"many: scene{i}" for i in range(9)
+    }
     at, mean = logbook._mean(logbook._lines(files, "loss"))
     assert mean == pytest.approx(at * 10)
     for several in (files[:1], files):
         logbook.curves(several, tmp_path / "out" / "curves.png")
         picture = cv2.imread(str(tmp_path / "out" / "curves.png"))
-        assert picture.shape[1] == 1440 and len(set(map(tuple, picture[::3, ::3].reshape(-1, 3).tolist()))) > 20
+        assert (
+            picture.shape[1] == 1440
+            and len(set(map(tuple, picture[::3, ::3].reshape(-1, 3).tolist()))) > 20
+        )
 
 
-# the command line ----------------------------------------------------------------------------------------------------
+# the command line ---------------------------------------------------------------------------------
 
-SETTINGS = [f"--set={text}" for text in ("epochs=1", "patches=1", "patch_px=64", "width=8", "batch=3", "precision=float32",
-                                         "scene.image.max_side_px=96")]
+SETTINGS = [
+    f"--set={text}"
+    for text in (
+        "epochs=1",
+        "patches=1",
+        "patch_px=64",
+        "width=8",
+        "batch=3",
+        "precision=float32",
+        "scene.image.max_side_px=96",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -128,43 +162,85 @@ def datasets(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     folders = []
     for i in range(2):
-        training_set = toy_scenes.training_set(root / f"images{i}", 8, seed=i, landmarks=24, validation=0)
+        training_set = toy_scenes.training_set(
+            root / f"images{i}", 8, seed=i, landmarks=24, validation=0
+        )
         frames = tuple(replace(f, name=f"image-{k:06d}") for k, f in enumerate(training_set.frames))
         folders.append(root / f"room{i}")
         split = ("train",) * 6 + ("val",) * 2
-        write_scene_data(folders[-1], SceneData(frames, split, training_set.landmarks, training_set.labels.visibility_FL, True, "map"))
+        write_scene_data(
+            folders[-1],
+            SceneData(
+                frames,
+                split,
+                training_set.landmarks,
+                training_set.labels.visibility_FL,
+                True,
+                "map",
+            ),
+        )
     return folders
 
 
 def test_the_command_writes_weights_that_a_scene_can_name(datasets, tmp_path, capsys):
     output, work = tmp_path / "weights.safetensors", tmp_path / "work"
     given = [word for folder in datasets for word in ("--scene-data", str(folder))]
-    command = ["train", "backbone", *given, "--backbone", "xfeat", "--landmarks", "20", "--output", str(output), "--work", str(work),
-               *SETTINGS]
+    command = [
+        "train",
+        "backbone",
+        *given,
+        "--backbone",
+        "xfeat",
+        "--landmarks",
+        "20",
+        "--output",
+        str(output),
+        "--work",
+        str(work),
+        *SETTINGS,
+    ]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "xfeat trained on 2 scenes" in said and "held-out frames of room1" in said
     with safetensors.safe_open(output, "pt") as file:
         text = file.metadata()
     record = json.loads(text["record"])
-    assert text["backbone"] == "xfeat" and [s["name"] for s in record["scenes"]] == ["room0", "room1"]
-    assert [s["landmarks"] for s in record["scenes"]] == [20, 20] and record["config"]["patch_px"] == 64 and record["steps"] == 4
+    assert text["backbone"] == "xfeat" and [s["name"] for s in record["scenes"]] == [
+        "room0",
+        "room1",
+    ]
+    assert (
+        [s["landmarks"] for s in record["scenes"]] == [20, 20]
+        and record["config"]["patch_px"] == 64
+        and record["steps"] == 4
+    )
     assert (work / "curves.png").stat().st_size > 5000
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     ours, theirs = Backbone("xfeat", str(output))(image), Backbone("xfeat")(image)
-    assert 0 < (ours - theirs).abs().mean() < 0.5 * theirs.abs().mean()  # trained a little, not something else
+    assert (
+        0 < (ours - theirs).abs().mean() < 0.5 * theirs.abs().mean()
+    )  # trained a little, not something else
     assert cli.main(command) == 2 and "holds a training run already" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "give at least one scene"),
-    (["--frames", "a", "--frames", "b", "--list", "c"], "--list is given 1 times, --frames 2 times"),
-    (["--frames", "a", "--output", "w.pt"], "ends in .safetensors"),
-    (["--frames", "nowhere"], "nowhere: no such folder"),
-    (["--frames", "a", "--set", "epoch=3"], "no such setting"),
-    (["--frames", "a", "--set", "order=random"], "expected one of shuffled, rounds")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "give at least one scene"),
+        (
+            ["--frames", "a", "--frames", "b", "--list", "c"],
+            "--list is given 1 times, --frames 2 times",
+        ),
+        (["--frames", "a", "--output", "w.pt"], "ends in .safetensors"),
+        (["--frames", "nowhere"], "nowhere: no such folder"),
+        (["--frames", "a", "--set", "epoch=3"], "no such setting"),
+        (["--frames", "a", "--set", "order=random"], "expected one of shuffled, rounds"),
+    ],
+)
 def test_input_that_cannot_be_used(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", "backbone", "--output", "w.safetensors", "--work", "work", *words]) == 2
+    assert (
+        cli.main(["train", "backbone", "--output", "w.safetensors", "--work", "work", *words]) == 2
+    )
     assert message in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Several processes do what one does: sharing, buffer, head. The processes of torchrun run distributed_worker."""
+"""Several processes do what one does: sharing, buffer, head. The processes of torchrun run
+distributed_worker."""
+
 import os
 import subprocess
 import sys
@@ -58,20 +60,36 @@ def alone(folder):
 @pytest.fixture(scope="module", params=[2, 4])
 def told(request, folder):
     """What each process under torchrun found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param),
-               str(ROOT / "test" / "distributed_worker.py"), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(request.param),
+        str(ROOT / "test" / "distributed_worker.py"),
+        str(folder),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"told{rank}.pt", weights_only=True) for rank in range(request.param)]
+    return [
+        torch.load(folder / f"told{rank}.pt", weights_only=True) for rank in range(request.param)
+    ]
 
 
 def test_what_ranks_tell_each_other(told):
     size = len(told)
     for rank, one in enumerate(told):
         assert (one["rank"], one["size"], one["from_main"]) == (rank, size, {"rank": 0})
-        assert one["gathered"].tolist() == [0, 10, 11, 20, 21, 22, 30, 31, 32, 33][: size * (size + 1) // 2]
-        assert one["empty"].shape == (0, 2) and one["booleans"].tolist() == [False, True, False, False][:size]
+        assert (
+            one["gathered"].tolist()
+            == [0, 10, 11, 20, 21, 22, 30, 31, 32, 33][: size * (size + 1) // 2]
+        )
+        assert (
+            one["empty"].shape == (0, 2)
+            and one["booleans"].tolist() == [False, True, False, False][:size]
+        )
         assert one["mean"] == (size - 1) / 2
 
 
@@ -81,23 +99,38 @@ def test_where_rank_0_fails_the_others_end(told):
 
 def test_every_rank_has_the_buffer_that_one_process_fills(told, alone):
     buffer, whitening = alone[0]
-    assert len(buffer) > 500 and buffer.plain_N.float().mean().item() == pytest.approx(1 / 3, abs=0.1)
+    assert len(buffer) > 500 and buffer.plain_N.float().mean().item() == pytest.approx(
+        1 / 3, abs=0.1
+    )
     for one in told:
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(vars(buffer).values(), one["buffer"], strict=True))
+        assert all(
+            torch.equal(mine, theirs)
+            for mine, theirs in zip(vars(buffer).values(), one["buffer"], strict=True)
+        )
         assert torch.equal(one["whitening"]["matrix"], whitening.matrix)
 
 
 def test_processes_of_a_pool_fill_the_same(folder, alone):
     buffer, _ = worker.fill(folder, processes=2)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(vars(buffer).values(), vars(alone[0][0]).values(), strict=True))
+    assert all(
+        torch.equal(mine, theirs)
+        for mine, theirs in zip(vars(buffer).values(), vars(alone[0][0]).values(), strict=True)
+    )
 
 
 def test_ranks_train_the_head_that_one_process_trains(told, alone):
     head, curve = alone[1]
     for one in told:
-        assert all(torch.equal(a, b) for a, b in zip(one["head"].values(), told[0]["head"].values(), strict=True))
-        assert [step for step, _ in one["curve"]] == [step for step, _ in curve] == [0, 20, 38]  # stalls at 30, runs down in 9
-        assert [loss for _, loss in one["curve"]] == pytest.approx([loss for _, loss in curve], abs=0.02)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(one["head"].values(), told[0]["head"].values(), strict=True)
+        )
+        assert (
+            [step for step, _ in one["curve"]] == [step for step, _ in curve] == [0, 20, 38]
+        )  # stalls at 30, runs down in 9
+        assert [loss for _, loss in one["curve"]] == pytest.approx(
+            [loss for _, loss in curve], abs=0.02
+        )
         for name, weight in head.state_dict().items():
             torch.testing.assert_close(one["head"][name], weight, atol=0.03, rtol=0.05)
 
@@ -109,24 +142,36 @@ def test_an_uncertainty_beyond_its_limits_is_pulled_back():
     assert located.grad[0, 2] > 0.5 and located.grad[1, 2] < -0.5
 
 
-# early stop --------------------------------------------------------------------------------------------------------------
+# early stop ---------------------------------------------------------------------------------------
+
 
 def test_a_stall_by_hand():
     stall = recipe.Stall(2, 0.1)
-    assert [stall(loss) for loss in (1.0, 0.95, 0.85, 0.8, 0.76)] == [False, False, False, False, True]
+    assert [stall(loss) for loss in (1.0, 0.95, 0.85, 0.8, 0.76)] == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     assert stall.best == 0.85 and stall.over  # 0.8 and 0.76 are less, but not by 0.1
 
 
 def test_training_ends_early_where_nothing_is_gained():
     patient = replace(worker.TOY, samples=90_000, min_gain=0.05)
-    (head, curve), (_, whole) = worker.learn(config=patient), worker.learn(config=replace(patient, patience=0))
+    (head, curve), (_, whole) = (
+        worker.learn(config=patient),
+        worker.learn(config=replace(patient, patience=0)),
+    )
     feature, landmark = worker.toy_cells()[:2]
     assert curve[-1][0] < 0.8 * whole[-1][0]
     assert (head(feature)[0].argmax(1) == landmark).float().mean() > 0.97
 
 
 def test_held_out_cells_are_runs_spread_over_the_buffer():
-    learned, judge = recipe.split_cells(100_000, replace(HeadConfig(), patience=1, held_out_cells=4000))
+    learned, judge = recipe.split_cells(
+        100_000, replace(HeadConfig(), patience=1, held_out_cells=4000)
+    )
     assert torch.equal(torch.cat([learned, judge]).sort().values, torch.arange(100_000))
     assert len(judge) == 4000 and (judge.diff() > 1).sum() == 3 and judge.diff().max() > 20_000
     assert len(recipe.split_cells(100_000, HeadConfig())[1]) == 0

@@ -1,4 +1,5 @@
 """The plan of a training of many scenes, checked by hand."""
+
 import argparse
 import json
 
@@ -7,11 +8,37 @@ import torch
 from torch import nn
 
 from sld_core.commands import train_plan
-from sld_core.training.plan import AUGMENT_MS, CHECK_IMAGES, CHECK_MS, Counts, FLOAT32_FORWARDS, HEAD_S, PlanConfig, READ_MS, TRAINING_FORWARDS, count, kept_bytes, plan, ring_bytes
+from sld_core.training.plan import (
+    AUGMENT_MS,
+    CHECK_IMAGES,
+    CHECK_MS,
+    FLOAT32_FORWARDS,
+    HEAD_S,
+    READ_MS,
+    TRAINING_FORWARDS,
+    Counts,
+    PlanConfig,
+    count,
+    kept_bytes,
+    plan,
+    ring_bytes,
+)
 from sld_core.types import SldError
 
-COUNTS = Counts(patch_macs=3e7, image_macs=1e9, weights=1e6, head_macs=2e7, head_weights=5e5, patch_bytes=1e6)
-SMALL = dict(scenes=10, images=100, gpus=2, epochs=5, batch=5, patches=8, forward_ms=20.0, cores=100, network_gb_s=1.0)
+COUNTS = Counts(
+    patch_macs=3e7, image_macs=1e9, weights=1e6, head_macs=2e7, head_weights=5e5, patch_bytes=1e6
+)
+SMALL = dict(
+    scenes=10,
+    images=100,
+    gpus=2,
+    epochs=5,
+    batch=5,
+    patches=8,
+    forward_ms=20.0,
+    cores=100,
+    network_gb_s=1.0,
+)
 
 
 def test_hours_by_hand():
@@ -24,19 +51,27 @@ def test_hours_by_hand():
     assert made.numbers["step_ms"] == pytest.approx(compute_ms + exchange_ms)
     assert backbone.hours == pytest.approx(steps * (compute_ms + exchange_ms) / 3.6e6)
     # 5 epochs, 5 scenes on each GPU
-    assert validation.hours == pytest.approx(5 * 5 * CHECK_IMAGES * (READ_MS + CHECK_MS + FLOAT32_FORWARDS * 20) / 3.6e6)
-    assert buffers.hours == pytest.approx(5 * 100 * ((READ_MS + 2 * AUGMENT_MS) / 100 + 3 * 20) / 3.6e6)  # 5 scenes on each GPU
+    assert validation.hours == pytest.approx(
+        5 * 5 * CHECK_IMAGES * (READ_MS + CHECK_MS + FLOAT32_FORWARDS * 20) / 3.6e6
+    )
+    assert buffers.hours == pytest.approx(
+        5 * 100 * ((READ_MS + 2 * AUGMENT_MS) / 100 + 3 * 20) / 3.6e6
+    )  # 5 scenes on each GPU
     assert heads.hours == pytest.approx(5 * HEAD_S / 3600)
     assert made.notes == ()
 
 
 def test_memory_by_hand():
     made = plan(PlanConfig(**SMALL, landmarks=500, buffer_cells=1000), COUNTS).memory_gb
-    assert made["each worker: backbone, heads, optimiser"] == pytest.approx(16 * (1e6 + 10 * 5e5) / 1e9)
+    assert made["each worker: backbone, heads, optimiser"] == pytest.approx(
+        16 * (1e6 + 10 * 5e5) / 1e9
+    )
     assert made["each worker: activations"] == pytest.approx(40 * 1e6 / 1e9)
     assert made["each worker: heatmaps"] == pytest.approx(40 * 500 * 144 * 16 / 1e9)
     assert made["each machine: labels"] == pytest.approx(2 * 10 * 100 * 500 * 17 / 1e9)
-    assert made["each machine: feature buffers"] == pytest.approx(2 * 100 * 3 * 1000 * (256 + 17) / 1e9)
+    assert made["each machine: feature buffers"] == pytest.approx(
+        2 * 100 * 3 * 1000 * (256 + 17) / 1e9
+    )
 
 
 def test_how_cost_grows():
@@ -48,11 +83,16 @@ def test_how_cost_grows():
     # the heads' weights are there for every scene, activations for the one at work
     memory = lambda scenes: plan(PlanConfig(**{**SMALL, "scenes": scenes}), COUNTS).memory_gb
     assert memory(30)["each worker: activations"] == memory(10)["each worker: activations"]
-    assert memory(30)["each worker: backbone, heads, optimiser"] > 2 * memory(10)["each worker: backbone, heads, optimiser"]
+    assert (
+        memory(30)["each worker: backbone, heads, optimiser"]
+        > 2 * memory(10)["each worker: backbone, heads, optimiser"]
+    )
 
 
 def test_both_orders_see_every_image_and_rounds_exchange_less_often():
-    shuffled, rounds = (plan(PlanConfig(**SMALL, order=order), COUNTS) for order in ("shuffled", "rounds"))
+    shuffled, rounds = (
+        plan(PlanConfig(**SMALL, order=order), COUNTS) for order in ("shuffled", "rounds")
+    )
     assert shuffled.numbers["steps"] == 10 * rounds.numbers["steps"]
     assert rounds.phases[1].hours < shuffled.phases[1].hours
 
@@ -75,7 +115,9 @@ def test_what_a_backward_pass_needs_is_counted():
 
 def test_counts_of_a_real_network():
     counts = count(PlanConfig(backbone="xfeat", landmarks=100, width=16, dilated=False))
-    assert counts.head_macs == 144 * (64 * 64 * 2 + 64 * 100)  # 12 x 12 cells, a skip block and the last layer
+    assert counts.head_macs == 144 * (
+        64 * 64 * 2 + 64 * 100
+    )  # 12 x 12 cells, a skip block and the last layer
     assert counts.head_weights == 2 * (64 * 64 + 64) + 64 * 100 + 100
     assert counts.image_macs / counts.patch_macs == pytest.approx(640 * 480 / 96**2, rel=0.05)
 
@@ -84,7 +126,20 @@ def test_the_command_prints_and_writes_it(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     train_plan.add(parser.add_subparsers())
     out = tmp_path / "plan.json"
-    args = parser.parse_args(["plan", "--scenes", "100", "--gpus", "8", "--backbone", "xfeat", "--json", str(out), "--no-dilated"])
+    args = parser.parse_args(
+        [
+            "plan",
+            "--scenes",
+            "100",
+            "--gpus",
+            "8",
+            "--backbone",
+            "xfeat",
+            "--json",
+            str(out),
+            "--no-dilated",
+        ]
+    )
     args.run(args)
     text = capsys.readouterr().out
     assert "100 scenes x 1000 images" in text and "is a guess" in text and "8 GPUs" in text

@@ -1,4 +1,6 @@
-"""Targets and losses checked by hand: where the Gaussian lies, what is left out, and what each loss wants."""
+"""Targets and losses checked by hand: where the Gaussian lies, what is left out, and what each loss
+wants."""
+
 import math
 
 import pytest
@@ -15,7 +17,9 @@ HIDDEN, VISIBLE, UNKNOWN = (torch.tensor(int(state), dtype=torch.uint8) for stat
 
 
 def render_one(x, y, visibility=VISIBLE, shape=(12, 12), **kw):
-    target, weight = targets.render(torch.tensor([[[x, y]]], dtype=torch.float32), visibility.reshape(1, 1), shape, **kw)
+    target, weight = targets.render(
+        torch.tensor([[[x, y]]], dtype=torch.float32), visibility.reshape(1, 1), shape, **kw
+    )
     return target[0, 0], weight[0, 0]
 
 
@@ -37,41 +41,70 @@ def test_every_cell_is_the_gaussian_or_zero_below_the_floor(x, y, sigma, floor):
     assert (target[square.sqrt() > targets.reach_px(sigma, floor) + 1e-2] == 0).all()
 
 
-@pytest.mark.parametrize("x, visibility, weight_expected", [
-    (20.0, HIDDEN, 1.0), (math.nan, HIDDEN, 1.0), (20.0, UNKNOWN, 0.0), (math.nan, UNKNOWN, 0.0), (math.nan, VISIBLE, 0.0),
-    (math.inf, VISIBLE, 0.0), (-5e3, VISIBLE, 1.0)])
-def test_what_is_not_seen_has_no_gaussian_and_what_is_not_known_no_weight(x, visibility, weight_expected):
+@pytest.mark.parametrize(
+    "x, visibility, weight_expected",
+    [
+        (20.0, HIDDEN, 1.0),
+        (math.nan, HIDDEN, 1.0),
+        (20.0, UNKNOWN, 0.0),
+        (math.nan, UNKNOWN, 0.0),
+        (math.nan, VISIBLE, 0.0),
+        (math.inf, VISIBLE, 0.0),
+        (-5e3, VISIBLE, 1.0),
+    ],
+)
+def test_what_is_not_seen_has_no_gaussian_and_what_is_not_known_no_weight(
+    x, visibility, weight_expected
+):
     target, weight = render_one(x, 20.0, visibility)
-    assert (target[weight > 0] == 0).all() and (weight == weight_expected).all() and torch.isfinite(target).all()
+    assert (
+        (target[weight > 0] == 0).all()
+        and (weight == weight_expected).all()
+        and torch.isfinite(target).all()
+    )
 
 
 def test_squares_by_hand():
     logits = torch.tensor([0.5, 1.0, -1.0, 3.0]).reshape(2, 1, 1, 2)
     target = torch.tensor([0.0, 1.0, 0.0, 1.0]).reshape(2, 1, 1, 2)
     weight = torch.tensor([1.0, 1.0, 1.0, 1.0]).reshape(2, 1, 1, 2)
-    assert targets.loss(logits, target, weight, "squares").item() == pytest.approx((0.25 + 0 + 1 + 4) / 2)
-    assert targets.loss(logits, target, weight, "squares", 10.0).item() == pytest.approx((0.25 + 0 + 1 + 40) / 2)
+    assert targets.loss(logits, target, weight, "squares").item() == pytest.approx(
+        (0.25 + 0 + 1 + 4) / 2
+    )
+    assert targets.loss(logits, target, weight, "squares", 10.0).item() == pytest.approx(
+        (0.25 + 0 + 1 + 40) / 2
+    )
     weight[1, 0, 0, 1] = 0
     assert targets.loss(logits, target, weight, "squares").item() == pytest.approx((0.25 + 1) / 2)
 
 
 def test_cells_by_hand():
-    """One cell, two landmarks of targets 0.6 and 0.2: they share 0.6 as 0.45 and 0.15, none gets 0.4."""
-    logits, target = torch.tensor([1.0, -2.0]).reshape(1, 2, 1, 1), torch.tensor([0.6, 0.2]).reshape(1, 2, 1, 1)
+    """One cell, two landmarks of targets 0.6 and 0.2: they share 0.6 as 0.45 and 0.15, none gets
+    0.4."""
+    logits, target = (
+        torch.tensor([1.0, -2.0]).reshape(1, 2, 1, 1),
+        torch.tensor([0.6, 0.2]).reshape(1, 2, 1, 1),
+    )
     log_p = torch.tensor([1.0, -2.0, 0.0]).log_softmax(0)
     by_hand = -(torch.tensor([0.45, 0.15, 0.4]) * log_p).sum()
-    assert targets.loss(logits, target, torch.ones(1, 2, 1, 1), "cells").item() == pytest.approx(by_hand.item())
+    assert targets.loss(logits, target, torch.ones(1, 2, 1, 1), "cells").item() == pytest.approx(
+        by_hand.item()
+    )
     # without the second, the first and none have it all
     weight = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
     log_p = torch.tensor([1.0, 0.0]).log_softmax(0)
     by_hand = -(torch.tensor([0.6, 0.4]) * log_p).sum()
-    assert targets.loss(logits, target, weight, "cells").item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert targets.loss(logits, target, weight, "cells").item() == pytest.approx(
+        by_hand.item(), rel=1e-5
+    )
 
 
 def test_softmax_of_an_empty_heatmap_wants_none():
     logits = torch.tensor([[1.0, -1.0]]).reshape(1, 1, 1, 2)
     by_hand = math.log(1 + math.exp(1) + math.exp(-1))
-    assert targets.loss(logits, torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2), "softmax").item() == pytest.approx(by_hand)
+    assert targets.loss(
+        logits, torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2), "softmax"
+    ).item() == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -85,9 +118,12 @@ def test_what_is_left_out_has_no_gradient(kind):
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_descending_a_loss_makes_scores_like_the_target(kind):
-    """Free heatmaps of two landmarks apart and a hidden one: each learned peak is where the landmark is, the hidden one has none."""
+    """Free heatmaps of two landmarks apart and a hidden one: each learned peak is where the
+    landmark is, the hidden one has none."""
     xy = torch.tensor([[[22.0, 30.0], [75.0, 60.0], [40.0, 40.0]]])
-    target, weight = targets.render(xy, torch.stack([VISIBLE, VISIBLE, HIDDEN])[None], (12, 12), sigma_px=8.0)
+    target, weight = targets.render(
+        xy, torch.stack([VISIBLE, VISIBLE, HIDDEN])[None], (12, 12), sigma_px=8.0
+    )
     logits = torch.zeros(1, 3, 12, 12, requires_grad=True)
     optimizer = torch.optim.Adam([logits], 0.3)
     for _ in range(150):
@@ -95,16 +131,29 @@ def test_descending_a_loss_makes_scores_like_the_target(kind):
         targets.loss(logits, target, weight, kind).backward()
         optimizer.step()
     score = scores(logits.detach(), kind)[0]
-    assert score[:2].flatten(1).argmax(1).tolist() == [3 * 12 + 2, 7 * 12 + 9]  # the cells that hold them
-    assert score[:2].flatten(1).amax(1).min() > 0.6 and score[2].max() < 0.1 and score.min() >= 0 and score.max() <= 1
+    assert score[:2].flatten(1).argmax(1).tolist() == [
+        3 * 12 + 2,
+        7 * 12 + 9,
+    ]  # the cells that hold them
+    assert (
+        score[:2].flatten(1).amax(1).min() > 0.6
+        and score[2].max() < 0.1
+        and score.min() >= 0
+        and score.max() <= 1
+    )
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_loss_is_a_mean_over_patches(kind):
     generator = torch.Generator().manual_seed(0)
-    logits, target = torch.randn(1, 3, 4, 4, generator=generator), torch.rand(1, 3, 4, 4, generator=generator)
+    logits, target = (
+        torch.randn(1, 3, 4, 4, generator=generator),
+        torch.rand(1, 3, 4, 4, generator=generator),
+    )
     one = targets.loss(logits, target, torch.ones_like(target), kind)
-    three = targets.loss(*(t.repeat(3, 1, 1, 1) for t in (logits, target, torch.ones_like(target))), kind)
+    three = targets.loss(
+        *(t.repeat(3, 1, 1, 1) for t in (logits, target, torch.ones_like(target))), kind
+    )
     assert three.item() == pytest.approx(one.item(), rel=1e-5)
 
 
@@ -115,8 +164,23 @@ def test_an_unknown_loss_is_refused():
 
 def test_unknown_landmarks_that_a_patch_cannot_show_are_hidden_in_it():
     reach = targets.reach_px(8.0, 0.1)
-    xy_BL2 = torch.tensor([[[48.0, 48.0], [96 + reach + 1, 40.0], [96 + reach - 1, 40.0], [30.0, -500.0], [30.0, -500.0]]])
+    xy_BL2 = torch.tensor(
+        [
+            [
+                [48.0, 48.0],
+                [96 + reach + 1, 40.0],
+                [96 + reach - 1, 40.0],
+                [30.0, -500.0],
+                [30.0, -500.0],
+            ]
+        ]
+    )
     visibility_BL = torch.stack([UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, VISIBLE])[None]
     found = targets.hidden_elsewhere(xy_BL2, visibility_BL, 96, 8.0, 0.1)
-    assert found.dtype == torch.uint8 and found[0].tolist() == [Visibility.UNKNOWN, Visibility.HIDDEN, Visibility.UNKNOWN,
-                                                                Visibility.HIDDEN, Visibility.VISIBLE]
+    assert found.dtype == torch.uint8 and found[0].tolist() == [
+        Visibility.UNKNOWN,
+        Visibility.HIDDEN,
+        Visibility.UNKNOWN,
+        Visibility.HIDDEN,
+        Visibility.VISIBLE,
+    ]

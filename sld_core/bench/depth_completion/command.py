@@ -1,4 +1,5 @@
 """`sld bench depth`: how well depth completion fills what was hidden of measured depth images."""
+
 from __future__ import annotations
 
 import json
@@ -7,44 +8,101 @@ from pathlib import Path
 from sld_core.types import SldError
 
 DEFAULT_IMAGES = 12
-COLUMNS = {"mae_mm": "MAE mm", "mse_mm2": "MSE mm²", "absrel": "AbsRel", "delta1": "delta1", "s_per_image": "s/image"}
-FORMATS = {"mae_mm": "{:.1f}", "mse_mm2": "{:.0f}", "absrel": "{:.4f}", "delta1": "{:.4f}", "s_per_image": "{:.2f}"}
+COLUMNS = {
+    "mae_mm": "MAE mm",
+    "mse_mm2": "MSE mm²",
+    "absrel": "AbsRel",
+    "delta1": "delta1",
+    "s_per_image": "s/image",
+}
+FORMATS = {
+    "mae_mm": "{:.1f}",
+    "mse_mm2": "{:.0f}",
+    "absrel": "{:.4f}",
+    "delta1": "{:.4f}",
+    "s_per_image": "{:.2f}",
+}
 HIDE = ("both", "blocks", "regions", "sparse")
 
 
 def add(commands) -> None:
     """`depth` among the subcommands of `sld bench`."""
-    parser = commands.add_parser("depth", help="hide known depths, complete them, say how wrong that was",
-                                 description="All methods see the same hidden pixels; errors are means over the images.")
-    parser.add_argument("--frames", type=Path, required=True, metavar="DIR",
-                        help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt, *.depth.png (16 bit, millimetres)")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="text file that names the frames to use (default: all)")
-    parser.add_argument("--model", required=True, metavar="FILE.onnx",
-                        help="monocular depth network: an ONNX file, the folder of a transformers model, or its name on the hub")
-    parser.add_argument("--max-images", type=int, default=DEFAULT_IMAGES, metavar="N",
-                        help=f"images, spread evenly over the list (default {DEFAULT_IMAGES}: the paper's method takes seconds each)")
-    parser.add_argument("--hide", choices=HIDE, default=HIDE[0],
-                        help="both (default): blocks and whole regions; sparse: all but 400 corners of texture")
-    parser.add_argument("--preprocessing", choices=("auto", "raw255", "imagenet"), default="auto", help="what the network wants as input")
+    parser = commands.add_parser(
+        "depth",
+        help="hide known depths, complete them, say how wrong that was",
+        description="All methods see the same hidden pixels; errors are means over the images.",
+    )
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt, *.depth.png "
+        "(16 bit, millimetres)",
+    )
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="text file that names the frames to use (default: all)",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FILE.onnx",
+        help="monocular depth network: an ONNX file, the folder of a transformers model, or "
+        "its name on the hub",
+    )
+    parser.add_argument(
+        "--max-images",
+        type=int,
+        default=DEFAULT_IMAGES,
+        metavar="N",
+        help=f"images, spread evenly over the list (default {DEFAULT_IMAGES}: the paper's "
+        "method takes seconds each)",
+    )
+    parser.add_argument(
+        "--hide",
+        choices=HIDE,
+        default=HIDE[0],
+        help="both (default): blocks and whole regions; sparse: all but 400 corners of texture",
+    )
+    parser.add_argument(
+        "--preprocessing",
+        choices=("auto", "raw255", "imagenet"),
+        default="auto",
+        help="what the network wants as input",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is hidden")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write a page with depth before and after, and loss curves")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="also write a page with depth before and after, and loss curves",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args) -> None:
-    from sld_core.commands.common import check_writable, list_path
-    from sld_core.files import write_atomically
     from sld_core.bench.depth_completion.trials import run_trials, summary
+    from sld_core.commands.common import check_writable, list_path
     from sld_core.data.frame_folder import read_frames
+    from sld_core.files import write_atomically
     from sld_core.progress import Bar
+
     if args.max_images < 1 or args.seed < 0:
-        raise SldError(f"--max-images {args.max_images}, --seed {args.seed}: expected at least 1, and at least 0")
+        raise SldError(
+            f"--max-images {args.max_images}, --seed {args.seed}: expected at least 1, and at "
+            "least 0"
+        )
     for option in ("json", "report"):
         if (path := getattr(args, option)) is not None:
             check_writable(path, f"--{option}")
     frames, show = read_frames(args.frames, list_path(args.list, args.frames)), Bar()
-    trials = run_trials(frames, args.model, args.hide, args.max_images, args.preprocessing, args.seed, show)
+    trials = run_trials(
+        frames, args.model, args.hide, args.max_images, args.preprocessing, args.seed, show
+    )
     show.done()
     out = {"hide": args.hide, **summary(trials)}
     rows = table(out)
@@ -54,12 +112,14 @@ def _run(args) -> None:
         write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
     if args.report:
         from sld_core.bench.depth_completion.report import write_report
+
         write_report(args.report, f"Depth completion: {args.frames.name}", trials, rows)
 
 
 def table(out: dict) -> list[list[str]]:
     """Heading and one row per method, as text."""
     from sld_core.depth.completion import METHODS
+
     rows = [[f"{out['images']} images, hidden: {out['hide']}", *COLUMNS.values()]]
     for name in METHODS:
         label = f"{name} (default)" if name == out["default_method"] else name

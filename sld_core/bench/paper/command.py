@@ -1,4 +1,6 @@
-"""`sld bench paper`: the paper's comparisons on the scenes at hand, at a scale that fits the machine."""
+"""`sld bench paper`: the paper's comparisons on the scenes at hand, at a scale that fits the
+machine."""
+
 from __future__ import annotations
 
 import os
@@ -13,33 +15,77 @@ SHARED = Path("../shared/data")  # where the recorded sets lie beside a checkout
 
 def add(commands) -> None:
     """`paper` among the subcommands of `sld bench`."""
-    parser = commands.add_parser("paper", help="the paper's tables, speed-up and curves, measured here",
-                                 description="Trains and judges every method; each step is kept in DIR/steps, and a second call goes on. "
-                                             "Writes paper.md, pictures and metrics.json.")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="the scale: cpu (default), under an hour on 2 cores; gpu")
+    parser = commands.add_parser(
+        "paper",
+        help="the paper's tables, speed-up and curves, measured here",
+        description="Trains and judges every method; each step is kept in DIR/steps, and a "
+        "second call goes on. "
+        "Writes paper.md, pictures and metrics.json.",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="cpu",
+        help="the scale: cpu (default), under an hour on 2 cores; gpu",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--scenes", nargs="+", default=list(SCENES), metavar="NAME",
-                        help=f"recorded sets; the first is the unseen scene of the headlines (default: {' '.join(SCENES)})")
-    parser.add_argument("--data", type=Path, default=SHARED, metavar="DIR", help=f"folder of the recorded sets (default {SHARED})")
+    parser.add_argument(
+        "--scenes",
+        nargs="+",
+        default=list(SCENES),
+        metavar="NAME",
+        help="recorded sets; the first is the unseen scene of the headlines (default: "
+        f"{' '.join(SCENES)})",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=SHARED,
+        metavar="DIR",
+        help=f"folder of the recorded sets (default {SHARED})",
+    )
     parser.add_argument("--landmarks", type=int, metavar="N", help="of each scene, for all methods")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of SLD* and of the multi-scene backbone, unless their seconds end before")
-    parser.add_argument("--resolution", type=int, metavar="PX", help="longer side to which images are scaled down")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="change the preset, such as sld_star_s=60 or scene.head.samples=100000 (repeatable)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="of SLD* and of the multi-scene backbone, unless their seconds end before",
+    )
+    parser.add_argument(
+        "--resolution", type=int, metavar="PX", help="longer side to which images are scaled down"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the preset, such as sld_star_s=60 or scene.head.samples=100000 (repeatable)",
+    )
     parser.add_argument("--device", help="torch device (default: cpu; with preset gpu: cuda)")
     parser.set_defaults(run=_paper)
 
 
 def _paper(args) -> None:
-    from sld_core.config.settings import override, to_dict
     from sld_core.bench.paper import plan, report, steps
     from sld_core.bench.paper.scenes import Bench
+    from sld_core.config.settings import override, to_dict
     from sld_core.localizer import check_device
     from sld_core.progress import Bar
-    given = {"scene.landmarks.count": args.landmarks, "scene.image.max_side_px": args.resolution, "sld_star.epochs": args.epochs,
-             "backbone.epochs": args.epochs}
-    settings = [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
-    preset, device = override(PRESETS[args.preset], settings), args.device or {"gpu": "cuda"}.get(args.preset, "cpu")
+
+    given = {
+        "scene.landmarks.count": args.landmarks,
+        "scene.image.max_side_px": args.resolution,
+        "sld_star.epochs": args.epochs,
+        "backbone.epochs": args.epochs,
+    }
+    settings = [
+        *args.set,
+        *(f"{name}={value}" for name, value in given.items() if value is not None),
+    ]
+    preset, device = (
+        override(PRESETS[args.preset], settings),
+        args.device or {"gpu": "cuda"}.get(args.preset, "cpu"),
+    )
     check_device(device)
     if len(set(args.scenes)) < len(args.scenes):
         raise SldError(f"--scenes {' '.join(args.scenes)}: names a scene twice")
@@ -50,9 +96,16 @@ def _paper(args) -> None:
         bench.place(scene)  # what cannot be read is said before the hours of work
     done, missing = steps.run(plan.steps(bench, args.scenes), args.output / "steps", preset.limit_s)
     show.done()
-    about = {"preset": args.preset, "machine": machine(device), "scenes": args.scenes, "settings": to_dict(preset)}
+    about = {
+        "preset": args.preset,
+        "machine": machine(device),
+        "scenes": args.scenes,
+        "settings": to_dict(preset),
+    }
     numbers = report.metrics(done, args.scenes[0], about)
-    figures = [step.folder / step.found["figure"] for step in done.values() if "figure" in step.found]
+    figures = [
+        step.folder / step.found["figure"] for step in done.values() if "figure" in step.found
+    ]
     report.write(args.output, numbers, scaled_down(preset, args.scenes), missing, figures)
     print((args.output / "paper.md").read_text())
 
@@ -60,5 +113,9 @@ def _paper(args) -> None:
 def machine(device: str) -> str:
     """The machine in words."""
     import torch
-    processor = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads of torch {torch.__version__}"
+
+    processor = (
+        f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads of torch "
+        f"{torch.__version__}"
+    )
     return processor if device == "cpu" else f"{torch.cuda.get_device_name(device)}, {processor}"

@@ -1,4 +1,6 @@
-"""What `sld bench paper` measured, as metrics.json, Markdown and pictures; and equal recall as a number."""
+"""What `sld bench paper` measured, as metrics.json, Markdown and pictures; and equal recall as a
+number."""
+
 from __future__ import annotations
 
 import json
@@ -12,14 +14,29 @@ from sld_core.stages import Done
 Curve = Sequence[Sequence[float]]  # (seconds, recall at 5 cm / 5 deg), in order of time
 
 COLUMNS = (  # heading, key of a row, how to print the value
-    ("scene", "scene", "{}"), ("method", "method", "{}"), ("training s", "train_s", "{:.0f}"), ("of which buffer", "fill_s", "{:.0f}"),
-    ("5 cm/5 deg", "recall_5cm_5deg", "{:.1%}"), ("2 cm/2 deg", "recall_2cm_2deg", "{:.1%}"), ("accepted", "accepted", "{:d}"),
-    ("wrong fixes", "wrong_fixes", "{:d}"), ("queries", "queries", "{:d}"), ("median cm", "median_cm", "{:.2f}"),
-    ("median deg", "median_deg", "{:.2f}"), ("MB", "mb", "{:.1f}"), ("ms/query", "query_ms", "{:.0f}"),
+    ("scene", "scene", "{}"),
+    ("method", "method", "{}"),
+    ("training s", "train_s", "{:.0f}"),
+    ("of which buffer", "fill_s", "{:.0f}"),
+    ("5 cm/5 deg", "recall_5cm_5deg", "{:.1%}"),
+    ("2 cm/2 deg", "recall_2cm_2deg", "{:.1%}"),
+    ("accepted", "accepted", "{:d}"),
+    ("wrong fixes", "wrong_fixes", "{:d}"),
+    ("queries", "queries", "{:d}"),
+    ("median cm", "median_cm", "{:.2f}"),
+    ("median deg", "median_deg", "{:.2f}"),
+    ("MB", "mb", "{:.1f}"),
+    ("ms/query", "query_ms", "{:.0f}"),
 )
-HEADLINES = {"paper_head": "paper", "default_head": "cells", "sld_star": "sld_star", "prototype_head": "prototype",
-             "coordinate_head": "coordinates", "paper_head_multi_scene_backbone": "paper, multi-scene backbone",
-             "default_head_multi_scene_backbone": "cells, multi-scene backbone"}  # of metrics.json -> method
+HEADLINES = {
+    "paper_head": "paper",
+    "default_head": "cells",
+    "sld_star": "sld_star",
+    "prototype_head": "prototype",
+    "coordinate_head": "coordinates",
+    "paper_head_multi_scene_backbone": "paper, multi-scene backbone",
+    "default_head_multi_scene_backbone": "cells, multi-scene backbone",
+}  # of metrics.json -> method
 IN_BOTH = ("sld_star", "cells")  # methods of Table 1 that Table 2 shows again
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 AT_LEAST = 0.4  # recall at which a speed-up has a lower bound where the slow one never came so far
@@ -31,59 +48,115 @@ def first_reached(curve: Curve, recall: float) -> float | None:
 
 
 def speedup(slow: Curve, fast: Curve, recall: float | None = None) -> dict[str, float | None]:
-    """How much sooner `fast` reaches `recall` (default: the best that `slow` ever reached) than `slow` does.
+    """How much sooner `fast` reaches `recall` (default: the best that `slow` ever reached) than
+    `slow` does.
 
-    `speedup` is None where there is nothing to compare: slow found nothing at all, or fast never came so far."""
+    `speedup` is None where there is nothing to compare: slow found nothing at all, or fast never
+    came so far."""
     recall = max((value for _, value in slow), default=0.0) if recall is None else recall
-    slow_s, fast_s = (first_reached(curve, recall) if recall > 0 else None for curve in (slow, fast))
+    slow_s, fast_s = (
+        first_reached(curve, recall) if recall > 0 else None for curve in (slow, fast)
+    )
     ratio = None if slow_s is None or not fast_s else slow_s / fast_s
     return {"recall": recall, "slow_s": slow_s, "fast_s": fast_s, "speedup": ratio}
 
 
 def metrics(done: dict[str, Done], first_scene: str, about: dict) -> dict:
-    """All numbers that steps found, with the headlines of the first scene in front; None where a step is missing."""
+    """All numbers that steps found, with the headlines of the first scene in front; None where a
+    step is missing."""
     found = {name: step.found for name, step in done.items()}
     rows = [row for step in found.values() for row in step.get("rows", ())]
     own = {row["scene"] for row in rows if row["table"] == 2}
-    rows += [{**row, "table": 2} for row in rows if row["table"] == 1 and row["scene"] in own and row["method"] in IN_BOTH]
-    of = lambda method: next((r for r in rows if r["method"] == method and r["scene"] == first_scene), {})
-    out = {f"{name}_recall_5cm_5deg": of(method).get("recall_5cm_5deg") for name, method in HEADLINES.items()}
-    curves = {name: curve for step in found.values() for name, curve in step.get("curves", {}).items()}
+    rows += [
+        {**row, "table": 2}
+        for row in rows
+        if row["table"] == 1 and row["scene"] in own and row["method"] in IN_BOTH
+    ]
+    of = lambda method: next(
+        (r for r in rows if r["method"] == method and r["scene"] == first_scene), {}
+    )
+    out = {
+        f"{name}_recall_5cm_5deg": of(method).get("recall_5cm_5deg")
+        for name, method in HEADLINES.items()
+    }
+    curves = {
+        name: curve for step in found.values() for name, curve in step.get("curves", {}).items()
+    }
     slow = curves.get("sld_star", ())
-    for name, key in (("cells", ""), ("cells, buffer filled before", "_head_only"), ("paper", "_paper_head")):
+    for name, key in (
+        ("cells", ""),
+        ("cells, buffer filled before", "_head_only"),
+        ("paper", "_paper_head"),
+    ):
         compared = speedup(slow, curves.get(name, ()))
         out[f"speedup_to_equal_recall{key}"] = compared["speedup"]
         out[f"equal_recall{key}"] = {k: v for k, v in compared.items() if k != "speedup"}
     fast_s = first_reached(curves.get("cells", ()), AT_LEAST)
-    out["speedup_at_least"] = slow[-1][0] / fast_s if slow and fast_s and first_reached(slow, AT_LEAST) is None else None
-    return out | about | {"rows": rows, "curves": curves, "fill": found.get("fill", {}).get("fill"),
-                          "step_seconds": {name: step.seconds for name, step in done.items()}}
+    out["speedup_at_least"] = (
+        slow[-1][0] / fast_s if slow and fast_s and first_reached(slow, AT_LEAST) is None else None
+    )
+    return (
+        out
+        | about
+        | {
+            "rows": rows,
+            "curves": curves,
+            "fill": found.get("fill", {}).get("fill"),
+            "step_seconds": {name: step.seconds for name, step in done.items()},
+        }
+    )
 
 
-def write(folder: Path, numbers: dict, scaled_down: Sequence[str], missing: dict[str, str], figures: Sequence[Path] = ()) -> None:
+def write(
+    folder: Path,
+    numbers: dict,
+    scaled_down: Sequence[str],
+    missing: dict[str, str],
+    figures: Sequence[Path] = (),
+) -> None:
     """metrics.json, paper.md and its pictures in `folder`."""
-    pictures = [("How long until how good", _race_picture(folder / "race.png", numbers["curves"])),
-                ("Filling the buffer", _fill_picture(folder / "fill.png", numbers["fill"])),
-                *(("Training the multi-scene backbone (Figure 7)", path) for path in figures)]
+    pictures = [
+        ("How long until how good", _race_picture(folder / "race.png", numbers["curves"])),
+        ("Filling the buffer", _fill_picture(folder / "fill.png", numbers["fill"])),
+        *(("Training the multi-scene backbone (Figure 7)", path) for path in figures),
+    ]
     write_atomically(folder / "metrics.json", (json.dumps(numbers, indent=2) + "\n").encode())
     linked = [(title, path.relative_to(folder).as_posix()) for title, path in pictures if path]
     write_atomically(folder / "paper.md", markdown(numbers, scaled_down, missing, linked).encode())
 
 
-def markdown(numbers: dict, scaled_down: Sequence[str], missing: dict[str, str], pictures: Sequence[tuple[str, str]] = ()) -> str:
+def markdown(
+    numbers: dict,
+    scaled_down: Sequence[str],
+    missing: dict[str, str],
+    pictures: Sequence[tuple[str, str]] = (),
+) -> str:
     """The page: both tables, the race, the fill, what was scaled down and what is missing."""
     rows = numbers["rows"]
-    parts = ["# The paper's comparisons, measured here", f"Preset {numbers['preset']}, {numbers['machine']}.",
-             "## Table 1: a scene that the backbone has not seen", table([r for r in rows if r["table"] == 1]),
-             "## Table 2: the scenes that the multi-scene backbone was trained on", table([r for r in rows if r["table"] == 2]),
-             "## Seconds of training to equal recall", *_race_text(numbers)]
+    parts = [
+        "# The paper's comparisons, measured here",
+        f"Preset {numbers['preset']}, {numbers['machine']}.",
+        "## Table 1: a scene that the backbone has not seen",
+        table([r for r in rows if r["table"] == 1]),
+        "## Table 2: the scenes that the multi-scene backbone was trained on",
+        table([r for r in rows if r["table"] == 2]),
+        "## Seconds of training to equal recall",
+        *_race_text(numbers),
+    ]
     if numbers["fill"]:
-        parts += ["## Buffer fill against processes", _grid(["processes", "s", "speed-up"], _fill_rows(numbers["fill"])),
-                  "Starting the processes is counted; each is one of the threads that a single process uses all of."]
+        parts += [
+            "## Buffer fill against processes",
+            _grid(["processes", "s", "speed-up"], _fill_rows(numbers["fill"])),
+            "Starting the processes is counted; each is one of the threads that a single "
+            "process uses all of.",
+        ]
     parts += [f"## {title}\n\n![{title}]({name})" for title, name in pictures]
     parts += ["## What was scaled down", "\n".join(f"- {line}" for line in scaled_down)]
     if missing:
-        parts += ["## What is missing", "\n".join(f"- {name}: {reason}" for name, reason in missing.items())]
+        parts += [
+            "## What is missing",
+            "\n".join(f"- {name}: {reason}" for name, reason in missing.items()),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,43 +164,83 @@ def table(rows: Sequence[dict]) -> str:
     """Rows of methods as Markdown; the best recall of each scene in bold."""
     if not rows:
         return "(not measured)"
-    best = {s: max(r["recall_5cm_5deg"] for r in rows if r["scene"] == s) for s in {r["scene"] for r in rows}}
+    best = {
+        s: max(r["recall_5cm_5deg"] for r in rows if r["scene"] == s)
+        for s in {r["scene"] for r in rows}
+    }
+
     def cell(row, key, form):
         text = "-" if row.get(key) is None else form.format(row[key])
-        return f"**{text}**" if key == "recall_5cm_5deg" and row[key] == best[row["scene"]] > 0 else text
-    return _grid([heading for heading, *_ in COLUMNS], [[cell(row, key, form) for _, key, form in COLUMNS] for row in rows])
+        return (
+            f"**{text}**"
+            if key == "recall_5cm_5deg" and row[key] == best[row["scene"]] > 0
+            else text
+        )
+
+    return _grid(
+        [heading for heading, *_ in COLUMNS],
+        [[cell(row, key, form) for _, key, form in COLUMNS] for row in rows],
+    )
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *rows])
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *rows]
+    )
 
 
 def _race_text(numbers: dict) -> list[str]:
     curves = numbers["curves"]
     if not curves.get("sld_star"):
         return ["(not measured)"]
-    slow, rest = curves["sld_star"], {name: curve for name, curve in curves.items() if name != "sld_star"}
+    slow, rest = (
+        curves["sld_star"],
+        {name: curve for name, curve in curves.items() if name != "sld_star"},
+    )
     best, total_s = max(value for _, value in slow), slow[-1][0]
     rows = []
     for level in sorted({*LEVELS, best} - {0.0}):
         slow_s = first_reached(slow, level)
         than = f"{slow_s:.0f} s" if slow_s else f"not in {total_s:.0f} s"
-        rows.append([f"{level:.1%}", than, *(_sooner(first_reached(curve, level), slow_s, total_s) for curve in rest.values())])
-    note = ("Seconds of training, filling the buffer included unless said; judging is not counted. Every dot of cells is a training of its "
-            "own, of that length; SLD\\* and the paper's head are judged on the way of one training.")
-    nothing = [f"SLD\\* localized no query within 5 cm / 5 deg in {total_s:.0f} s of training: there is no equal recall to compare at, "
-               "only how much sooner, at least, a head is there."] if best == 0 else []
+        rows.append(
+            [
+                f"{level:.1%}",
+                than,
+                *(_sooner(first_reached(curve, level), slow_s, total_s) for curve in rest.values()),
+            ]
+        )
+    note = (
+        "Seconds of training, filling the buffer included unless said; judging is not counted. "
+        "Every dot of cells is a training of its "
+        "own, of that length; SLD\\* and the paper's head are judged on the way of one training."
+    )
+    nothing = (
+        [
+            f"SLD\\* localized no query within 5 cm / 5 deg in {total_s:.0f} s of training: "
+            "there is no equal recall to compare at, "
+            "only how much sooner, at least, a head is there."
+        ]
+        if best == 0
+        else []
+    )
     return [note, *nothing, _grid(["recall 5 cm/5 deg", "SLD\\*", *rest], rows)]
 
 
 def _sooner(fast_s: float | None, slow_s: float | None, total_s: float) -> str:
     if not fast_s:
         return "not reached"
-    return f"{fast_s:.1f} s ({slow_s / fast_s:.0f}x)" if slow_s else f"{fast_s:.1f} s (over {total_s / fast_s:.0f}x)"
+    return (
+        f"{fast_s:.1f} s ({slow_s / fast_s:.0f}x)"
+        if slow_s
+        else f"{fast_s:.1f} s (over {total_s / fast_s:.0f}x)"
+    )
 
 
 def _fill_rows(fill: Sequence[dict]) -> list[list[str]]:
-    return [[str(f["processes"]), f"{f['seconds']:.1f}", f"{fill[0]['seconds'] / f['seconds']:.2f}"] for f in fill]
+    return [
+        [str(f["processes"]), f"{f['seconds']:.1f}", f"{fill[0]['seconds'] / f['seconds']:.2f}"]
+        for f in fill
+    ]
 
 
 def _race_picture(path: Path, curves: dict[str, Curve]) -> Path | None:
@@ -136,7 +249,12 @@ def _race_picture(path: Path, curves: dict[str, Curve]) -> Path | None:
     figure, axes = html.figure_axes(8.4, 4.2)
     for name, curve in curves.items():
         axes.plot(*zip(*curve), ".-", label=name)
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="recall at 5 cm / 5 deg", ylim=(-0.02, 1.02))
+    axes.set(
+        xscale="log",
+        xlabel="seconds of training",
+        ylabel="recall at 5 cm / 5 deg",
+        ylim=(-0.02, 1.02),
+    )
     axes.legend(frameon=False)
     return _saved(figure, path)
 
@@ -152,6 +270,7 @@ def _fill_picture(path: Path, fill: Sequence[dict] | None) -> Path | None:
 
 def _saved(figure, path: Path) -> Path:
     from io import BytesIO
+
     data = BytesIO()
     figure.savefig(data, format="png", dpi=120)
     write_atomically(path, data.getvalue())

@@ -1,6 +1,9 @@
-"""The files of a COLMAP model, binary or text, with every count checked against what the file holds.
+"""The files of a COLMAP model, binary or text, with every count checked against what the file
+holds.
 
-Layout: COLMAP's documentation, "Output Format". World to camera; quaternions w x y z; pixels from the image's corner."""
+Layout: COLMAP's documentation, "Output Format". World to camera; quaternions w x y z; pixels from
+the image's corner."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -30,7 +33,8 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Cameras and images by id; points in order of ids, with flat tracks: index of the point, id of the image, index of the feature."""
+    """Cameras and images by id; points in order of ids, with flat tracks: index of the point, id of
+    the image, index of the feature."""
 
     cameras: dict[int, Camera]
     images: dict[int, StoredImage]
@@ -46,7 +50,10 @@ def read_files(folder: Path) -> StoredModel:
     if not folder.is_dir():
         raise SldError(f"{folder}: no such folder of a COLMAP model")
     ending = "bin" if (folder / "cameras.bin").exists() else "txt"
-    readers = {"bin": (_cameras_bin, _images_bin, _points_bin), "txt": (_cameras_txt, _images_txt, _points_txt)}[ending]
+    readers = {
+        "bin": (_cameras_bin, _images_bin, _points_bin),
+        "txt": (_cameras_txt, _images_txt, _points_txt),
+    }[ending]
     parts = []
     for name, reader in zip(("cameras", "images", "points3D"), readers):
         path = folder / f"{name}.{ending}"
@@ -55,14 +62,21 @@ def read_files(folder: Path) -> StoredModel:
         except SldError as error:
             raise SldError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
         except (ValueError, IndexError, OverflowError) as error:
-            raise SldError(f"{path}: damaged ({str(error)[:100]}); expected a file of a COLMAP model") from None
+            raise SldError(
+                f"{path}: damaged ({str(error)[:100]}); expected a file of a COLMAP model"
+            ) from None
     cameras, images, (ids, rows, tracks) = parts
-    return StoredModel(_by_id(cameras, folder), _by_id(images, folder), *_in_order(ids, rows, tracks, folder))
+    return StoredModel(
+        _by_id(cameras, folder), _by_id(images, folder), *_in_order(ids, rows, tracks, folder)
+    )
 
 
 def _by_id(pairs: list[tuple[int, object]], folder: Path) -> dict:
     if not pairs or len(dict(pairs)) != len(pairs):
-        raise SldError(f"{folder}: {len(pairs)} cameras or images with {len(dict(pairs))} ids; expected at least one, each with its own")
+        raise SldError(
+            f"{folder}: {len(pairs)} cameras or images with {len(dict(pairs))} ids; expected "
+            "at least one, each with its own"
+        )
     return dict(pairs)
 
 
@@ -81,10 +95,14 @@ def _in_order(ids: list[int], rows: list, tracks: list[np.ndarray], folder: Path
 
 def _camera(model: str, width: int, height: int, values: list[float]) -> Camera:
     if model not in PARAMETERS:
-        raise SldError(f"a camera of model {model}; expected PINHOLE or SIMPLE_PINHOLE; undistort it first "
-                       "(colmap image_undistorter)")
+        raise SldError(
+            f"a camera of model {model}; expected PINHOLE or SIMPLE_PINHOLE; undistort it first "
+            "(colmap image_undistorter)"
+        )
     if len(values) != PARAMETERS[model]:
-        raise SldError(f"a {model} camera with {len(values)} parameters; expected {PARAMETERS[model]}")
+        raise SldError(
+            f"a {model} camera with {len(values)} parameters; expected {PARAMETERS[model]}"
+        )
     f = values if model == "PINHOLE" else [values[0], *values]
     return Camera(width, height, *map(float, f))
 
@@ -93,7 +111,9 @@ def _image(name: str, camera: int, pose: list[float], xy_K2: np.ndarray) -> Stor
     w, x, y, z, *t = map(float, pose)
     if not np.isfinite([w, x, y, z, *t]).all() or not np.isfinite(xy_K2).all():
         raise SldError(f"image {name[:60]!r}: a pose or a feature that is not finite")
-    T = geometry.make_transform(geometry.rotation_from_quaternion(np.array([x, y, z, w])), np.array(t))
+    T = geometry.make_transform(
+        geometry.rotation_from_quaternion(np.array([x, y, z, w])), np.array(t)
+    )
     return StoredImage(name, camera, geometry.invert(T), xy_K2)
 
 
@@ -113,7 +133,10 @@ class _Bytes:
     def take(self, dtype, count: int = 1) -> np.ndarray:
         dtype = np.dtype(dtype)
         if count > (len(self._data) - self._at) // dtype.itemsize:
-            raise SldError(f"ends after {len(self._data)} bytes, in the middle of what it says it holds; copy the file again")
+            raise SldError(
+                f"ends after {len(self._data)} bytes, in the middle of what it says it holds; "
+                "copy the file again"
+            )
         out = np.frombuffer(self._data, dtype, count, self._at)
         self._at += count * dtype.itemsize
         return out
@@ -122,7 +145,10 @@ class _Bytes:
         """A count of things that take at least so many bytes each."""
         number = int(self.take("<u8")[0])
         if number > (len(self._data) - self._at) // least_bytes:
-            raise SldError(f"says that it holds {number} things and has only {len(self._data)} bytes; copy the file again")
+            raise SldError(
+                f"says that it holds {number} things and has only {len(self._data)} bytes; "
+                "copy the file again"
+            )
         return number
 
     def word(self) -> str:
@@ -135,15 +161,25 @@ class _Bytes:
 
     def end(self) -> None:
         if self._at != len(self._data):
-            raise SldError(f"{len(self._data) - self._at} bytes more than it says it holds; copy the file again")
+            raise SldError(
+                f"{len(self._data) - self._at} bytes more than it says it holds; copy the file "
+                "again"
+            )
 
 
 def _cameras_bin(path: Path) -> list[tuple[int, Camera]]:
     data, out = _Bytes(path), []
     for _ in range(data.count(24)):
-        (number, model, width, height), = data.take([("id", "<u4"), ("model", "<i4"), ("w", "<u8"), ("h", "<u8")]).tolist()
+        ((number, model, width, height),) = data.take(
+            [("id", "<u4"), ("model", "<i4"), ("w", "<u8"), ("h", "<u8")]
+        ).tolist()
         name = MODELS.get(model, f"number {model}")
-        out.append((number, _camera(name, width, height, data.take("<f8", PARAMETERS.get(name, 0)).tolist())))
+        out.append(
+            (
+                number,
+                _camera(name, width, height, data.take("<f8", PARAMETERS.get(name, 0)).tolist()),
+            )
+        )
     data.end()
     return out
 
@@ -151,7 +187,9 @@ def _cameras_bin(path: Path) -> list[tuple[int, Camera]]:
 def _images_bin(path: Path) -> list[tuple[int, StoredImage]]:
     data, out = _Bytes(path), []
     for _ in range(data.count(73)):
-        (number, pose, camera), = data.take([("id", "<u4"), ("pose", "<f8", 7), ("camera", "<u4")]).tolist()
+        ((number, pose, camera),) = data.take(
+            [("id", "<u4"), ("pose", "<f8", 7), ("camera", "<u4")]
+        ).tolist()
         name = data.word()
         features = data.take([("xy", "<f8", 2), ("point", "<i8")], data.count(24))
         out.append((number, _image(name, camera, pose, features["xy"].copy())))
@@ -163,7 +201,7 @@ def _points_bin(path: Path):
     data, ids, rows, tracks = _Bytes(path), [], [], []
     head = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8")])
     for _ in range(data.count(head.itemsize + 8)):
-        (number, xyz, _, error), = data.take(head).tolist()
+        ((number, xyz, _, error),) = data.take(head).tolist()
         ids.append(number)
         rows.append([*xyz, error])
         tracks.append(data.take("<u4", 2 * data.count(8)).reshape(-1, 2).astype(np.int64))
@@ -177,7 +215,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _cameras_txt(path: Path) -> list[tuple[int, Camera]]:
     rows = [line.split() for line in _lines(path) if line.strip()]
-    return [(int(number), _camera(model, int(w), int(h), [float(v) for v in values])) for number, model, w, h, *values in rows]
+    return [
+        (int(number), _camera(model, int(w), int(h), [float(v) for v in values]))
+        for number, model, w, h, *values in rows
+    ]
 
 
 def _images_txt(path: Path) -> list[tuple[int, StoredImage]]:
@@ -188,9 +229,14 @@ def _images_txt(path: Path) -> list[tuple[int, StoredImage]]:
             continue
         words, features = line.rstrip("\r").split(None, 9), next(lines, None)
         if len(words) != 10 or features is None:
-            raise SldError(f"{line[:60]!r}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, and a line of features")
+            raise SldError(
+                f"{line[:60]!r}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, and a "
+                "line of features"
+            )
         xy_K2 = np.array([float(v) for v in features.split()]).reshape(-1, 3)[:, :2]
-        out.append((int(words[0]), _image(words[9], int(words[8]), [float(v) for v in words[1:8]], xy_K2)))
+        out.append(
+            (int(words[0]), _image(words[9], int(words[8]), [float(v) for v in words[1:8]], xy_K2))
+        )
     return out
 
 

@@ -1,4 +1,5 @@
 """Data sets in the layout of Indoor-6 that other programs made: read from the plain files alone."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,13 +10,13 @@ import cv2
 import numpy as np
 
 from sld_core import geometry
-from sld_core.files import write_atomically
 from sld_core.camera.images import read_image
+from sld_core.camera.undistortion import undistortion
 from sld_core.data.formats import plain_files, restricted_pickle
 from sld_core.data.formats.plain_files import IMAGE_ENDING, Lens
 from sld_core.data.frame_folder import image_size
+from sld_core.files import write_atomically
 from sld_core.types import Camera, Frame, SceneData, SldError, Visibility
-from sld_core.camera.undistortion import undistortion
 
 log = logging.getLogger(__name__)
 
@@ -23,36 +24,63 @@ MAX_DISTORTION_PX = 0.5  # in the corner, below which an image counts as free of
 JPEG_QUALITY = 95
 
 
-def read_foreign(folder: Path, landmarks_file: str | None, visibility_file: str | None, undistorted: Path | None) -> SceneData:
+def read_foreign(
+    folder: Path, landmarks_file: str | None, visibility_file: str | None, undistorted: Path | None
+) -> SceneData:
     """See indoor6.read_scene_data. Images without a pose file are left out."""
     landmarks_path = _chosen(folder, "landmarks", landmarks_file, "")
-    visibility_path = _chosen(folder, "visibility", visibility_file, landmarks_path.stem.removeprefix("landmarks"))
+    visibility_path = _chosen(
+        folder, "visibility", visibility_file, landmarks_path.stem.removeprefix("landmarks")
+    )
     splits = read_splits(folder)
     landmarks = plain_files.read_landmarks(landmarks_path)
     flags_LN = plain_files.read_flags(visibility_path, len(landmarks))
     columns = _columns(folder, splits, flags_LN.shape[1], visibility_path)
-    posed = [name for name in sorted(splits) if (folder / name.replace(IMAGE_ENDING, ".pose.txt")).exists()]
+    posed = [
+        name
+        for name in sorted(splits)
+        if (folder / name.replace(IMAGE_ENDING, ".pose.txt")).exists()
+    ]
     if len(posed) < len(splits):
-        log.warning("%d of %d images of %s have no pose and are left out", len(splits) - len(posed), len(splits), folder)
+        log.warning(
+            "%d of %d images of %s have no pose and are left out",
+            len(splits) - len(posed),
+            len(splits),
+            folder,
+        )
     if not posed:
-        raise SldError(f"{folder}: none of {len(splits)} images has a pose; expected files like {min(splits).split('.')[0]}.pose.txt")
+        raise SldError(
+            f"{folder}: none of {len(splits)} images has a pose; expected files like "
+            f"{min(splits).split('.')[0]}.pose.txt"
+        )
     frames = tuple(_frame(folder, name, undistorted) for name in posed)
     seen_FL = flags_LN[:, [columns[name] for name in posed]].T
     visibility_FL = _visibility(frames, landmarks.xyz_L3, seen_FL, visibility_path)
-    return SceneData(frames, tuple(splits[name][0] for name in posed), landmarks, visibility_FL, metric=True)
+    return SceneData(
+        frames, tuple(splits[name][0] for name in posed), landmarks, visibility_FL, metric=True
+    )
 
 
 def read_splits(folder: Path) -> dict[str, tuple[str, int | None]]:
     """Name of the image file -> its split, and its column of visibility where the file says it."""
     path = folder / "train_test_val.pkl"
     values = restricted_pickle.read_plain(path)
-    if not isinstance(values, dict) or not all(isinstance(values.get(key), list) for key in ("train", "val", "test")):
+    if not isinstance(values, dict) or not all(
+        isinstance(values.get(key), list) for key in ("train", "val", "test")
+    ):
         raise SldError(f"{path}: expected a dict with lists of names: train, val, test")
     out: dict[str, tuple[str, int | None]] = {}
     for key in ("train", "val", "test"):
         index = values.get(f"{key}_idx")
-        if index is not None and (not isinstance(index, list) or len(index) != len(values[key]) or not all(type(i) is int for i in index)):
-            raise SldError(f"{path}: {key}_idx: expected a list of {len(values[key])} whole numbers, one for each name of {key}")
+        if index is not None and (
+            not isinstance(index, list)
+            or len(index) != len(values[key])
+            or not all(type(i) is int for i in index)
+        ):
+            raise SldError(
+                f"{path}: {key}_idx: expected a list of {len(values[key])} whole numbers, one "
+                f"for each name of {key}"
+            )
         for number, name in enumerate(values[key]):
             if plain_files.checked_name(name, path) in out:
                 raise SldError(f"{path}: names {name} twice")
@@ -63,7 +91,8 @@ def read_splits(folder: Path) -> dict[str, tuple[str, int | None]]:
 
 
 def _chosen(folder: Path, kind: str, choice: str | None, suffix: str) -> Path:
-    """The file that was asked for, or the only one of this kind, beside the images or in a folder named like the kind."""
+    """The file that was asked for, or the only one of this kind, beside the images or in a folder
+    named like the kind."""
     if choice:
         path = folder / choice
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -74,25 +103,36 @@ def _chosen(folder: Path, kind: str, choice: str | None, suffix: str) -> Path:
     fitting = exact or [path for path in found if path.stem.startswith(kind + suffix)]
     if len(fitting) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
-        raise SldError(f"{folder}: {len(fitting)} files {kind}{suffix or '-'}*.txt ({names or 'none'}); expected one, or a choice of one")
+        raise SldError(
+            f"{folder}: {len(fitting)} files {kind}{suffix or '-'}*.txt ({names or 'none'}); "
+            "expected one, or a choice of one"
+        )
     return fitting[0]
 
 
-def _columns(folder: Path, splits: dict[str, tuple[str, int | None]], width: int, path: Path) -> dict[str, int]:
-    """The column of each image: as train_test_val.pkl says, else in order of the names of all images of the folder."""
+def _columns(
+    folder: Path, splits: dict[str, tuple[str, int | None]], width: int, path: Path
+) -> dict[str, int]:
+    """The column of each image: as train_test_val.pkl says, else in order of the names of all
+    images of the folder."""
     if all(index is not None for _, index in splits.values()):
         columns = {name: index for name, (_, index) in splits.items()}
     else:
         columns = {p.name: i for i, p in enumerate(sorted(folder.glob("*" + IMAGE_ENDING)))}
         if len(columns) != width:
-            raise SldError(f"{path}: {width} columns; expected {len(columns)}, one for each image of {folder}")
+            raise SldError(
+                f"{path}: {width} columns; expected {len(columns)}, one for each image of {folder}"
+            )
     used = [columns.get(name) for name in splits]
     if None in used:
         missing = next(name for name in splits if name not in columns)
         raise SldError(f"{folder / missing}: no such image; train_test_val.pkl names it")
     if len(set(used)) != len(used) or not all(0 <= i < width for i in used):
-        raise SldError(f"{path}: has {width} columns, train_test_val.pkl asks for column {min(used)} to {max(used)} or for one twice; "
-                       "expected a column for each image")
+        raise SldError(
+            f"{path}: has {width} columns, train_test_val.pkl asks for column {min(used)} to "
+            f"{max(used)} or for one twice; "
+            "expected a column for each image"
+        )
     return columns
 
 
@@ -102,18 +142,30 @@ def _frame(folder: Path, name: str, undistorted: Path | None) -> Frame:
     path = folder / f"{stem}.intrinsics.txt"
     lens, size = plain_files.read_lens(path), image_size(image_path)
     if size != (lens.width, lens.height):
-        raise SldError(f"{image_path}: the image is {size[0]}x{size[1]} but {path.name} is for {lens.width}x{lens.height}; expected the "
-                       "intrinsics of this image")
+        raise SldError(
+            f"{image_path}: the image is {size[0]}x{size[1]} but {path.name} is for "
+            f"{lens.width}x{lens.height}; expected the "
+            "intrinsics of this image"
+        )
     depth = depth_path if depth_path.is_file() else None
     if _distortion_px(lens) > MAX_DISTORTION_PX:
         if undistorted is None:
-            raise SldError(f"{path}: kappa {lens.kappa} moves the corner by {_distortion_px(lens):.1f} px; expected images free of "
-                           "distortion, or a folder to write undistorted ones into (undistorted=...)")
+            raise SldError(
+                f"{path}: kappa {lens.kappa} moves the corner by {_distortion_px(lens):.1f} "
+                "px; expected images free of "
+                "distortion, or a folder to write undistorted ones into (undistorted=...)"
+            )
         image_path, depth = _undistorted(lens, image_path, depth, undistorted)
     folders = [part for part in Path(lens.original_path).parts[:-1] if part not in ("..", "/")]
-    return Frame(stem, image_path, Camera(lens.width, lens.height, lens.f, lens.f, lens.px, lens.py),
-                 plain_files.read_pose(folder / f"{stem}.pose.txt"), depth, session="/".join(folders),
-                 source=lens.original_path)
+    return Frame(
+        stem,
+        image_path,
+        Camera(lens.width, lens.height, lens.f, lens.f, lens.px, lens.py),
+        plain_files.read_pose(folder / f"{stem}.pose.txt"),
+        depth,
+        session="/".join(folders),
+        source=lens.original_path,
+    )
 
 
 def _distortion_px(lens: Lens) -> float:
@@ -123,11 +175,18 @@ def _distortion_px(lens: Lens) -> float:
     return abs(lens.kappa) * (x * x + y * y) ** 1.5 * lens.f
 
 
-def _undistorted(lens: Lens, image_path: Path, depth_path: Path | None, out: Path) -> tuple[Path, Path | None]:
-    """Paths of the undistorted image and depth, made unless they are there from an earlier time with the same lens."""
-    key = hashlib.sha256(repr((lens, image_path.stat().st_size, image_path.stat().st_mtime_ns)).encode()).hexdigest()[:12]
+def _undistorted(
+    lens: Lens, image_path: Path, depth_path: Path | None, out: Path
+) -> tuple[Path, Path | None]:
+    """Paths of the undistorted image and depth, made unless they are there from an earlier time
+    with the same lens."""
+    key = hashlib.sha256(
+        repr((lens, image_path.stat().st_size, image_path.stat().st_mtime_ns)).encode()
+    ).hexdigest()[:12]
     stem = f"{image_path.name[: -len(IMAGE_ENDING)]}.{key}"
-    K = np.array([[lens.f, 0, lens.px - 0.5], [0, lens.f, lens.py - 0.5], [0, 0, 1]])  # pixel centres at integers
+    K = np.array(
+        [[lens.f, 0, lens.px - 0.5], [0, lens.f, lens.py - 0.5], [0, 0, 1]]
+    )  # pixel centres at integers
     correct = undistortion(K, np.array([lens.kappa, 0, 0, 0]), "plumb_bob", lens.width, lens.height)
     target = out / (stem + IMAGE_ENDING)
     if not target.exists():
@@ -143,25 +202,49 @@ def _undistorted(lens: Lens, image_path: Path, depth_path: Path | None, out: Pat
 
 
 def _write_undistorted_depth(lens: Lens, K: np.ndarray, path: Path, target: Path) -> None:
-    depth = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if image_size(path) == (lens.width, lens.height) else None
+    depth = (
+        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        if image_size(path) == (lens.width, lens.height)
+        else None
+    )
     if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
-        raise SldError(f"{path}: expected a 16-bit single-channel PNG of {lens.width}x{lens.height}, the size of its image")
-    maps = cv2.initUndistortRectifyMap(K, np.array([lens.kappa, 0, 0, 0]), np.eye(3), K, (lens.width, lens.height), cv2.CV_32FC1)
-    _, data = cv2.imencode(".png", cv2.remap(depth, *maps, cv2.INTER_NEAREST))  # depths of two surfaces have no mean
+        raise SldError(
+            f"{path}: expected a 16-bit single-channel PNG of {lens.width}x{lens.height}, the "
+            "size of its image"
+        )
+    maps = cv2.initUndistortRectifyMap(
+        K, np.array([lens.kappa, 0, 0, 0]), np.eye(3), K, (lens.width, lens.height), cv2.CV_32FC1
+    )
+    _, data = cv2.imencode(
+        ".png", cv2.remap(depth, *maps, cv2.INTER_NEAREST)
+    )  # depths of two surfaces have no mean
     write_atomically(target, data.tobytes())
 
 
-def _visibility(frames: tuple[Frame, ...], xyz_L3: np.ndarray, seen_FL: np.ndarray, path: Path) -> np.ndarray:
+def _visibility(
+    frames: tuple[Frame, ...], xyz_L3: np.ndarray, seen_FL: np.ndarray, path: Path
+) -> np.ndarray:
     """Seen and inside: VISIBLE; outside: HIDDEN; inside and not seen: UNKNOWN, as nobody looked."""
     inside_FL = np.zeros(seen_FL.shape, bool)
     for inside, frame in zip(inside_FL, frames):
         xy, z = geometry.project(frame.camera, geometry.invert(frame.T_world_camera), xyz_L3)
         with np.errstate(invalid="ignore"):
-            inside[:] = (z > 0) & (xy >= 0).all(1) & (xy < [frame.camera.width, frame.camera.height]).all(1)
+            inside[:] = (
+                (z > 0) & (xy >= 0).all(1) & (xy < [frame.camera.width, frame.camera.height]).all(1)
+            )
     outside, seen = int((seen_FL & ~inside_FL).sum()), int(seen_FL.sum())
     if outside > 0.5 * seen:
-        raise SldError(f"{path}: {outside} of {seen} landmarks seen lie outside of the images that see them; expected poses that map "
-                       "the world to the camera, metres, and a column for each image in order of names")
+        raise SldError(
+            f"{path}: {outside} of {seen} landmarks seen lie outside of the images that see "
+            "them; expected poses that map "
+            "the world to the camera, metres, and a column for each image in order of names"
+        )
     if outside:
-        log.warning("%d of %d landmarks marked as seen lie outside of their image and are taken as hidden", outside, seen)
-    return np.where(inside_FL, np.where(seen_FL, Visibility.VISIBLE, Visibility.UNKNOWN), Visibility.HIDDEN).astype(np.uint8)
+        log.warning(
+            "%d of %d landmarks marked as seen lie outside of their image and are taken as hidden",
+            outside,
+            seen,
+        )
+    return np.where(
+        inside_FL, np.where(seen_FL, Visibility.VISIBLE, Visibility.UNKNOWN), Visibility.HIDDEN
+    ).astype(np.uint8)

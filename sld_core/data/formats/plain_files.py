@@ -1,7 +1,10 @@
-"""The text files of the layout of Indoor-6 and the paper, one pair of functions for each: text -> values, values -> text.
+"""The text files of the layout of Indoor-6 and the paper, one pair of functions for each: text ->
+values, values -> text.
 
-Lengths are metres, pixels have their origin in the corner of the image (as in COLMAP and in `Camera`). Numbers are written
-so that they read back equal, to the last bit. What is read is measured before memory is taken for it."""
+Lengths are metres, pixels have their origin in the corner of the image (as in COLMAP and in
+`Camera`). Numbers are written so that they read back equal, to the last bit. What is read is
+measured before memory is taken for it."""
+
 from __future__ import annotations
 
 import re
@@ -22,8 +25,9 @@ IMAGE_ENDING = ".color.jpg"
 
 @dataclass(frozen=True)
 class Lens:
-    """A line of intrinsics: one focal length, principal point (corner origin) and the radial distortion of COLMAP's
-    SIMPLE_RADIAL camera: the normalised image point x lies at x (1 + kappa |x|^2)."""
+    """A line of intrinsics: one focal length, principal point (corner origin) and the radial
+    distortion of COLMAP's SIMPLE_RADIAL camera: the normalised image point x lies at x (1 + kappa
+    |x|^2)."""
 
     width: int
     height: int
@@ -35,28 +39,41 @@ class Lens:
 
 
 def checked_name(name, path: Path) -> str:
-    """`name` if it is the name of one image file and nothing that leads anywhere else; `path` is the file that gave it."""
+    """`name` if it is the name of one image file and nothing that leads anywhere else; `path` is
+    the file that gave it."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w .+-]{0,180}\.color\.jpg", name):
-        raise SldError(f"{path}: {str(name)[:60]!r} is no name of an image here; expected one like image-000000{IMAGE_ENDING}, "
-                       "without folders")
+        raise SldError(
+            f"{path}: {str(name)[:60]!r} is no name of an image here; expected one like "
+            f"image-000000{IMAGE_ENDING}, "
+            "without folders"
+        )
     return name
 
 
 def intrinsics_text(camera: Camera, original_path: str) -> str:
-    """One line: W H f px py kappa original_path. The single f is the geometric mean of fx and fy; kappa is 0."""
+    """One line: W H f px py kappa original_path. The single f is the geometric mean of fx and fy;
+    kappa is 0."""
     f = float(np.sqrt(camera.fx * camera.fy)) if camera.fx != camera.fy else camera.fx
-    words = [camera.width, camera.height, *(repr(float(v)) for v in (f, camera.cx, camera.cy, 0.0)), " ".join(original_path.split())]
+    words = [
+        camera.width,
+        camera.height,
+        *(repr(float(v)) for v in (f, camera.cx, camera.cy, 0.0)),
+        " ".join(original_path.split()),
+    ]
     return " ".join(map(str, words)).strip() + "\n"
 
 
 def read_lens(path: Path) -> Lens:
-    """The line of an intrinsics file; what follows the sixth number is the original path, which may hold spaces or be absent."""
+    """The line of an intrinsics file; what follows the sixth number is the original path, which may
+    hold spaces or be absent."""
     words = read_text(path).strip().split(None, 6)
     try:
         width, height = int(words[0]), int(words[1])
         f, px, py, kappa = (float(w) for w in words[2:6])
     except (ValueError, IndexError):
-        raise SldError(f"{path}: {' '.join(words)[:80]!r}; expected one line: W H f px py kappa original_path") from None
+        raise SldError(
+            f"{path}: {' '.join(words)[:80]!r}; expected one line: W H f px py kappa original_path"
+        ) from None
     if not np.isfinite(kappa):
         raise SldError(f"{path}: kappa {kappa}: expected a finite number")
     try:
@@ -73,18 +90,25 @@ def pose_text(T_world_camera: np.ndarray) -> str:
 
 
 def read_pose(path: Path) -> np.ndarray:
-    """4x4 camera to world of a file with the 3x4 world to camera; SldError where it is no rigid transform."""
+    """4x4 camera to world of a file with the 3x4 world to camera; SldError where it is no rigid
+    transform."""
     words = read_text(path).split()
     try:
         values = np.array([float(w) for w in words])
     except ValueError as error:
         raise SldError(f"{path}: {error}; expected 3x4 numbers") from None
     if len(values) != 12 or not np.isfinite(values).all():
-        raise SldError(f"{path}: {len(values)} numbers ({np.isfinite(values).sum()} finite); expected 3x4 finite ones, world to camera")
+        raise SldError(
+            f"{path}: {len(values)} numbers ({np.isfinite(values).sum()} finite); expected 3x4 "
+            "finite ones, world to camera"
+        )
     T = np.vstack([values.reshape(3, 4), [0, 0, 0, 1]])
     R = T[:3, :3]
     if np.abs(R @ R.T - np.eye(3)).max() > 1e-2 or np.linalg.det(R) < 0:
-        raise SldError(f"{path}: its first three columns are no rotation; expected 3x4 [R|t], world to camera, metres")
+        raise SldError(
+            f"{path}: its first three columns are no rotation; expected 3x4 [R|t], world to "
+            "camera, metres"
+        )
     if np.abs(R @ R.T - np.eye(3)).max() > 1e-9:
         U, _, Vt = np.linalg.svd(R)  # text files round: back to a rotation
         T[:3, :3] = U @ Vt
@@ -93,28 +117,44 @@ def read_pose(path: Path) -> np.ndarray:
 
 def landmarks_text(landmarks: Landmarks) -> str:
     """The count, then a line "id x y z" for each, in order of choice."""
-    lines = [f"{int(i)} " + " ".join(repr(float(v)) for v in xyz) for i, xyz in zip(landmarks.point_L, landmarks.xyz_L3)]
+    lines = [
+        f"{int(i)} " + " ".join(repr(float(v)) for v in xyz)
+        for i, xyz in zip(landmarks.point_L, landmarks.xyz_L3)
+    ]
     return "\n".join([str(len(lines)), *lines]) + "\n"
 
 
 def read_landmarks(path: Path) -> Landmarks:
-    """SldError where the count is not that of the lines, a number is none or not finite, or an id comes twice."""
+    """SldError where the count is not that of the lines, a number is none or not finite, or an id
+    comes twice."""
     lines = [line.split() for line in read_text(path, MAX_TEXT_BYTES).splitlines() if line.strip()]
     if not lines or len(lines[0]) != 1 or not lines[0][0].isdecimal():
-        raise SldError(f"{path}: begins with {' '.join(lines[0])[:40] if lines else ''!r}; expected the count of landmarks")
+        raise SldError(
+            f"{path}: begins with {' '.join(lines[0])[:40] if lines else ''!r}; expected the "
+            "count of landmarks"
+        )
     if lines[0][0] != str(len(lines) - 1) or len(lines) - 1 > MAX_LANDMARKS:
-        raise SldError(f"{path}: says {lines[0][0][:20]} landmarks, holds {len(lines) - 1}; expected as many as it says, "
-                       f"at most {MAX_LANDMARKS}; is the file whole?")
+        raise SldError(
+            f"{path}: says {lines[0][0][:20]} landmarks, holds {len(lines) - 1}; expected as "
+            "many as it says, "
+            f"at most {MAX_LANDMARKS}; is the file whole?"
+        )
     try:
         ids = np.array([int(words[0]) for words in lines[1:]], np.int64)
-        xyz_L3 = np.array([[float(w) for w in words[1:]] for words in lines[1:]], float).reshape(-1, 3)
+        xyz_L3 = np.array([[float(w) for w in words[1:]] for words in lines[1:]], float).reshape(
+            -1, 3
+        )
     except (ValueError, IndexError, OverflowError):
         raise SldError(f"{path}: expected lines of four numbers: id x y z") from None
     if len(xyz_L3) != len(ids) or not np.isfinite(xyz_L3).all():
-        raise SldError(f"{path}: {len(xyz_L3)} positions, {np.isfinite(xyz_L3).all(1).sum()} of them finite; "
-                       f"expected {len(ids)} lines: id x y z")
+        raise SldError(
+            f"{path}: {len(xyz_L3)} positions, {np.isfinite(xyz_L3).all(1).sum()} of them finite; "
+            f"expected {len(ids)} lines: id x y z"
+        )
     if len(np.unique(ids)) != len(ids) or (ids < 0).any():
-        raise SldError(f"{path}: an id comes twice or is negative; expected one id for each landmark")
+        raise SldError(
+            f"{path}: an id comes twice or is negative; expected one id for each landmark"
+        )
     return Landmarks(xyz_L3, ids)
 
 
@@ -148,6 +188,9 @@ def _flags(line: str, width: int, path: Path, number: int) -> np.ndarray:
     except ValueError:
         values = np.array([np.nan])
     if len(values) != width or not np.isin(values, (0, 1)).all():
-        raise SldError(f"{path}: line {number + 1} has {len(words)} numbers, {np.isin(values, (0, 1)).sum()} of them 0 or 1; "
-                       f"expected {width} of 0 or 1, one for each image")
+        raise SldError(
+            f"{path}: line {number + 1} has {len(words)} numbers, "
+            f"{np.isin(values, (0, 1)).sum()} of them 0 or 1; "
+            f"expected {width} of 0 or 1, one for each image"
+        )
     return values == 1

@@ -1,8 +1,10 @@
 """Pickles of lists, dicts, strings and numbers, read without running what a pickle can ask for.
 
-A pickle is a program. Here every instruction is looked at before any is followed: only those that build plain values are
-allowed, so no name is ever looked up and nothing is called. Tuples are left out as well: nested ones used as keys of a
-dict can keep their hash busy for ever. Arrays of numpy need a name looked up and are refused too."""
+A pickle is a program. Here every instruction is looked at before any is followed: only those that
+build plain values are allowed, so no name is ever looked up and nothing is called. Tuples are left
+out as well: nested ones used as keys of a dict can keep their hash busy for ever. Arrays of numpy
+need a name looked up and are refused too."""
+
 from __future__ import annotations
 
 import io
@@ -17,15 +19,79 @@ MAX_BYTES = 64 * 2**20
 MAX_STEPS = 4_000_000  # instructions, and values when all references are followed
 MAX_DEPTH = 8  # of lists and dicts in each other
 PLAIN = frozenset(
-    "PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE INT LONG BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM "
-    "SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET".split())
-CALLS = frozenset("GLOBAL STACK_GLOBAL INST OBJ REDUCE BUILD NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID".split())
-DAMAGE = (pickle.UnpicklingError, ValueError, IndexError, KeyError, EOFError, TypeError, AttributeError, OverflowError, MemoryError)
+    [
+        "PROTO",
+        "FRAME",
+        "MARK",
+        "STOP",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "INT",
+        "LONG",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "FLOAT",
+        "BINFLOAT",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "EMPTY_LIST",
+        "LIST",
+        "APPEND",
+        "APPENDS",
+        "EMPTY_DICT",
+        "DICT",
+        "SETITEM",
+        "SETITEMS",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "GET",
+        "BINGET",
+        "LONG_BINGET",
+    ]
+)
+CALLS = frozenset(
+    [
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "INST",
+        "OBJ",
+        "REDUCE",
+        "BUILD",
+        "NEWOBJ",
+        "NEWOBJ_EX",
+        "EXT1",
+        "EXT2",
+        "EXT4",
+        "PERSID",
+        "BINPERSID",
+    ]
+)
+DAMAGE = (
+    pickle.UnpicklingError,
+    ValueError,
+    IndexError,
+    KeyError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 
 
 def read_plain(path: Path) -> Any:
-    """The value of a pickle file; SldError when it holds anything but lists, dicts, strings, numbers, booleans and None."""
+    """The value of a pickle file; SldError when it holds anything but lists, dicts, strings,
+    numbers, booleans and None."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -54,7 +120,8 @@ def plain_from_bytes(data: bytes) -> Any:
 
 
 def write_plain(value: Any) -> bytes:
-    """`value` as a pickle that any Python 2 or 3 reads; SldError for what `read_plain` would refuse."""
+    """`value` as a pickle that any Python 2 or 3 reads; SldError for what `read_plain` would
+    refuse."""
     _check_values(value)
     return pickle.dumps(value, protocol=2)
 
@@ -72,16 +139,24 @@ class _Plain(pickle.Unpickler):
 def _check_instructions(data: bytes) -> None:
     """SldError unless all instructions are plain, numbers fit 64 bits, and references stay small.
 
-    The unpickler makes room for as many references as the largest index says, so an index must be one that was earned."""
+    The unpickler makes room for as many references as the largest index says, so an index must be
+    one that was earned."""
     wanted = ""
     try:
         for steps, (code, value, position) in enumerate(pickletools.genops(data)):
             if code.name in CALLS:
-                raise SldError(f"a pickle that asks for code at byte {position} ({code.name} {value or wanted}); expected lists, dicts, "
-                               "strings and numbers only; convert arrays with .tolist() before pickling, and trust no such file "
-                               "from strangers")
+                raise SldError(
+                    f"a pickle that asks for code at byte {position} ({code.name} "
+                    f"{value or wanted}); expected lists, dicts, "
+                    "strings and numbers only; convert arrays with .tolist() before pickling, "
+                    "and trust no such file "
+                    "from strangers"
+                )
             if code.name not in PLAIN:
-                raise SldError(f"a pickle with {code.name} at byte {position}; expected lists, dicts, strings and numbers only")
+                raise SldError(
+                    f"a pickle with {code.name} at byte {position}; expected lists, dicts, "
+                    "strings and numbers only"
+                )
             if steps >= MAX_STEPS:
                 raise SldError(f"a pickle of over {MAX_STEPS} instructions")
             wanted = value if isinstance(value, str) else wanted
@@ -102,7 +177,8 @@ def _check_number(code: str, value, steps: int, size: int) -> None:
 
 
 def _check_values(value: Any) -> None:
-    """SldError unless `value` is plain; references count each time they are followed, so that no small file unfolds."""
+    """SldError unless `value` is plain; references count each time they are followed, so that no
+    small file unfolds."""
     todo, seen = [(value, 0)], 0
     while todo:
         value, depth = todo.pop()
@@ -116,10 +192,15 @@ def _check_values(value: Any) -> None:
         elif type(value) is dict:
             bad = [k for k in value if type(k) not in (str, int)]
             if bad:
-                raise SldError(f"a dict with a key of type {type(bad[0]).__name__}; expected strings")
+                raise SldError(
+                    f"a dict with a key of type {type(bad[0]).__name__}; expected strings"
+                )
             todo += [(v, depth + 1) for v in value.values()]
         elif type(value) not in (str, int, float, bool, type(None)):
-            raise SldError(f"a value of type {type(value).__name__}; expected lists, dicts, strings and numbers only")
+            raise SldError(
+                f"a value of type {type(value).__name__}; expected lists, dicts, strings and "
+                "numbers only"
+            )
         elif type(value) is int and not _fits(value):
             raise SldError("a number of over 64 bits")
 

@@ -1,10 +1,13 @@
-"""Which frames train, which validate, which test: whole sessions, or runs of frames; never every k-th frame.
+"""Which frames train, which validate, which test: whole sessions, or runs of frames; never every
+k-th frame.
 
-Neighbours in time are near-duplicates: a test frame between two training frames measures memory, not localization."""
+Neighbours in time are near-duplicates: a test frame between two training frames measures memory,
+not localization."""
+
 from __future__ import annotations
 
 import logging
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,12 +18,16 @@ log = logging.getLogger(__name__)
 
 
 def split(frames: Sequence[Frame], config: SplitConfig) -> tuple[str, ...]:
-    """"train", "val" or "test" for each frame; the same frames and settings always give the same answer.
+    """ "train", "val" or "test" for each frame; the same frames and settings always give the same
+    answer.
 
-    From `config.min_sessions` sessions on the test is of whole sessions, if the others see the places that they see and
-    enough remains for training. Otherwise, and for validation, it is of runs of about `config.chunk` frames spread over the
-    time line. Validation frames, if they are as many, lie on both sides of each run of test frames: none is next to a training frame."""
-    order = sorted(range(len(frames)), key=lambda i: (frames[i].session, frames[i].stamp_ns, frames[i].name))
+    From `config.min_sessions` sessions on the test is of whole sessions, if the others see the
+    places that they see and enough remains for training. Otherwise, and for validation, it is of
+    runs of about `config.chunk` frames spread over the time line. Validation frames, if they are as
+    many, lie on both sides of each run of test frames: none is next to a training frame."""
+    order = sorted(
+        range(len(frames)), key=lambda i: (frames[i].session, frames[i].stamp_ns, frames[i].name)
+    )
     held_out = _held_out_sessions(frames, config)
     out = ["test" if f.session in held_out else "train" for f in frames]
     rest = [i for i in order if out[i] == "train"]
@@ -28,13 +35,17 @@ def split(frames: Sequence[Frame], config: SplitConfig) -> tuple[str, ...]:
     val = min(round(config.val * len(frames)), len(rest) // 3)
     for i, label in zip(rest, _chunked(len(rest), val, test, config.chunk)):
         out[i] = label
-    log.info("split: %d train, %d val, %d test%s", *(out.count(s) for s in ("train", "val", "test")),
-             f" (sessions {', '.join(sorted(held_out))})" if held_out else "")
+    log.info(
+        "split: %d train, %d val, %d test%s",
+        *(out.count(s) for s in ("train", "val", "test")),
+        f" (sessions {', '.join(sorted(held_out))})" if held_out else "",
+    )
     return tuple(out)
 
 
 def _held_out_sessions(frames: Sequence[Frame], config: SplitConfig) -> set[str]:
-    """The smallest sessions, while the test gets nearer to its share of the frames; the first one in any case."""
+    """The smallest sessions, while the test gets nearer to its share of the frames; the first one
+    in any case."""
     counts = {s: sum(f.session == s for f in frames) for s in {f.session for f in frames}}
     chosen: set[str] = set()
     if len(counts) < config.min_sessions or config.test == 0:
@@ -49,7 +60,8 @@ def _held_out_sessions(frames: Sequence[Frame], config: SplitConfig) -> set[str]
 
 
 def _is_covered(frames: Sequence[Frame], sessions: set[str], config: SplitConfig) -> bool:
-    """Whether other sessions see the places of each of these sessions: three videos of three rooms are no test of each other."""
+    """Whether other sessions see the places of each of these sessions: three videos of three rooms
+    are no test of each other."""
     if any(f.T_world_camera is None for f in frames):
         return True
     T = np.stack([f.T_world_camera for f in frames])
@@ -58,16 +70,23 @@ def _is_covered(frames: Sequence[Frame], sessions: set[str], config: SplitConfig
     others = np.array([f.session not in sessions for f in frames])
     for session in sessions:
         own = np.array([f.session == session for f in frames])
-        seen = [bool(((np.linalg.norm(position_N3[others] - p, axis=1) <= limit)
-                      & (axis_N3[others] @ a >= np.cos(np.radians(config.near_deg)))).any())
-                for p, a in zip(position_N3[own], axis_N3[own])]
+        seen = [
+            bool(
+                (
+                    (np.linalg.norm(position_N3[others] - p, axis=1) <= limit)
+                    & (axis_N3[others] @ a >= np.cos(np.radians(config.near_deg)))
+                ).any()
+            )
+            for p, a in zip(position_N3[own], axis_N3[own])
+        ]
         if np.mean(seen) < config.covered:
             return False
     return True
 
 
 def _chunked(count: int, val: int, test: int, chunk: int) -> list[str]:
-    """Labels along a time line: blocks val-test-val, evenly spread, of which the larger share has about `chunk` frames."""
+    """Labels along a time line: blocks val-test-val, evenly spread, of which the larger share has
+    about `chunk` frames."""
     out = ["train"] * count
     blocks = max(1, round(max(val, test) / chunk))
     share = lambda total, i: (i + 1) * total // blocks - i * total // blocks
@@ -76,5 +95,7 @@ def _chunked(count: int, val: int, test: int, chunk: int) -> list[str]:
         size = n_val + n_test
         start = min(max(round((i + 0.5) / blocks * count - size / 2), 0), count - size)
         before = n_val // 2
-        out[start : start + size] = ["val"] * before + ["test"] * n_test + ["val"] * (n_val - before)
+        out[start : start + size] = (
+            ["val"] * before + ["test"] * n_test + ["val"] * (n_val - before)
+        )
     return out

@@ -1,4 +1,6 @@
-"""Pictures made of photographs: depth before and after completion, and one landmark in its most different views."""
+"""Pictures made of photographs: depth before and after completion, and one landmark in its most
+different views."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -16,12 +18,20 @@ from sld_core.landmarks.selection import angular_span
 from sld_core.types import Landmarks, Reconstruction, SldError
 
 MARK, UNKNOWN = "#ffd400", "#e3e6e9"
-SPARSE = 0.05  # share of known pixels below which they are drawn as dots: a single pixel would not be seen
+# share of known pixels below which they are drawn as dots: a single pixel would not be seen
+SPARSE = 0.05
 PANEL = 480  # pixels across of an image in a picture
 
 
-def depth_pair(image_HW3: np.ndarray, depth_before_HW: np.ndarray, depth_after_HW: np.ndarray, *, metric: bool = True) -> Figure:
-    """The image and its depth before and after, on one colour scale; grey is unknown (0 or not finite).
+def depth_pair(
+    image_HW3: np.ndarray,
+    depth_before_HW: np.ndarray,
+    depth_after_HW: np.ndarray,
+    *,
+    metric: bool = True,
+) -> Figure:
+    """The image and its depth before and after, on one colour scale; grey is unknown (0 or not
+    finite).
 
     The depths may have another resolution than the image. Yellow is far, blue is near."""
     before, after = _known(depth_before_HW), _known(depth_after_HW)
@@ -31,27 +41,43 @@ def depth_pair(image_HW3: np.ndarray, depth_before_HW: np.ndarray, depth_after_H
     panel = float(np.clip(3.0 * height / width, 1.2, 6))
     figure = Figure(figsize=(9.4, panel + 1.15), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
-    axes = figure.subplot_mosaic([["image", "before", "after"], ["key", "scale", "scale"]], height_ratios=(panel, 0.13))
+    axes = figure.subplot_mosaic(
+        [["image", "before", "after"], ["key", "scale", "scale"]], height_ratios=(panel, 0.13)
+    )
     axes["image"].imshow(_small(image_HW3), extent=(0, width, height, 0))
     axes["image"].set_title("image", loc="left")
     for name, depth in (("before", before), ("after", after)):
         shown = _draw_depth(axes[name], depth, (width, height), low, max(high, low + 1e-6))
-        axes[name].set_title(f"{name}: {_percent(1 - np.ma.getmaskarray(depth).mean())} known", loc="left")
+        axes[name].set_title(
+            f"{name}: {_percent(1 - np.ma.getmaskarray(depth).mean())} known", loc="left"
+        )
     for name in ("image", "before", "after"):
         axes[name].set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal")
         axes[name].spines[:].set_visible(False)
-    axes["key"].legend(handles=[Patch(color=UNKNOWN, label="no depth known")], loc="upper left", borderaxespad=0, frameon=False)
+    axes["key"].legend(
+        handles=[Patch(color=UNKNOWN, label="no depth known")],
+        loc="upper left",
+        borderaxespad=0,
+        frameon=False,
+    )
     axes["key"].set_axis_off()
-    figure.colorbar(shown, cax=axes["scale"], orientation="horizontal", label=f"depth, {html.length_unit(metric)}")
+    figure.colorbar(
+        shown,
+        cax=axes["scale"],
+        orientation="horizontal",
+        label=f"depth, {html.length_unit(metric)}",
+    )
     return figure
 
 
 def sparse_depth(reconstruction: Reconstruction, frame: int) -> np.ndarray:
-    """The depths (H, W) that a frame's tracked points give, world units, 0 where there is none: all that is known of a scene
-    before its depth is completed."""
+    """The depths (H, W) that a frame's tracked points give, world units, 0 where there is none: all
+    that is known of a scene before its depth is completed."""
     r, camera = reconstruction, reconstruction.frames[frame].camera
     seen = np.flatnonzero(r.obs_frame_M == frame)
-    depth = geometry.transform(geometry.invert(r.frames[frame].T_world_camera), r.points_N3[r.obs_point_M[seen]])[:, 2]
+    depth = geometry.transform(
+        geometry.invert(r.frames[frame].T_world_camera), r.points_N3[r.obs_point_M[seen]]
+    )[:, 2]
     cell = np.floor(np.nan_to_num(r.obs_xy_M2[seen], nan=-1)).astype(int)
     inside = (cell >= 0).all(1) & (cell < [camera.width, camera.height]).all(1) & (depth > 0)
     out = np.zeros((camera.height, camera.width), np.float32)
@@ -59,9 +85,12 @@ def sparse_depth(reconstruction: Reconstruction, frame: int) -> np.ndarray:
     return out
 
 
-def landmark_track(reconstruction: Reconstruction, point: int | None = None, *, metric: bool = True) -> Figure:
-    """One point of the reconstruction in the (up to) four most different images that show it, ringed, with a patch of the
-    same size in the world enlarged (after Figure 2 of the paper). Without `point`, the one `best_track` chooses."""
+def landmark_track(
+    reconstruction: Reconstruction, point: int | None = None, *, metric: bool = True
+) -> Figure:
+    """One point of the reconstruction in the (up to) four most different images that show it,
+    ringed, with a patch of the same size in the world enlarged (after Figure 2 of the paper).
+    Without `point`, the one `best_track` chooses."""
     point = best_track(reconstruction) if point is None else point
     views = different_views(reconstruction, point)
     distance = _distances(reconstruction, views)
@@ -73,19 +102,34 @@ def landmark_track(reconstruction: Reconstruction, point: int | None = None, *, 
     # of the patch, in pixels of an image at the median distance
     side = 0.11 * float(np.median([c.width for c in cameras]))
     for axes, i, d in zip(panels, views, distance):
-        _draw_view(axes, reconstruction, int(i), float(np.clip(side * np.median(distance) / d, side / 2.5, 2.5 * side)))
-        axes.set_title(_view_title(reconstruction, int(i), int(views[0]), f"{d:.2g} {'m' if metric else 'units'}"), loc="left", fontsize=10)
-    for axes in panels[len(views):]:
+        _draw_view(
+            axes,
+            reconstruction,
+            int(i),
+            float(np.clip(side * np.median(distance) / d, side / 2.5, 2.5 * side)),
+        )
+        axes.set_title(
+            _view_title(
+                reconstruction, int(i), int(views[0]), f"{d:.2g} {'m' if metric else 'units'}"
+            ),
+            loc="left",
+            fontsize=10,
+        )
+    for axes in panels[len(views) :]:
         axes.set_visible(False)
     return figure
 
 
 def best_track(reconstruction: Reconstruction, landmarks: Landmarks | None = None) -> int:
-    """The point (one of `landmarks`, where given) that is seen often and from many directions, precisely: the one most worth
-    looking at."""
+    """The point (one of `landmarks`, where given) that is seen often and from many directions,
+    precisely: the one most worth looking at."""
     usable = _is_finite(reconstruction)
-    r = replace(reconstruction, obs_point_M=reconstruction.obs_point_M[usable], obs_frame_M=reconstruction.obs_frame_M[usable],
-                obs_xy_M2=reconstruction.obs_xy_M2[usable])
+    r = replace(
+        reconstruction,
+        obs_point_M=reconstruction.obs_point_M[usable],
+        obs_frame_M=reconstruction.obs_frame_M[usable],
+        obs_xy_M2=reconstruction.obs_xy_M2[usable],
+    )
     n = len(r.points_N3)
     views = np.bincount(r.obs_point_M, minlength=n)
     score = np.log2(np.maximum(views, 1)) * angular_span(r) if len(r.obs_point_M) else np.zeros(n)
@@ -100,20 +144,30 @@ def best_track(reconstruction: Reconstruction, landmarks: Landmarks | None = Non
 
 
 def different_views(reconstruction: Reconstruction, point: int, count: int = 4) -> np.ndarray:
-    """Indices of up to `count` observations of a point, in different frames, that differ most in direction, then distance
-    and session; in the order of the frames."""
+    """Indices of up to `count` observations of a point, in different frames, that differ most in
+    direction, then distance and session; in the order of the frames."""
     r = reconstruction
     seen = np.flatnonzero((r.obs_point_M == point) & _is_finite(r))
     seen = seen[np.unique(r.obs_frame_M[seen], return_index=True)[1]]
     if len(seen) < 2:
-        raise SldError(f"point {point} is seen by {len(seen)} images; expected one of 0 to {len(r.points_N3) - 1} that two see")
+        raise SldError(
+            f"point {point} is seen by {len(seen)} images; expected one of 0 to "
+            f"{len(r.points_N3) - 1} that two see"
+        )
     if (inner := _has_surroundings(r, seen)).sum() >= count:
         seen = seen[inner]
-    seen = seen[np.unique(np.linspace(0, len(seen) - 1, min(len(seen), 400)).astype(int))]  # all pairs of them are compared
-    ray = np.stack([r.frames[i].T_world_camera[:3, 3] for i in r.obs_frame_M[seen]]) - r.points_N3[point]
+    seen = seen[
+        np.unique(np.linspace(0, len(seen) - 1, min(len(seen), 400)).astype(int))
+    ]  # all pairs of them are compared
+    ray = (
+        np.stack([r.frames[i].T_world_camera[:3, 3] for i in r.obs_frame_M[seen]])
+        - r.points_N3[point]
+    )
     distance = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
     _, session = np.unique([r.frames[i].session for i in r.obs_frame_M[seen]], return_inverse=True)
-    place = np.column_stack([ray / distance[:, None], 0.3 * np.log2(distance), 0.3 * np.eye(session.max() + 1)[session]])
+    place = np.column_stack(
+        [ray / distance[:, None], 0.3 * np.log2(distance), 0.3 * np.eye(session.max() + 1)[session]]
+    )
     apart = np.linalg.norm(place[:, None] - place[None], axis=2)
     chosen = list(np.unravel_index(np.argmax(apart), apart.shape))
     if chosen[0] == chosen[1]:  # all alike
@@ -129,20 +183,37 @@ def _is_finite(reconstruction: Reconstruction) -> np.ndarray:
     """Which observations (M,) have a finite pixel, point and pose."""
     r = reconstruction
     frame_F = np.array([np.isfinite(f.T_world_camera).all() for f in r.frames], bool)
-    return frame_F[r.obs_frame_M] & np.isfinite(r.points_N3).all(1)[r.obs_point_M] & np.isfinite(r.obs_xy_M2).all(1)
+    return (
+        frame_F[r.obs_frame_M]
+        & np.isfinite(r.points_N3).all(1)[r.obs_point_M]
+        & np.isfinite(r.obs_xy_M2).all(1)
+    )
 
 
 def _has_surroundings(reconstruction: Reconstruction, views: np.ndarray) -> np.ndarray:
     """Which of these observations (V,) are not near the border of their image."""
     cameras = [reconstruction.frames[i].camera for i in reconstruction.obs_frame_M[views]]
     size = np.array([(c.width, c.height) for c in cameras])
-    return (np.minimum(reconstruction.obs_xy_M2[views], size - reconstruction.obs_xy_M2[views]) > 0.08 * size).all(1)
+    return (
+        np.minimum(reconstruction.obs_xy_M2[views], size - reconstruction.obs_xy_M2[views])
+        > 0.08 * size
+    ).all(1)
 
 
 def _are_points_of(landmarks: Landmarks, reconstruction: Reconstruction) -> bool:
-    """Whether `point_L` are points of this reconstruction: those of a data set that was read are ids of their own."""
-    inside = len(landmarks) > 0 and landmarks.point_L.min() >= 0 and landmarks.point_L.max() < len(reconstruction.points_N3)
-    return bool(inside and np.allclose(reconstruction.points_N3[landmarks.point_L], landmarks.xyz_L3, equal_nan=True))
+    """Whether `point_L` are points of this reconstruction: those of a data set that was read are
+    ids of their own."""
+    inside = (
+        len(landmarks) > 0
+        and landmarks.point_L.min() >= 0
+        and landmarks.point_L.max() < len(reconstruction.points_N3)
+    )
+    return bool(
+        inside
+        and np.allclose(
+            reconstruction.points_N3[landmarks.point_L], landmarks.xyz_L3, equal_nan=True
+        )
+    )
 
 
 def _known(depth_HW: np.ndarray) -> np.ma.MaskedArray:
@@ -154,40 +225,72 @@ def _percent(share: float) -> str:
     return "<1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
 
 
-def _draw_depth(axes: Axes, depth_HW: np.ma.MaskedArray, size: tuple[int, int], low: float, high: float):
+def _draw_depth(
+    axes: Axes, depth_HW: np.ma.MaskedArray, size: tuple[int, int], low: float, high: float
+):
     """The depth in the image's pixels; returns what a colour bar belongs to."""
     axes.set_facecolor(UNKNOWN)
     colors = colormaps["viridis"]
     known = ~np.ma.getmaskarray(depth_HW)
     if known.mean() < SPARSE:
         y, x = np.nonzero(known)
-        return axes.scatter((x + 0.5) * size[0] / depth_HW.shape[1], (y + 0.5) * size[1] / depth_HW.shape[0], c=depth_HW[known], s=5, lw=0,
-                            cmap=colors, vmin=low, vmax=high)
-    return axes.imshow(depth_HW, extent=(0, size[0], size[1], 0), cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+        return axes.scatter(
+            (x + 0.5) * size[0] / depth_HW.shape[1],
+            (y + 0.5) * size[1] / depth_HW.shape[0],
+            c=depth_HW[known],
+            s=5,
+            lw=0,
+            cmap=colors,
+            vmin=low,
+            vmax=high,
+        )
+    return axes.imshow(
+        depth_HW,
+        extent=(0, size[0], size[1], 0),
+        cmap=colors,
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
+    )
 
 
 def _small(image_HW3: np.ndarray) -> np.ndarray:
     scale = min(1.0, PANEL / image_HW3.shape[1])
-    return cv2.resize(image_HW3, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image_HW3
+    return (
+        cv2.resize(image_HW3, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if scale < 1
+        else image_HW3
+    )
 
 
 def _distances(reconstruction: Reconstruction, views: np.ndarray) -> np.ndarray:
-    centres = np.stack([reconstruction.frames[i].T_world_camera[:3, 3] for i in reconstruction.obs_frame_M[views]])
-    return np.maximum(np.linalg.norm(reconstruction.points_N3[reconstruction.obs_point_M[views]] - centres, axis=1), 1e-9)
+    centres = np.stack(
+        [reconstruction.frames[i].T_world_camera[:3, 3] for i in reconstruction.obs_frame_M[views]]
+    )
+    return np.maximum(
+        np.linalg.norm(
+            reconstruction.points_N3[reconstruction.obs_point_M[views]] - centres, axis=1
+        ),
+        1e-9,
+    )
 
 
 def _view_title(reconstruction: Reconstruction, view: int, first: int, distance: str) -> str:
     r = reconstruction
     frame = r.frames[r.obs_frame_M[view]]
     session = f" of {html.plain(frame.session, 20)}" if frame.session else ""
-    ray = [r.points_N3[r.obs_point_M[view]] - r.frames[r.obs_frame_M[i]].T_world_camera[:3, 3] for i in (first, view)]
+    ray = [
+        r.points_N3[r.obs_point_M[view]] - r.frames[r.obs_frame_M[i]].T_world_camera[:3, 3]
+        for i in (first, view)
+    ]
     angle_deg = np.degrees(np.arctan2(np.linalg.norm(np.cross(*ray)), np.dot(*ray)))
     aside = "" if view == first else f", {angle_deg:.0f}° off the first view"
     return f"{html.plain(frame.name, 30)}{session}\nfrom {distance} away{aside}"
 
 
 def _draw_view(axes: Axes, reconstruction: Reconstruction, view: int, side_px: float) -> None:
-    """The whole image with the point ringed, and the patch around it enlarged in the corner farthest from it."""
+    """The whole image with the point ringed, and the patch around it enlarged in the corner
+    farthest from it."""
     image = read_image(reconstruction.frames[reconstruction.obs_frame_M[view]].image_path)
     height, width = image.shape[:2]
     x, y = reconstruction.obs_xy_M2[view]
@@ -198,7 +301,11 @@ def _draw_view(axes: Axes, reconstruction: Reconstruction, view: int, side_px: f
     tall, wide = 0.42, 0.42 * height / width
     inset = axes.inset_axes((1 - wide if right else 0, 0 if bottom else 1 - tall, wide, tall))
     half = side_px / 2
-    inset.imshow(_patch(image, x, y, side_px), extent=(x - half, x + half, y + half, y - half), interpolation="bicubic")
+    inset.imshow(
+        _patch(image, x, y, side_px),
+        extent=(x - half, x + half, y + half, y - half),
+        interpolation="bicubic",
+    )
     inset.set(xticks=[], yticks=[])
     for spine in inset.spines.values():
         spine.set(color=MARK, lw=2)
@@ -211,5 +318,9 @@ def _patch(image_HW3: np.ndarray, x: float, y: float, side_px: float) -> np.ndar
     """A square around a pixel (corner origin), grey where it leaves the image."""
     pixels = 160
     scale = pixels / side_px
-    A = index_warp(np.array([[scale, 0, pixels / 2 - scale * x], [0, scale, pixels / 2 - scale * y]]))
-    return cv2.warpAffine(image_HW3, A, (pixels, pixels), flags=cv2.INTER_CUBIC, borderValue=(200, 200, 200))
+    A = index_warp(
+        np.array([[scale, 0, pixels / 2 - scale * x], [0, scale, pixels / 2 - scale * y]])
+    )
+    return cv2.warpAffine(
+        image_HW3, A, (pixels, pixels), flags=cv2.INTER_CUBIC, borderValue=(200, 200, 200)
+    )

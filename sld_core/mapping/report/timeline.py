@@ -1,4 +1,5 @@
 """When images were registered, lost or rejected: one strip per session."""
+
 from __future__ import annotations
 
 import re
@@ -21,8 +22,8 @@ AT = re.compile(r"(.*) at ([0-9]{1,12}(?:\.[0-9]{1,9})?) s", re.DOTALL)
 
 @dataclass(frozen=True)
 class _Strip:
-    """One session: its frames, where on the axis each is (seconds, or numbers of images), which have a pose, and where
-    rejected sources are."""
+    """One session: its frames, where on the axis each is (seconds, or numbers of images), which
+    have a pose, and where rejected sources are."""
 
     session: str
     frames: tuple[Frame, ...]
@@ -36,10 +37,12 @@ class _Strip:
 
 
 def timeline(frame_set: FrameSet, registered: Collection[str]) -> Figure:
-    """Images with a pose (bars), images without (longer bars, standing out above) and what was rejected before (ticks below).
+    """Images with a pose (bars), images without (longer bars, standing out above) and what was
+    rejected before (ticks below).
 
-    x is seconds since the session's first image where all sessions have stamps, else the number of the image. Rejected
-    sources have a place where they name a time, as those of videos do; the legend counts all."""
+    x is seconds since the session's first image where all sessions have stamps, else the number of
+    the image. Rejected sources have a place where they name a time, as those of videos do; the
+    legend counts all."""
     strips, timed = _strips(frame_set, frozenset(registered))
     worst = sorted(range(len(strips)), key=lambda i: -strips[i].lost)[:STRIPS]
     shown = [strips[i] for i in sorted(worst)]
@@ -47,9 +50,17 @@ def timeline(frame_set: FrameSet, registered: Collection[str]) -> Figure:
     length = max([float(s.x_F.max()) for s in shown], default=0.0) or 1.0
     for y, strip in enumerate(shown):
         _draw(axes, y, strip, length)
-    names = [f"{html.plain(s.session, 28) or 'all images'}\n{int(s.registered_F.sum()):,} of {len(s.frames):,}" for s in shown]
+    names = [
+        f"{html.plain(s.session, 28) or 'all images'}\n{int(s.registered_F.sum()):,} of "
+        f"{len(s.frames):,}"
+        for s in shown
+    ]
     axes.set_yticks(range(len(shown)), names)
-    axes.set(xlim=(-0.01 * length, 1.01 * length), ylim=(max(len(shown), 1) - 0.4, -0.6), xlabel="seconds" if timed else "image")
+    axes.set(
+        xlim=(-0.01 * length, 1.01 * length),
+        ylim=(max(len(shown), 1) - 0.4, -0.6),
+        xlabel="seconds" if timed else "image",
+    )
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     _describe(axes, frame_set, strips, len(strips) - len(shown))
@@ -57,16 +68,31 @@ def timeline(frame_set: FrameSet, registered: Collection[str]) -> Figure:
 
 
 def _describe(axes: Axes, frame_set: FrameSet, strips: list[_Strip], left_out: int) -> None:
-    lost, total, rejected = sum(s.lost for s in strips), len(frame_set.frames), len(frame_set.rejected)
-    handles = [Patch(color=REGISTERED, label=f"{total - lost:,} registered"), Patch(color=LOST, label=f"{lost:,} lost")]
+    lost, total, rejected = (
+        sum(s.lost for s in strips),
+        len(frame_set.frames),
+        len(frame_set.rejected),
+    )
+    handles = [
+        Patch(color=REGISTERED, label=f"{total - lost:,} registered"),
+        Patch(color=LOST, label=f"{lost:,} lost"),
+    ]
     if rejected:
         placed = sum(len(s.x_rejected_R) for s in strips)
-        unknown = f" ({rejected - placed:,} of them at an unknown time)" if placed else " (not shown: no time known)"
+        unknown = (
+            f" ({rejected - placed:,} of them at an unknown time)"
+            if placed
+            else " (not shown: no time known)"
+        )
         where = "" if placed == rejected else unknown
         handles.append(Patch(color=REJECTED, label=f"{rejected:,} rejected before{where}"))
     axes.figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
     rest = f" ({left_out:,} sessions that lost fewer are not shown)" if left_out else ""
-    found = f"{lost:,} of {total:,} images found no place in the map" if lost else f"All {total:,} images found their place in the map"
+    found = (
+        f"{lost:,} of {total:,} images found no place in the map"
+        if lost
+        else f"All {total:,} images found their place in the map"
+    )
     html.headline(axes.figure, found + rest)
 
 
@@ -76,21 +102,42 @@ def _strips(frame_set: FrameSet, registered: frozenset[str]) -> tuple[list[_Stri
     for frame in frame_set.frames:
         by_session.setdefault(frame.session, []).append(frame)
     # one image alone says nothing; two need different stamps
-    timed = all(len({f.stamp_ns for f in frames}) > len(frames) // 2 for frames in by_session.values() if len(frames) > 1)
+    timed = all(
+        len({f.stamp_ns for f in frames}) > len(frames) // 2
+        for frames in by_session.values()
+        if len(frames) > 1
+    )
     timed = timed and any(f.stamp_ns for f in frame_set.frames)
     rejected = [match.groups() for match in map(AT.fullmatch, frame_set.rejected) if match]
     strips = []
     for session, frames in by_session.items():
         frames = sorted(frames, key=lambda f: f.stamp_ns) if timed else frames
-        x_F = np.array([(f.stamp_ns - frames[0].stamp_ns) / 1e9 for f in frames]) if timed else np.arange(float(len(frames)))
+        x_F = (
+            np.array([(f.stamp_ns - frames[0].stamp_ns) / 1e9 for f in frames])
+            if timed
+            else np.arange(float(len(frames)))
+        )
         x_rejected = _times(frames, x_F, rejected)
-        strips.append(_Strip(session, tuple(frames), x_F, np.array([f.name in registered for f in frames], bool), x_rejected))
+        strips.append(
+            _Strip(
+                session,
+                tuple(frames),
+                x_F,
+                np.array([f.name in registered for f in frames], bool),
+                x_rejected,
+            )
+        )
     return strips, timed
 
 
 def _times(frames: list[Frame], x_F: np.ndarray, rejected: list[tuple[str, str]]) -> np.ndarray:
-    """Where on the axis those rejected sources are that come from the same place (a video) as frames of this session."""
-    known = [(match[1], float(match[2]), x) for match, x in zip((AT.fullmatch(f.source) for f in frames), x_F) if match]
+    """Where on the axis those rejected sources are that come from the same place (a video) as
+    frames of this session."""
+    known = [
+        (match[1], float(match[2]), x)
+        for match, x in zip((AT.fullmatch(f.source) for f in frames), x_F)
+        if match
+    ]
     out = []
     for place, seconds in rejected:
         same = np.array([(t, x) for p, t, x in known if p == place]).reshape(-1, 2)
@@ -102,11 +149,30 @@ def _times(frames: list[Frame], x_F: np.ndarray, rejected: list[tuple[str, str]]
 
 def _draw(axes: Axes, y: int, strip: _Strip, length: float) -> None:
     step = float(np.median(np.diff(strip.x_F))) if len(strip.x_F) > 1 else length
-    # as wide as the time between two images (the axis is about 560 points long), but never too thin to be seen
+    # as wide as the time between two images (the axis is about 560 points long), but never too thin
+    # to be seen
     width = float(np.clip(560 * step / length, 0.7, 9))
     # images too close to be told apart make one bar, without the stripes of a fence
     bar, bars = width * (0.75 if width > 4 else 1.2), dict(capstyle="butt")
     axes.hlines(y, 0, float(strip.x_F[-1]), color="#dfe3e6", lw=1, zorder=1)
-    axes.vlines(strip.x_F[strip.registered_F], y - 0.2, y + 0.2, color=REGISTERED, lw=bar, zorder=2, **bars)
-    axes.vlines(strip.x_F[~strip.registered_F], y - 0.42, y + 0.2, color=LOST, lw=max(bar, 1.4), zorder=3, **bars)
-    axes.vlines(strip.x_rejected_R, y + 0.26, y + 0.42, color=REJECTED, lw=max(0.5 * width, 1), zorder=2, **bars)
+    axes.vlines(
+        strip.x_F[strip.registered_F], y - 0.2, y + 0.2, color=REGISTERED, lw=bar, zorder=2, **bars
+    )
+    axes.vlines(
+        strip.x_F[~strip.registered_F],
+        y - 0.42,
+        y + 0.2,
+        color=LOST,
+        lw=max(bar, 1.4),
+        zorder=3,
+        **bars,
+    )
+    axes.vlines(
+        strip.x_rejected_R,
+        y + 0.26,
+        y + 0.42,
+        color=REJECTED,
+        lw=max(0.5 * width, 1),
+        zorder=2,
+        **bars,
+    )
