@@ -10,6 +10,7 @@ import numpy as np
 
 from sld_core.commands.common import add_device, add_frames, list_path, work_folder
 from sld_core.progress import Bar
+from sld_core.spread import spread
 from sld_core.types import Progress, SldError
 
 
@@ -88,7 +89,7 @@ def _evaluate(args) -> None:
         xyz_L3 = scene.landmarks.xyz_L3
         pictures = [
             (f"Landmarks found in {f.name}", overlay(read_image(f.image_path), f.camera, a, xyz_L3))
-            for f, a in list(zip(frames, answers))[:: max(1, len(frames) // 3)][:3]
+            for f, a in spread(list(zip(frames, answers)), 3)
         ]
         write_report(
             args.report,

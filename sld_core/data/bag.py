@@ -32,6 +32,7 @@ from sld_core.data.image_files import write_jpeg
 from sld_core.data.mcap_reader import Message
 from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
 from sld_core.geometry import pose_error
+from sld_core.spread import spread
 from sld_core.types import Frame, Progress, SldError
 
 log = logging.getLogger(__name__)
@@ -182,8 +183,7 @@ def select_keyframes(poses: dict[int, np.ndarray], config: BagConfig) -> list[in
         and scale < MOST_GROWTH
     ):
         scale *= 1.1
-    evenly = np.linspace(0, len(keep) - 1, min(len(keep), config.max_frames)).round().astype(int)
-    return [keep[i] for i in evenly]
+    return spread(keep, config.max_frames)
 
 
 def _far_apart(poses: dict[int, np.ndarray], config: BagConfig, scale: float) -> list[int]:

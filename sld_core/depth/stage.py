@@ -18,6 +18,7 @@ from sld_core.depth import patch_match
 from sld_core.depth.completion import method_of
 from sld_core.depth.monocular import MonocularDepth
 from sld_core.files import write_atomically
+from sld_core.spread import spread
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def complete(
         else {}
     )
     network = MonocularDepth(model, config.preprocessing) if model is not None else None
-    judged = set(_spread(len(reconstruction.frames), config.held_out_frames))
+    judged = set(spread(range(len(reconstruction.frames)), config.held_out_frames))
     shares, judgements, unfilled, unreadable = [], [], 0, []
     for i, frame in enumerate(reconstruction.frames):
         size = _size(frame, config)
@@ -296,14 +297,6 @@ def _write(folder: Path, name: str, depth_hw: np.ndarray) -> None:
     values[values > 65535] = 0
     _, data = cv2.imencode(".png", values.astype(np.uint16))
     write_atomically(path, data.tobytes())
-
-
-def _spread(count: int, chosen: int) -> np.ndarray:
-    return (
-        np.unique(np.linspace(0, count - 1, min(chosen, count)).round().astype(int))
-        if count and chosen
-        else np.array([], int)
-    )
 
 
 def _errors(judgements: list[tuple[str, np.ndarray, np.ndarray]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sld_core.camera import images
 from sld_core.config.mapping import MetricConfig
+from sld_core.spread import spread
 from sld_core.types import Camera, Progress, Reconstruction
 
 
@@ -156,10 +157,3 @@ def log_median(log_N: np.ndarray) -> tuple[float, float]:
     """exp of the median, and the median absolute deviation from it in percent."""
     middle = np.median(log_N)
     return float(np.exp(middle)), 100 * float(np.median(np.abs(log_N - middle)))
-
-
-def spread(indices: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `indices`, evenly spread."""
-    if len(indices) <= count:
-        return list(indices)
-    return [indices[k] for k in np.linspace(0, len(indices) - 1, count).round().astype(int)]

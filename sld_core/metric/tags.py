@@ -13,7 +13,8 @@ import numpy as np
 from sld_core import geometry
 from sld_core.camera import images
 from sld_core.config.mapping import MetricConfig
-from sld_core.metric.scale import Scale, log_median, spread
+from sld_core.metric.scale import Scale, log_median
+from sld_core.spread import spread
 from sld_core.types import Camera, Progress, Reconstruction
 
 FAMILIES = {

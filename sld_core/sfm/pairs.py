@@ -16,6 +16,7 @@ from torch.nn import functional
 from sld_core.camera.images import read_image
 from sld_core.config.mapping import SfmConfig
 from sld_core.models.backbone import Backbone
+from sld_core.spread import spread
 from sld_core.types import Frame, Progress
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def global_descriptors(
 def _words(cells: Sequence[torch.Tensor], count: int, seed: int) -> torch.Tensor:
     """Spherical k-means over cells of frames spread over the set."""
     generator = torch.Generator().manual_seed(seed)
-    frames = np.unique(np.linspace(0, len(cells) - 1, VOCABULARY_FRAMES).round().astype(int))
+    frames = spread(range(len(cells)), VOCABULARY_FRAMES)
     sample_NC = torch.cat(
         [
             cells[i][torch.randperm(len(cells[i]), generator=generator)[:VOCABULARY_CELLS]]

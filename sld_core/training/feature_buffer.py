@@ -24,6 +24,7 @@ from sld_core.camera.images import load_upright
 from sld_core.config.scene import BufferConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
+from sld_core.spread import spread
 from sld_core.training import augmentation
 from sld_core.training.distributed import ALONE, World, from_main, gather, shard
 from sld_core.types import Frame, Labels, Progress, Visibility
@@ -103,7 +104,7 @@ def fit_whitening(
 ) -> Whitening:
     """Whitening of random cells of frames spread over the whole drive, the same on every rank of
     `world`."""
-    chosen = np.unique(np.linspace(0, len(frames) - 1, WHITENING_FRAMES).round().astype(int))
+    chosen = np.array(spread(range(len(frames)), WHITENING_FRAMES))
     cells = [torch.empty(0, backbone.channels, device=device)]  # for a rank without a frame
     for i in chosen[shard(len(chosen), world)]:
         features_NC = (

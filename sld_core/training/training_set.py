@@ -19,6 +19,7 @@ from sld_core.landmarks.normals import normals_of
 from sld_core.models.backbone import Backbone
 from sld_core.sfm import triangulation
 from sld_core.sfm.subset import without
+from sld_core.spread import spread
 from sld_core.types import Frame, Labels, Landmarks, Progress, SceneData, SldError, Visibility
 
 MIN_VALIDATION = 3  # held-out frames that must all fail before a scene is refused
@@ -125,7 +126,7 @@ def split_rows(split_F: Sequence[str], fraction: float) -> tuple[list[int], list
     wanted = round(fraction * (len(train) + len(val)))
     if fraction > 0:
         wanted = min(max(wanted, MIN_VALIDATION), len(val))
-    return train, [val[i] for i in np.linspace(0, len(val) - 1, wanted).round().astype(int)]
+    return train, spread(val, wanted)
 
 
 def projections(frames: Sequence[Frame], xyz_L3: np.ndarray) -> np.ndarray:

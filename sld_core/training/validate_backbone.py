@@ -17,6 +17,7 @@ from sld_core.evaluation.metrics import QueryResult, accuracy
 from sld_core.heatmap import ScoreMaps
 from sld_core.models.backbone import ALIGNMENT_PX
 from sld_core.models.heatmap_head import scores
+from sld_core.spread import spread
 from sld_core.training.training_set import TrainingSet, upright_angles
 from sld_core.types import Detections, Frame, PoseEstimate
 
@@ -55,9 +56,7 @@ def check(
         else replace(config.scene.pnp, max_position_sigma_m=np.inf)
     )
     errors, shown, results = [], 0, []
-    for i in np.unique(
-        np.linspace(0, len(training_set.validation) - 1, config.check_images).round().astype(int)
-    ):
+    for i in spread(range(len(training_set.validation)), config.check_images):
         frame = training_set.validation[i]
         detections, A = detect(network, head, frame, angle_rad_F[i], config, device)
         xy_L2, _ = geometry.project(

@@ -29,6 +29,7 @@ from sld_core.data.frame_folder import read_frames
 from sld_core.evaluation.metrics import Metrics, QueryResult, accuracy, format_table, summarize
 from sld_core.evaluation.report import overlay, write_report
 from sld_core.localizer import Localizer
+from sld_core.spread import spread
 from sld_core.types import Frame, SldError
 from sld_ros.demo.client import Answer, Client
 from sld_ros.demo.player import Player, base_poses, drifting_odometry
@@ -216,7 +217,7 @@ def _result(frame: Frame, answer: Answer, T_estimated: np.ndarray | None) -> Que
 def _overlays(localizer: Localizer, queries: Sequence[Frame]) -> list[tuple[str, np.ndarray]]:
     """Some queries with what the localizer found in them; the nodes publish poses, not
     detections."""
-    chosen = [queries[i] for i in np.linspace(0, len(queries) - 1, OVERLAYS + 2).astype(int)[1:-1]]
+    chosen = spread(queries, OVERLAYS)
     pictures = []
     for frame in chosen:
         image = read_image(frame.image_path)

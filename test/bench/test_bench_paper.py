@@ -15,7 +15,7 @@ from sld_core.bench.paper import report, scenes
 from sld_core.bench.paper import steps as paper_steps
 from sld_core.bench.paper.presets import PRESETS, SCENES, Preset, scaled_down
 from sld_core.bench.paper.report import first_reached, speedup
-from sld_core.bench.paper.scenes import Bench, evaluate, recorded, thinned
+from sld_core.bench.paper.scenes import Bench, evaluate, recorded
 from sld_core.bench.paper.steps import Step
 from sld_core.config.settings import override
 from sld_core.stages import Done
@@ -131,11 +131,6 @@ def test_what_would_end_too_late_is_left_out_and_done_by_the_next_call(tmp_path)
 
 
 # scenes -------------------------------------------------------------------------------------------
-
-
-def test_thinned_keeps_both_ends():
-    assert thinned(range(9), 3) == (0, 4, 8)
-    assert thinned(range(3), 9) == (0, 1, 2)
 
 
 def test_a_set_without_its_lists_is_refused_with_what_to_do(tmp_path):

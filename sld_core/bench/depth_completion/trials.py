@@ -18,6 +18,7 @@ from sld_core.camera.images import read_depth, read_image
 from sld_core.depth import paper
 from sld_core.depth.completion import DEFAULT, METHODS, Completion, checked
 from sld_core.depth.monocular import MonocularDepth
+from sld_core.spread import spread
 from sld_core.types import Frame, Progress, SldError
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,7 @@ def run_trials(
         raise SldError(
             "none of these frames has a depth image; expected NAME.depth.png beside NAME.color.jpg"
         )
-    chosen = np.unique(
-        np.linspace(0, len(frames) - 1, min(max_images, len(frames))).round().astype(int)
-    )
+    chosen = spread(range(len(frames)), max_images)
     network, trials, left_out = MonocularDepth(model, preprocessing), [], []
     for k, i in enumerate(chosen):
         try:

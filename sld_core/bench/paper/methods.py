@@ -16,11 +16,12 @@ import numpy as np
 from torch import nn
 
 from sld_core.bench.buffer_fill import measure
-from sld_core.bench.paper.scenes import Bench, BenchmarkScene, evaluate, thinned
+from sld_core.bench.paper.scenes import Bench, BenchmarkScene, evaluate
 from sld_core.config.scene import SceneConfig
 from sld_core.localizer import Localizer
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
+from sld_core.spread import spread
 from sld_core.stages import Done
 from sld_core.training import feature_buffer as buffering
 from sld_core.training import feature_map_buffer
@@ -116,7 +117,7 @@ def paper_head(
     )
     curve = [
         (fill_s + seconds, evaluate(localizer(head, cached).localize, place.queries)[RECALL])
-        for seconds, head in thinned(on_the_way[:-1], points - 1)
+        for seconds, head in spread(on_the_way[:-1], points - 1)
     ]
     return {
         "rows": [last],
@@ -178,7 +179,7 @@ def fill(bench: Bench, scene: str, folder: Path, found: dict[str, Done]) -> dict
     processes = [2**k for k in range(p.fill_processes.bit_length())]
     return {
         "fill": measure(
-            list(thinned(bench.place(scene).frames, p.fill_frames)),
+            spread(bench.place(scene).frames, p.fill_frames),
             p.scene,
             processes,
             bench.device,

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -17,11 +16,11 @@ from sld_core.camera.images import read_image
 from sld_core.data.frame_folder import read_frames
 from sld_core.evaluation.metrics import QueryResult, accuracy
 from sld_core.models.backbone import Backbone
+from sld_core.spread import spread
 from sld_core.synthetic import DEMO_CAMERA, Room, drive, write_sequence
 from sld_core.training.training_set import TrainingSet, from_frames
 from sld_core.types import Camera, Frame, Localization, Progress, SldError
 
-Item = TypeVar("Item")
 ROOM = "room"  # rendered scenes are called room1, room2 ...
 
 
@@ -105,15 +104,11 @@ def recorded(folder: Path, work: Path, preset: Preset) -> BenchmarkScene:
             )
     frames, queries = (read_frames(folder, path) for path in lists)
     return BenchmarkScene(
-        folder.name, thinned(frames, preset.max_frames), thinned(queries, preset.max_queries), work
+        folder.name,
+        tuple(spread(frames, preset.max_frames)),
+        tuple(spread(queries, preset.max_queries)),
+        work,
     )
-
-
-def thinned(frames: Sequence[Item], most: int) -> tuple[Item, ...]:
-    """At most `most` of them, spread evenly from the first to the last."""
-    if len(frames) <= most:
-        return tuple(frames)
-    return tuple(frames[i] for i in np.linspace(0, len(frames) - 1, most).round().astype(int))
 
 
 def evaluate(

@@ -15,6 +15,7 @@ from matplotlib.patches import Circle, Patch
 from sld_core import geometry, html
 from sld_core.camera.images import index_warp, read_image
 from sld_core.landmarks.selection import angular_span
+from sld_core.spread import spread
 from sld_core.types import Landmarks, Reconstruction, SldError
 
 MARK, UNKNOWN = "#ffd400", "#e3e6e9"
@@ -156,9 +157,7 @@ def different_views(reconstruction: Reconstruction, point: int, count: int = 4) 
         )
     if (inner := _has_surroundings(r, seen)).sum() >= count:
         seen = seen[inner]
-    seen = seen[
-        np.unique(np.linspace(0, len(seen) - 1, min(len(seen), 400)).astype(int))
-    ]  # all pairs of them are compared
+    seen = seen[spread(range(len(seen)), 400)]  # all pairs of them are compared
     ray = (
         np.stack([r.frames[i].T_world_camera[:3, 3] for i in r.obs_frame_M[seen]])
         - r.points_N3[point]

@@ -22,6 +22,7 @@ from scipy.spatial import cKDTree
 from sld_core import geometry, html
 from sld_core.mapping.report.close_ups import depth_pair, landmark_track
 from sld_core.mapping.report.timeline import LOST, timeline
+from sld_core.spread import spread
 from sld_core.types import Frame, Landmarks, Reconstruction, SldError, Visibility
 
 __all__ = ["coverage", "depth_pair", "landmark_track", "plan", "timeline", "visible_landmarks"]
@@ -260,7 +261,7 @@ def _draw_cloud(axes: Axes, view: _View, points_N3: np.ndarray) -> None:
         .reshape(cells[::-1])
     )
     density = np.log1p(cv2.GaussianBlur(count, (0, 0), 1.2))[cell[:, 1], cell[:, 0]]
-    drawn = _thinned(len(xy), DOTS)
+    drawn = np.array(spread(range(len(xy)), DOTS), int)
     drawn = drawn[np.argsort(density[drawn])]
     axes.scatter(
         *xy[drawn].T, c=density[drawn], cmap=CLOUD, s=7 if len(xy) < 5000 else 4, lw=0, zorder=1
@@ -282,7 +283,7 @@ def _draw_sessions(
         gaps += _draw_path(axes, view.xy_F2[which], [frames[i].name for i in which], lost, color)
         view.arrows(
             axes,
-            np.array(which)[_thinned(len(which), max(4, ARROWS // len(by_size)))],
+            spread(which, max(4, ARROWS // len(by_size))),
             color=color,
             zorder=4,
         )
@@ -370,19 +371,10 @@ def _is_drive(xy_N2: np.ndarray) -> bool:
     )
 
 
-def _thinned(count: int, most: int = ARROWS) -> np.ndarray:
-    """Evenly spread indices below `count`, at most so many."""
-    return (
-        np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int))
-        if count
-        else np.zeros(0, int)
-    )
-
-
 def _draw_counts(
     axes: Axes, view: _View, landmarks: Landmarks, count_F: np.ndarray, minimum: int
 ) -> None:
-    few_F, drawn = count_F < minimum, _thinned(len(count_F))
+    few_F, drawn = count_F < minimum, spread(range(len(count_F)), ARROWS)
     top = max(minimum, float(np.percentile(count_F, 95)) if len(count_F) else 0, 1)
     scale = dict(cmap="viridis", clim=(0, top))
     axes.scatter(*view.to_plan(landmarks.xyz_L3).T, s=4, color="#b9c0c7", lw=0, zorder=1)

@@ -15,6 +15,7 @@ from sld_core import html
 from sld_core.camera.images import read_depth, read_image
 from sld_core.data.frame_selection import count_reasons
 from sld_core.mapping.report import close_ups, plan_view
+from sld_core.spread import spread
 from sld_core.types import FrameSet, Landmarks, Reconstruction, SldError
 
 MINIMUM = 20  # landmarks that a viewpoint should see
@@ -257,12 +258,9 @@ def _depths(
     if folder is None:
         return []
     frames = reconstruction.frames
-    tried = (
-        np.unique(np.linspace(0, max(len(frames) - 1, 0), min(len(frames), 50)).astype(int))
-        if frames
-        else []
-    )
-    having = [i for i in tried if _depth_path(folder, frames[i].name) is not None]
+    having = [
+        i for i in spread(range(len(frames)), 50) if _depth_path(folder, frames[i].name) is not None
+    ]
     chosen = [
         having[int((k + 0.5) * len(having) / DEPTH_PAIRS)]
         for k in range(min(DEPTH_PAIRS, len(having)))
