@@ -1,7 +1,8 @@
 """The kitchen drive of the shared data as the bag that a robot would have recorded.
 
-PYTHONPATH=.:test python -m drive_bag OUTPUT [--no-odometry] [--sqlite3] [--every N] [--depth]
-[--tag METRES]"""
+PYTHONPATH=.:test python -m drive_bag OUTPUT [--no-odometry] [--sqlite3] [--every N]
+                                      [--depth] [--tag METRES]
+"""
 
 import argparse
 import os

@@ -1,11 +1,12 @@
 """The scene-agnostic backbones: image_B3HW in 0..1 -> features_BChw at stride 8, frozen for a scene
 or to be trained on many.
 
-`weights`, wherever it is asked for, is
-    ""          the network's own: those installed with sld, or those that torchvision would
-    download "imagenet"  the same where they are of ImageNet, an error where they are not "random"
-    none, from a seed a path      a file of `save_weights`, or for networks of torchvision a
-    checkpoint of the whole network"""
+`weights`, wherever it is asked for, is one of
+    ""          the network's own: those installed with sld, or those torchvision would download
+    "imagenet"  the same where they are of ImageNet, an error where they are not
+    "random"    none, from a seed
+    a path      a file of `save_weights`, or, for networks of torchvision, a checkpoint of the
+                whole network"""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Scene datasets in the layout of Indoor-6 and the paper: what `sld map` makes, what `sld teach
 --scene-data` takes.
 
-    image-000000.color.jpg        free of lens distortion image-000000.intrinsics.txt   W H f px py
-    kappa original_path        (one line; see plain_files.Lens) image-000000.pose.txt         3x4
-    [R|t], world to camera, metres image-000000.depth.png        optional; 16 bits, 1/1000 of the
-    unit of the world, 0 = none train_test_val.pkl            train, val, test: names of images;
-    train_idx, val_idx, test_idx: their columns landmarks-<L>.txt             L, then a line "id x y
-    z" each, in order of choice visibility-<L>.txt            L lines of a 0 or 1 for each image, in
-    order of names: 1 = seen unknown-<L>.txt               ours, the same: 1 = nobody knows
+    image-000000.color.jpg        free of lens distortion
+    image-000000.intrinsics.txt   W H f px py kappa original_path, in one line (plain_files.Lens)
+    image-000000.pose.txt         3x4 [R|t], world to camera, metres
+    image-000000.depth.png        optional; 16 bits, 1/1000 of the unit of the world, 0 = none
+    train_test_val.pkl            train, val, test: names of images; *_idx: their columns
+    landmarks-<L>.txt             L, then a line "id x y z" each, in order of choice
+    visibility-<L>.txt            L lines of a 0 or 1 per image, in order of names: 1 = seen
+    unknown-<L>.txt               ours, the same: 1 = nobody knows
     scene.json                    ours: see scene_json
 
 With scene.json a data set reads back equal (PNG images have become JPEG). Without it (Indoor-6

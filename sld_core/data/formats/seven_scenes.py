@@ -1,10 +1,12 @@
 """Folders in the layout of 7-Scenes (Shotton et al., CVPR 2013).
 
-    seq-01/frame-000000.color.png   640x480 seq-01/frame-000000.depth.png   16 bits, millimetres,
-    65535 = none seq-01/frame-000000.pose.txt    4x4, camera to world, metres TrainSplit.txt,
-    TestSplit.txt   a line "sequence1" for each sequence ValSplit.txt                    ours, where
-    there are validation frames camera-intrinsics.txt           ours: 3x3, pixel centres at
-    integers; says that depths fit the colour images
+    seq-01/frame-000000.color.png   640x480
+    seq-01/frame-000000.depth.png   16 bits, millimetres, 65535 = none
+    seq-01/frame-000000.pose.txt    4x4, camera to world, metres
+    TrainSplit.txt, TestSplit.txt   a line "sequence1" for each sequence
+    ValSplit.txt                    ours, where there are validation frames
+    camera-intrinsics.txt           ours: 3x3, pixel centres at integers; with it, depth images
+                                    are registered to the colour images
 
 The original has no intrinsics: its colour camera is taken to have f = 525 px and its centre at
 (320, 240) of 640x480, as is usual. Its depths come from another camera (f = 585 px, the same
