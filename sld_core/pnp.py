@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import poselib
 
 from sld_core import geometry
 from sld_core.config.scene import PnpConfig
+from sld_core.optional import poselib
 from sld_core.types import Camera, Detections, PoseEstimate
 
 

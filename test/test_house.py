@@ -31,7 +31,7 @@ ROS = (
 # From the ground up: a module imports its own floor and those below it. What stands flat at the top
 # of the package goes by its name.
 FLOORS = (
-    ("types", "files", "progress", "runtime", "geometry", "spread"),
+    ("types", "files", "optional", "progress", "runtime", "geometry", "spread"),
     ("config", "stages", "html"),
     ("camera", "heatmap", "pnp"),
     ("data", "synthetic"),

@@ -10,6 +10,7 @@ import numpy as np
 
 from sld_core.data.formats.colmap_model import write_model
 from sld_core.files import write_atomically
+from sld_core.optional import pycolmap
 from sld_core.types import Frame, Reconstruction, SldError
 
 MAX_SIDE_PX, MAX_CHANNELS, HEADER_BYTES = 16384, 16, 32
@@ -86,8 +87,6 @@ def _read_array(path: Path) -> np.ndarray:
 
 def has_cuda() -> bool:
     """Whether the installed pycolmap can run PatchMatch."""
-    import pycolmap
-
     return bool(pycolmap.has_cuda)
 
 
@@ -102,8 +101,6 @@ def patch_match(reconstruction: Reconstruction, workspace: Path) -> dict[str, Pa
             "built without it; "
             f"install pycolmap with CUDA on a machine that has it, or {ALTERNATIVES}"
         )
-    import pycolmap
-
     root = _image_root(reconstruction.frames)
     model = workspace / "sparse_in"
     write_model(model, reconstruction, root)

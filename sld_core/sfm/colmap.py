@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
 from sld_core import geometry
+from sld_core.optional import pycolmap
 from sld_core.types import Frame, Reconstruction, SldError
 
 log = logging.getLogger(__name__)

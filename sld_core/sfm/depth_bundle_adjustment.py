@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pycolmap
 
 from sld_core.camera.images import read_depth
 from sld_core.config.mapping import MetricConfig
 from sld_core.metric.scale import sample_smooth, spread_over_images
+from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import bundle_setup
 from sld_core.types import Frame
 

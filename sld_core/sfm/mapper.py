@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from sld_core.config.mapping import SfmConfig
+from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import bundle_setup
 from sld_core.sfm.pair_agreement import agreement
 from sld_core.sfm.track_completion import complete_tracks

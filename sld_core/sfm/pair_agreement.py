@@ -4,9 +4,9 @@ onto another does not."""
 from __future__ import annotations
 
 import numpy as np
-import pycolmap
 
 from sld_core import geometry
+from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import pose_of
 
 MAX_MATCHES = 100  # of a pair, that are looked at

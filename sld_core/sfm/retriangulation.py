@@ -7,10 +7,9 @@ import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pycolmap
-
 from sld_core.config.mapping import SfmConfig
 from sld_core.config.scene import TrackConfig
+from sld_core.optional import pycolmap
 from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
 from sld_core.sfm.mapper import adjust, drop_misfits
 from sld_core.sfm.triangulation import triangulate

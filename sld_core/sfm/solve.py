@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
 from sld_core.camera.calibration import guessed_camera
 from sld_core.camera.images import read_image
@@ -22,6 +21,7 @@ from sld_core.camera.undistortion import Undistortion, undistortion
 from sld_core.config.mapping import SfmConfig
 from sld_core.config.scene import TrackConfig
 from sld_core.data.image_files import read_depth_mm, write_depth, write_jpeg
+from sld_core.optional import pycolmap
 from sld_core.sfm import pairs
 from sld_core.sfm.colmap import CHUNK, drop_if_damaged, pose_of, quiet, read_model
 from sld_core.sfm.mapper import drop_what_is_loose, polish, solve_poses

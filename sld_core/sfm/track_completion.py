@@ -12,11 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import pycolmap
 from scipy.spatial import cKDTree
 
 from sld_core import geometry
 from sld_core.config.mapping import SfmConfig
+from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import pose_of
 
 log = logging.getLogger(__name__)

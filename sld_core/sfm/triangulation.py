@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 
 from sld_core import geometry
 from sld_core.config.scene import TrackConfig
 from sld_core.files import write_atomically
+from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import CHUNK, bundle_setup, pose_of, quiet, read_model
 from sld_core.sfm.reconstruction_file import ARRAYS, read_arrays
 from sld_core.stages import RECORD

@@ -18,6 +18,7 @@ from sld_core import geometry
 from sld_core.data.formats.colmap_files import StoredModel, read_files
 from sld_core.data.formats.whole_folder import whole_folder
 from sld_core.data.frame_folder import image_size
+from sld_core.optional import pycolmap
 from sld_core.types import Frame, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,6 @@ def _relative_name(path: Path, root: Path) -> str:
 
 
 def _model(reconstruction: Reconstruction, frames: list[Frame], names: list[str]):
-    import pycolmap  # here, since reading needs nothing of it
-
     model = pycolmap.Reconstruction()
     cameras = {c: i + 1 for i, c in enumerate(dict.fromkeys(f.camera for f in frames))}
     for c, number in cameras.items():
@@ -134,12 +133,12 @@ def _model(reconstruction: Reconstruction, frames: list[Frame], names: list[str]
         model.add_image_with_trivial_frame(
             image, pycolmap.Rigid3d(geometry.invert(f.T_world_camera)[:3])
         )
-    _add_points(pycolmap, model, reconstruction, image_M, slot_M)
+    _add_points(model, reconstruction, image_M, slot_M)
     return model
 
 
 def _add_points(
-    pycolmap, model, reconstruction: Reconstruction, image_M: np.ndarray, slot_M: np.ndarray
+    model, reconstruction: Reconstruction, image_M: np.ndarray, slot_M: np.ndarray
 ) -> None:
     count = len(reconstruction.points_N3)
     starts = np.searchsorted(reconstruction.obs_point_M, np.arange(count + 1))
