@@ -21,11 +21,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sld_core.config.scene import SceneConfig
+from sld_core.config.scene import BACKBONES, SceneConfig
 from sld_core.config.settings import from_dict, to_dict
 from sld_core.files import write_atomically
 from sld_core.models import heads
-from sld_core.models.backbone import BACKBONES, IMAGENET, RANDOM, weights_sha256
+from sld_core.models.backbone import IMAGENET, KINDS, RANDOM, weights_sha256
 from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
 
 MAGIC, VERSION, HEADER_BYTES = b"SLD\x1a", 1, 40
@@ -114,9 +114,7 @@ def _parse(body: bytes, path: Path) -> Scene:
         ):
             raise SldError("weights or landmarks that are not finite")
         state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
-        head = heads.from_state(
-            config.head, state, BACKBONES[config.backbone].channels, len(xyz_L3)
-        )
+        head = heads.from_state(config.head, state, KINDS[config.backbone].channels, len(xyz_L3))
         low, high = (float(angle) for angle in text["rolls_rad"])
         if not -np.pi <= low <= high <= np.pi:
             raise SldError(f"rolls_rad {low}, {high}: expected a range within -pi to pi")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sld_core.config.scene import BACKBONES
 from sld_core.types import SldError
 
 MAX_SIDE_PX = 4096
@@ -20,7 +21,9 @@ def add(commands) -> None:
         help="parameters, multiplications and time per image of every backbone",
         description="Weights are random: they change neither size nor time, and need no download.",
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these backbones (default: all)")
+    parser.add_argument(
+        "--only", nargs="+", default=BACKBONES, metavar="NAME", help="backbones (default: all)"
+    )
     parser.add_argument(
         "--size", default="640x480", metavar="WxH", help="of the image in pixels (default 640x480)"
     )
@@ -39,12 +42,8 @@ def add(commands) -> None:
 def _run(args) -> None:
     from sld_core.files import write_atomically
     from sld_core.localizer import check_device
-    from sld_core.models.backbone import BACKBONES
 
     width, height = _size(args.size)
-    unknown = [name for name in args.only or () if name not in BACKBONES]
-    if unknown:
-        raise SldError(f"--only {unknown[0]}: no such backbone; there are {', '.join(BACKBONES)}")
     if args.repeat < 1:
         raise SldError(f"--repeat {args.repeat}: expected at least 1")
     check_device(args.device)
@@ -54,7 +53,7 @@ def _run(args) -> None:
         flush=True,
     )
     out = {}
-    for name in args.only or BACKBONES:
+    for name in args.only:
         out[name] = row = measure(name, height, width, args.repeat, args.device)
         print(
             f"{name:18s} {row['channels']:8d} {row['parameters'] / 1e6:9.2f} "

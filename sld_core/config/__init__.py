@@ -1,1 +1,1 @@
-"""Every tunable, once, with its unit, its default and its range."""
+"""Every setting once, with its unit, its default and its range."""

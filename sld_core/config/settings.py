@@ -1,5 +1,7 @@
-"""How settings are declared, checked, stored and overridden: dataclasses whose fields carry ranges
-and choices."""
+"""How settings are declared, checked, stored and overridden.
+
+A group of settings is a frozen dataclass with a default for every field. Numbers are declared with
+`ranged`, words with `chosen`; only booleans and free text (topics, paths, names) stand bare."""
 
 from __future__ import annotations
 
@@ -12,101 +14,58 @@ from sld_core.types import SldError
 
 
 def ranged(default, low, high, multiple: int = 1):
-    """The field of a number from low to high; of a whole number that must be a multiple."""
+    """A number from `low` to `high`, both included; a whole number may have to be a multiple."""
     return field(default=default, metadata={"range": (low, high), "multiple": multiple})
 
 
 def chosen(default: str, *others: str):
-    """The field of a word that is one of these."""
-    return field(default=default, metadata={"choices": (default, *others)})
+    """A word, one of these."""
+    return field(default=default, metadata={"choices": tuple(dict.fromkeys((default, *others)))})
 
 
-# of every number that could ask for endless work or memory; the others may be any finite number
-RANGES = {
-    "max_side_px": (64, 4096),
-    "jpeg_quality": (1, 100),
-    "max_frames": (3, 100_000),
-    "max_features": (100, 50_000),
-    "neighbours": (1, 1000),
-    "count": (20, 20_000),
-    "min_views": (2, 1000),
-    "spacing_shrink": (0.1, 0.95),
-    "augmented_passes": (0, 100),
-    "background_cells": (0, 100_000),
-    "positive_radius_cell": (0.5, 10.0),
-    "ignore_radius_cell": (0.5, 20.0),
-    "min_scale": (0.1, 1.0),
-    "max_scale": (1.0, 10.0),
-    "max_tilt_deg": (0.0, 80.0),
-    "channels": (1, 4096),
-    "hidden": (1, 4096),
-    "samples": (1, 10**10),
-    "batch": (1, 10**6),
-    "prototype_temperature": (1e-3, 10.0),
-    "roll_margin_deg": (0.0, 180.0),
-    "guided_radius_cell": (0.5, 20.0),
-    "max_iterations": (1, 100_000),
-    "validation_fraction": (0.0, 0.5),
-    "seed": (0, 2**31 - 1),
-}
-BACKBONES = (
-    "lite0",
-    "xfeat",
-    "lite0+xfeat",
-    "resnext101",
-    "resnext101-layer3",
-    "resnext101-layer2",
-    "efficientnet-b0",
-    "efficientnet-b1",
-    "efficientnet-b2",
-    "efficientnet-b3",
-    "efficientnet-b4",
-    "swin-t",
-)
-CHOICES = {"kind": ("cells", "prototype", "heatmap"), "backbone": BACKBONES}
+def range_of(kind: type, name: str) -> tuple[float, float]:
+    """Lowest and highest value of a setting declared with `ranged`."""
+    return kind.__dataclass_fields__[name].metadata["range"]
 
 
-def from_dict(values: dict[str, Any], kind: type):
-    """A configuration from nested plain values; absent keys take their defaults, an unknown key, a
-    wrong type or a value out of range raises. Ranges and choices stand in the field's metadata
-    (`ranged`, `chosen`), or in RANGES and CHOICES."""
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(known))
+def from_dict(values: dict[str, Any], kind: type, group: str = ""):
+    """A configuration from nested plain values; absent keys take their defaults.
+
+    SldError names the whole setting (`group` is the path to `kind`, such as "head.") where a key is
+    unknown, a type is wrong or a value is out of range."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise SldError(
-            f"unknown setting {', '.join(unknown)} in {kind.__name__}; known are {', '.join(known)}"
-        )
+        names = ", ".join(group + name for name in unknown)
+        raise SldError(f"unknown setting {names}; {kind.__name__} has {', '.join(fields)}")
     defaults = kind()
     out = {}
     for name, value in values.items():
         default = getattr(defaults, name)
-        if dataclasses.is_dataclass(default):
-            if not isinstance(value, dict):
-                raise SldError(f"setting {name}: expected a group of settings, got {value!r}")
-            out[name] = from_dict(value, type(default))
+        if not dataclasses.is_dataclass(default):
+            out[name] = _checked(group + name, fields[name].metadata, value, default)
+        elif isinstance(value, dict):
+            out[name] = from_dict(value, type(default), f"{group}{name}.")
         else:
-            out[name] = _checked(
-                known[name],
-                float(value) if isinstance(default, float) and type(value) is int else value,
-                default,
-            )
+            raise SldError(f"setting {group}{name}: expected a group of settings, got {value!r}")
     return kind(**out)
 
 
-def _checked(known: dataclasses.Field, value, default):
-    name = known.name
+def _checked(name: str, metadata, value, default):
+    if type(default) is float and type(value) is int:
+        value = float(value)
     if type(value) is not type(default):
-        raise SldError(
-            f"setting {name}: expected {type(default).__name__} like {default!r}, got {value!r}"
-        )
-    low, high = known.metadata.get("range") or RANGES.get(name, (-math.inf, math.inf))
-    if type(value) in (int, float) and not (math.isfinite(value) and low <= value <= high):
-        raise SldError(f"setting {name}={value}: expected a number from {low} to {high}")
-    if (multiple := known.metadata.get("multiple", 1)) > 1 and value % multiple:
-        raise SldError(f"setting {name}={value}: expected a multiple of {multiple}")
-    choices = known.metadata.get("choices") or CHOICES.get(name, (value,))
-    if value not in choices:
-        raise SldError(f"setting {name}={value!r}: expected one of {', '.join(choices)}")
+        kind = type(default).__name__
+        raise SldError(f"setting {name}: expected {kind} like {default!r}, got {value!r}")
+    if type(value) in (int, float):
+        low, high = metadata["range"]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise SldError(f"setting {name}={value}: expected a number from {low} to {high}")
+        if value % metadata["multiple"] and type(value) is int:
+            raise SldError(f"setting {name}={value}: expected a multiple of {metadata['multiple']}")
+    if value not in metadata.get("choices", (value,)):
+        choices = ", ".join(metadata["choices"])
+        raise SldError(f"setting {name}={value!r}: expected one of {choices}")
     return value
 
 
@@ -116,8 +75,8 @@ def to_dict(config) -> dict[str, Any]:
 
 
 def override(config, settings: list[str]):
-    """`config` with settings given as text, such as "head.hidden=512"; unknown names and unreadable
-    values raise."""
+    """`config` with settings given as text, such as "head.hidden=512"; SldError where a name is
+    unknown or a value unreadable."""
     values = to_dict(config)
     for setting in settings:
         path, _, text = setting.partition("=")
@@ -126,28 +85,27 @@ def override(config, settings: list[str]):
         for key in groups:
             group = group.get(key) if isinstance(group, dict) else None
         if not isinstance(group, dict) or isinstance(group.get(name), dict) or name not in group:
-            meant = " or ".join(_named(name, values))
-            raise SldError(
-                f"setting {setting!r}: no such setting; "
-                + (
-                    f"did you mean {meant}?"
-                    if meant
-                    else "expected group.name=value, such as head.hidden=256"
-                )
-            )
+            raise SldError(f"setting {setting!r}: no such setting; {_suggestion(name, values)}")
         group[name] = _parse(setting, text, group[name])
     return from_dict(values, type(config))
 
 
-def _named(name: str, values: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings of this name, with the groups that they belong to."""
-    here = [prefix + name] if name in values and not isinstance(values[name], dict) else []
-    return here + [
-        path
-        for group, inner in values.items()
-        if isinstance(inner, dict)
-        for path in _named(name, inner, f"{prefix}{group}.")
-    ]
+def _suggestion(name: str, values: dict[str, Any]) -> str:
+    paths = _paths_to(name, values)
+    if paths:
+        return f"did you mean {' or '.join(paths)}?"
+    return "expected group.name=value, such as head.hidden=256"
+
+
+def _paths_to(name: str, values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every setting of this name, with its groups."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _paths_to(name, value, f"{prefix}{key}.")
+        elif key == name:
+            found.append(prefix + key)
+    return found
 
 
 def _parse(setting: str, text: str, default):
@@ -158,6 +116,5 @@ def _parse(setting: str, text: str, default):
     try:
         return type(default)(text)
     except ValueError:
-        raise SldError(
-            f"setting {setting!r}: expected {type(default).__name__} like {default!r}"
-        ) from None
+        kind = type(default).__name__
+        raise SldError(f"setting {setting!r}: expected {kind} like {default!r}") from None

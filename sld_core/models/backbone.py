@@ -67,7 +67,7 @@ def _of_torchvision(network: Callable[[], nn.Module], channels: int, file: str) 
 
 
 RESNEXT = "resnext101_32x8d-110c445d.pth"  # IMAGENET1K_V2
-BACKBONES = {
+KINDS = {  # of every name in config.scene.BACKBONES
     "lite0": BackboneKind(Lite0, Lite0.channels, (LITE0,)),
     "xfeat": BackboneKind(XFeat, XFeat.channels, (XFEAT,)),
     "lite0+xfeat": BackboneKind(Joined, Joined.channels, (LITE0, XFEAT)),
@@ -197,9 +197,9 @@ def conv_dtype(device: str) -> torch.dtype:
 
 
 def _kind(name: str) -> BackboneKind:
-    if name not in BACKBONES:
-        raise SldError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+    if name not in KINDS:
+        raise SldError(f"no backbone {name!r}; there are {', '.join(KINDS)}")
+    return KINDS[name]
 
 
 def _network(name: str, weights: str, seed: int) -> nn.Module:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sld_core.config.scene import BACKBONES
 from sld_core.config.settings import chosen, ranged
 from sld_core.types import SldError
 
@@ -61,7 +62,7 @@ class PlanConfig:
     gpus: int = ranged(8, 0, 10**5)  # in all; 0: one machine without
     gpus_per_machine: int = ranged(8, 1, 64)
     cores: int = ranged(8, 1, 1024)  # beside each GPU, or of the one machine without
-    backbone: str = "resnext101-layer2"
+    backbone: str = chosen("resnext101-layer2", *BACKBONES)
     epochs: int = ranged(20, 1, 10**6)
     batch: int = ranged(4, 1, 10**5)  # images of one step on one GPU
     patches: int = ranged(8, 1, 1000)  # per image

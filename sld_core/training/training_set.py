@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import geometry
-from sld_core.config.scene import SceneConfig
-from sld_core.config.settings import RANGES
+from sld_core.config.scene import LandmarkConfig, SceneConfig
+from sld_core.config.settings import range_of
 from sld_core.landmarks import selection as landmarking
 from sld_core.landmarks import visibility as labelling
 from sld_core.landmarks.matchability import matchability
@@ -138,7 +138,7 @@ def projections(frames: Sequence[Frame], xyz_L3: np.ndarray) -> np.ndarray:
 
 def _check(data: SceneData, train: list[int]) -> None:
     """SldError unless there is enough to learn."""
-    low, high = RANGES["count"]
+    low, high = range_of(LandmarkConfig, "count")
     if not low <= len(data.landmarks) <= high:
         raise SldError(
             f"the dataset has {len(data.landmarks)} landmarks; expected {low} to {high}"

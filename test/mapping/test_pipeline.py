@@ -610,7 +610,7 @@ def test_what_is_not_there_is_named(tmp_path, capsys):
     text = refused(
         capsys, output, "frames", "--images", tmp_path / "photos", "--set", "frames.fps=0"
     )
-    assert "setting fps=0.0: expected a number from" in text
+    assert "setting frames.fps=0.0: expected a number from" in text
     with pytest.raises(SystemExit) as stop:
         sld("frames", "--output", output)
     assert stop.value.code == 2 and "--images --video --bag is required" in capsys.readouterr().err

@@ -17,16 +17,17 @@ import torch
 from test_scene_file import make_scene
 
 from sld_core import cli, scene_file
+from sld_core.config.scene import BACKBONES
 from sld_core.models import backbone as backbone_module
 from sld_core.models import weights
-from sld_core.models.backbone import BACKBONES, Backbone, save_weights, trainable, weights_sha256
+from sld_core.models.backbone import KINDS, Backbone, save_weights, trainable, weights_sha256
 from sld_core.models.macs import count_macs
 from sld_core.models.resnext import resnext
 from sld_core.types import SldError
 
 SMALL = ("lite0", "xfeat", "lite0+xfeat", "efficientnet-b0", "swin-t", "resnext101-layer2")
 LARGE = ("resnext101", "resnext101-layer3")
-B0 = BACKBONES["efficientnet-b0"].files[0]
+B0 = KINDS["efficientnet-b0"].files[0]
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def stirred(network, seed=0):
 
 
 def test_the_configuration_offers_what_there_is():
-    assert tuple(BACKBONES) == BACKBONES
+    assert tuple(KINDS) == BACKBONES
 
 
 # networks -----------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_saved_weights_make_the_same_frozen_features(name, tmp_path, monkeypatch
         expected = network(image)
     assert (
         expected.shape == (2, network.channels, 8, 12)
-        and network.channels == BACKBONES[name].channels == frozen.channels
+        and network.channels == KINDS[name].channels == frozen.channels
     )
     torch.testing.assert_close(
         frozen(image), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
@@ -426,7 +427,7 @@ def test_bench_backbones(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--only", "vgg"], "no such backbone"),
+        (["--only", "vgg"], "no backbone 'vgg'; there are lite0, xfeat"),
         (["--size", "64"], "expected WIDTHxHEIGHT"),
         (["--size", "8x64"], "32 to"),
         (["--repeat", "0"], "at least 1"),
