@@ -6,10 +6,10 @@ SEQUENCE ?=
 OUTPUT ?= runs/demo
 ARGS ?=
 
-.PHONY: help setup ros demo test clean distclean
+.PHONY: help setup ros demo test lint format gpu-bundle clean distclean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo "Variables: PYTHON=/path/to/python3.12 (any), SEQUENCE=dir OUTPUT=dir (demo), ARGS='...' (demo, test)"
 
@@ -24,6 +24,12 @@ demo: ros ## Teach a room and localize in it, through the ROS nodes; report in r
 
 test: ros ## Run the tests; more: make test ARGS='-m slow'
 	@. tools/env.sh && pytest $(ARGS)
+
+lint: setup ## Check style and formatting with ruff
+	@. tools/env.sh && ruff check . && ruff format --check .
+
+format: setup ## Format the code, and repair what ruff can repair safely
+	@. tools/env.sh && ruff check --fix . && ruff format .
 
 clean: ## Remove what was built; .venv and your recordings and scenes (runs/, *.sld) stay
 	rm -rf build install log *.egg-info .pytest_cache .hypothesis

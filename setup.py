@@ -32,6 +32,6 @@ setup(
         "scikit-learn",
         "scipy",
     ],
-    extras_require={"test": ["pytest", "pytest-timeout", "hypothesis"]},
+    extras_require={"test": ["pytest", "pytest-timeout", "hypothesis", "ruff"]},
     entry_points={"console_scripts": ["sld = sld_core.cli:main"]},
 )
