@@ -14,8 +14,8 @@ import yaml
 from rclpy.qos import QoSProfile
 from rosbags.typesys import Stores, get_typestore
 
-from sld_core.data.mcap_reader import McapWriter
 from sld_core.types import SldError
+from sld_ros.mcap_writer import McapWriter
 
 FLUSH_S = 1.0  # a killed recorder loses at most this much
 FLUSH_BYTES = 32 * 2**20

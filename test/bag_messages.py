@@ -4,8 +4,8 @@ import numpy as np
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 
-from sld_core.data.mcap_reader import McapWriter
 from sld_core.geometry import make_transform, quaternion_from_rotation
+from sld_ros.mcap_writer import McapWriter
 
 SECOND = 10**9
 START = 1_700_000_000 * SECOND

@@ -9,6 +9,7 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
+import zstandard
 from bag_messages import (
     SECOND,
     START,
@@ -23,15 +24,16 @@ from bag_messages import (
     write_rosbags,
 )
 from lz4.frame import compress as lz4_compress
+from mcap.reader import NonSeekingReader, SeekingReader
 from rosbags.rosbag2 import Reader, StoragePlugin
-from rosbags.rosbag2.storage_mcap import zstd
 
 from sld_core.config.settings import from_dict
 from sld_core.data.bag import BagConfig, extract_frames, select_keyframes
 from sld_core.data.bag_reader import IMAGES, messages, read_index, stamp_of
-from sld_core.data.mcap_reader import CHUNK, MAGIC, McapWriter, scan
+from sld_core.data.mcap_reader import scan
 from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.types import SldError
+from sld_ros.mcap_writer import CHUNK, MAGIC, McapWriter
 
 
 def base_at(second):
@@ -76,12 +78,7 @@ def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flus
     writer = McapWriter(tmp_path / "a.mcap")
     with Reader(tmp_path / "a.mcap") as reader:
         assert reader.message_count == 0
-    channel = writer.add_channel(
-        "/x",
-        "std_msgs/msg/Header",
-        STORE.generate_msgdef("std_msgs/msg/Header", ros_version=2)[0],
-        "",
-    )
+    channel = header_channel(writer)
     for i in range(6):  # 36 MB: the unwritten space at the end is used up twice
         writer.write(channel, i + 1, bytes(50))
         writer.flush()
@@ -92,6 +89,57 @@ def test_the_file_is_complete_after_every_flush_and_loses_only_what_was_not_flus
     writer.close()
     assert len(list(scan(tmp_path / "a.mcap"))) == 12 and not caplog.records
     assert (tmp_path / "a.mcap").stat().st_size < 36_100_000
+
+
+def header_channel(writer, topic="/x"):
+    definition, _ = STORE.generate_msgdef("std_msgs/msg/Header", ros_version=2)
+    return writer.add_channel(topic, "std_msgs/msg/Header", definition, "")
+
+
+def test_whenever_the_writer_is_killed_all_readers_read_what_was_flushed(tmp_path, monkeypatch):
+    """After each of its writes the file is read from front to back, by its index, by rosbags and by
+    ourselves."""
+    file, pwrite, counts = tmp_path / "a.mcap", os.pwrite, []
+
+    def write_and_read(*arguments):
+        written = pwrite(*arguments)
+        with open(file, "rb") as stream:
+            ahead = list(NonSeekingReader(stream).iter_messages(log_time_order=False))
+        with Reader(file) as reader:
+            by_index = [bytes(data) for *_, data in reader.messages()]
+        with open(file, "rb") as stream:  # reads from front to back where there is no index yet
+            found = list(SeekingReader(stream, validate_crcs=True).iter_messages())
+        assert found == (ahead[: len(by_index)] or ahead)
+        assert [m.data for m in scan(file)] == [m.data for *_, m in ahead]
+        # the head of a chunk is written before the footer that tells of it
+        assert [m.data for *_, m in ahead[: len(by_index)]] == by_index
+        assert len(ahead) - len(by_index) in (0, 2)
+        counts.append(len(by_index))
+        return written
+
+    writer = McapWriter(file)
+    monkeypatch.setattr(os, "pwrite", write_and_read)
+    channel = header_channel(writer)
+    for i in range(4):  # 24 MB: the free space is used up once
+        writer.write(channel, 2 * i + 1, bytes([i]) * 50)
+        writer.write(channel, 2 * i + 2, bytes(6_000_000))
+        writer.flush()
+    writer.close()
+    assert counts == sorted(counts) and set(counts) == {0, 2, 4, 6, 8}
+
+
+def test_no_chunk_is_written_before_a_message(tmp_path):
+    writer = McapWriter(tmp_path / "a.mcap")
+    channels = [header_channel(writer, topic) for topic in ("/x", "/y")]
+    writer.flush()
+    assert writer.pending_bytes > 0
+    writer.write(channels[1], 5, bytes(50))
+    writer.close()
+    with open(tmp_path / "a.mcap", "rb") as stream:
+        reader = SeekingReader(stream)
+        (chunk,) = reader.get_summary().chunk_indexes
+        assert chunk.message_start_time == 5
+        assert [c.topic for c in reader.get_summary().channels.values()] == ["/x", "/y"]
 
 
 def test_scan_of_a_file_cut_anywhere_gives_a_prefix_and_one_warning(tmp_path, caplog):
@@ -117,6 +165,32 @@ def test_a_chunk_overwritten_halfway_is_noticed_by_its_checksum(tmp_path, caplog
     file.write_bytes(damaged)
     assert 0 < len(list(scan(file))) < len(list(drive(3)))
     assert "cut off or damaged" in caplog.text
+
+
+def test_zeros_at_the_end_are_told_and_not_read_one_by_one(tmp_path, caplog):
+    """What a power cut leaves behind: space that was promised and never written."""
+    file = write_mcap(tmp_path / "bag", drive(3))
+    complete = list(scan(file))
+    with open(file, "r+b") as stream:
+        stream.truncate(file.stat().st_size - 100_000)
+        stream.truncate(10**11)
+    part = list(scan(file))
+    assert 0 < len(part) < len(complete) and part == complete[: len(part)]
+    assert "cut off or damaged" in caplog.text
+
+
+def test_a_length_beyond_the_end_takes_no_memory(tmp_path, caplog):
+    for body in (b"", struct.pack("<QQQII", 0, 0, 0, 0, 0) + struct.pack("<Q", 2**40)):
+        for length in (len(body), 2**29, 2**60):
+            (tmp_path / "a.mcap").write_bytes(MAGIC + struct.pack("<BQ", CHUNK, length) + body)
+            caplog.clear()
+            tracemalloc.start()
+            try:
+                assert list(scan(tmp_path / "a.mcap")) == []
+                assert tracemalloc.get_traced_memory()[1] < 10**6
+            finally:
+                tracemalloc.stop()
+            assert "cut off or damaged" in caplog.text
 
 
 def test_a_file_that_is_no_mcap_is_refused(tmp_path):
@@ -430,7 +504,7 @@ def test_a_pipe_in_a_bag_is_not_waited_for(tmp_path, name):
 
 def chunk_file(path, records, compression, size):
     """An mcap file of one chunk, without a checksum, that says its records have `size` bytes."""
-    packed = {"": bytes, "lz4": lz4_compress, "zstd": zstd.compress}[compression](records)
+    packed = {"": bytes, "lz4": lz4_compress, "zstd": zstandard.compress}[compression](records)
     name = compression.encode()
     body = (
         struct.pack("<QQQII", 0, 0, size, 0, len(name))

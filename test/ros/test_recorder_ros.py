@@ -261,8 +261,8 @@ def test_a_disk_that_fills_ends_the_recording_and_the_counts_are_of_the_file(
 
 
 def test_a_defect_while_writing_is_reported_and_the_bag_still_closes(ros, tmp_path, monkeypatch):
-    from sld_core.data.mcap_reader import McapWriter
     from sld_ros import bag_writer
+    from sld_ros.mcap_writer import McapWriter
 
     writer = bag_writer.BagWriter(tmp_path / "bag", 2**26, 0)
     monkeypatch.setattr(McapWriter, "write", lambda *arguments: 1 / 0)
