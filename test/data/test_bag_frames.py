@@ -26,10 +26,10 @@ from sld_core.config.mapping import FramesConfig
 from sld_core.config.scene import BagConfig
 from sld_core.data.frame_folder import read_pose
 from sld_core.data.frame_set import read_frame_set
-from sld_core.data.mcap_reader import McapWriter
 from sld_core.data.sources import from_bag
 from sld_core.geometry import make_transform, mean_up, pose_error
 from sld_core.types import SldError
+from sld_ros.mcap_writer import McapWriter
 
 BY_5_CM = BagConfig(min_translation_m=0.045)
 
