@@ -105,6 +105,7 @@ def main(folder: Path) -> None:
         told = {
             "rank": world.rank,
             "size": world.size,
+            "in_a_group": torch.distributed.is_initialized(),
             "from_main": from_main(lambda: {"rank": world.rank}, world),
             "gathered": gather(part, world),
             "empty": gather(torch.empty(0, 2), world),

@@ -45,10 +45,9 @@ ALONE = World(0, 1)
 
 
 def join(device: str = "cpu") -> World:
-    """Meet the other processes of this torchrun; `ALONE` without it. From then on "cuda" is this
-    process's own GPU."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
+    """Meet the other processes of this torchrun, be it only this one; `ALONE` without torchrun.
+    From then on "cuda" is this process's own GPU."""
+    if "WORLD_SIZE" not in os.environ:
         return ALONE
     cuda = torch.device(device).type == "cuda"
     if cuda and torch.device(device).index is not None:
@@ -58,7 +57,7 @@ def join(device: str = "cpu") -> World:
     if cuda:
         torch.cuda.set_device(_own_gpu())
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    return World(dist.get_rank(), size)
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 def leave() -> None:
@@ -86,18 +85,18 @@ def shard(n: int, world: World) -> range:
 def parallel(module: nn.Module, world: World) -> nn.Module:
     """The module, its gradients averaged over all ranks at every backward. Every rank must use all
     its parameters."""
-    return module if world.size == 1 else nn.parallel.DistributedDataParallel(module)
+    return nn.parallel.DistributedDataParallel(module) if dist.is_initialized() else module
 
 
 def barrier(world: World) -> None:
     """Wait until every rank is here."""
-    if world.size > 1:
+    if dist.is_initialized():
         dist.barrier()
 
 
 def mean(value: torch.Tensor, world: World) -> torch.Tensor:
     """The average over ranks of a tensor, the same bits on each."""
-    if world.size == 1:
+    if not dist.is_initialized():
         return value
     total = value.detach().clone()
     dist.all_reduce(total)
@@ -106,17 +105,17 @@ def mean(value: torch.Tensor, world: World) -> torch.Tensor:
 
 def all_of(value: Result, world: World) -> list[Result]:
     """The values of all ranks, in order of rank, on every rank; anything that can be pickled."""
-    values = [value]
-    if world.size > 1:
-        values = [None] * world.size
-        dist.all_gather_object(values, value)
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world.size
+    dist.all_gather_object(values, value)
     return values
 
 
 def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
     """The tensors of all ranks, joined along the first axis in order of rank, on every rank; their
     lengths may differ."""
-    if world.size == 1:
+    if not dist.is_initialized():
         return part_N
     lengths = all_of(len(part_N), world)
     whole = part_N.new_empty((sum(lengths), *part_N.shape[1:]))
@@ -130,7 +129,7 @@ def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
 def from_main(compute: Callable[[], Result], world: World) -> Result:
     """What `compute` returns on rank 0, on every rank; only rank 0 runs it. Where it fails, rank 0
     raises and the others exit."""
-    if world.size == 1:
+    if not dist.is_initialized():
         return compute()
     answer = [False, None]
     try:

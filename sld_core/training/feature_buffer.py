@@ -30,6 +30,7 @@ from sld_core.training.distributed import ALONE, World, from_main, gather, shard
 from sld_core.types import Frame, Labels, Progress, Visibility
 
 WHITENING_FRAMES, WHITENING_CELLS = 60, 600
+GPU_SHARE = 0.5  # of the free memory of a GPU that a buffer may take; training needs the rest
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,21 @@ class FeatureBuffer:
 
     def __len__(self) -> int:
         return len(self.landmark_N)
+
+    def to(self, device: str) -> FeatureBuffer:
+        """The same in the memory of a GPU, if it has room for it."""
+        tensors = [getattr(self, f.name) for f in fields(self)]
+        if not fits_on_gpu(sum(t.nbytes for t in tensors), device):
+            return self
+        return FeatureBuffer(*(t.to(device) for t in tensors))
+
+
+def fits_on_gpu(size_bytes: int, device: str) -> bool:
+    """Whether `device` is a GPU with room for a buffer of this size."""
+    if torch.device(device).type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return size_bytes <= GPU_SHARE * free
 
 
 def fill(

@@ -21,14 +21,12 @@ from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
 from sld_core.training import augmentation
 from sld_core.training.distributed import ALONE, World, shard
-from sld_core.training.feature_buffer import fit_whitening
+from sld_core.training.feature_buffer import fit_whitening, fits_on_gpu
 from sld_core.training.targets import hidden_elsewhere
 from sld_core.training.training_set import TrainingSet
 from sld_core.types import Camera, Progress, SldError, Visibility
 
 log = logging.getLogger(__name__)
-
-GPU_SHARE = 0.5  # of the free memory of a GPU; training needs the rest
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ def _room(cells: int, channels: int, config: HeatmapConfig, device: str, folder:
     """An empty (cells, channels): in the GPU's memory, else in RAM, else in a file of `folder`."""
     size, dtype = 2 * cells * channels, getattr(torch, config.precision)
     megabytes = size / 2**20
-    if device.startswith("cuda") and size <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if fits_on_gpu(size, device):
         return torch.empty(cells, channels, dtype=dtype, device=device)
     if megabytes <= config.memory_mb:
         return torch.empty(cells, channels, dtype=dtype)

@@ -50,6 +50,7 @@ def train(
     Every rank of `world` has the whole buffer, computes its share of each batch, and ends with the
     head that one process trains."""
     torch.manual_seed(seed)
+    buffer = buffer.to(device)
     head = CellHead(buffer.feature_NC.shape[1], config.hidden, landmarks).to(device)
     learned, judge = split_cells(len(buffer), config)
     batch = min(config.batch, len(learned))
@@ -129,6 +130,7 @@ def loss_of(
     """The loss of these cells; on each rank that of its share, weighted so that the mean over ranks
     is the loss of all."""
     mine = shard(len(cell_B), world)
+    cell_B = cell_B.to(buffer.landmark_N.device)
     share = cell_B[mine.start : mine.stop]
     feature, landmark, offset = (
         t[share].to(device) for t in (buffer.feature_NC, buffer.landmark_N, buffer.offset_N2)

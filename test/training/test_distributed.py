@@ -57,7 +57,7 @@ def alone(folder):
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[1, 2, 4])
 def told(request, folder):
     """What each process under torchrun found."""
     command = [
@@ -91,6 +91,7 @@ def test_what_ranks_tell_each_other(told):
             and one["booleans"].tolist() == [False, True, False, False][:size]
         )
         assert one["mean"] == (size - 1) / 2
+        assert one["in_a_group"], "a single process of torchrun takes the same way as several"
 
 
 def test_where_rank_0_fails_the_others_end(told):
