@@ -4,12 +4,12 @@ that the rest of sld works without them."""
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
-import threading
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
+from sld_core.runtime import keeping_signals
 from sld_core.types import SldError
 
 
@@ -28,15 +28,12 @@ pycolmap = LazyModule("pycolmap")
 
 
 def _import(name: str) -> ModuleType:
-    first = name not in sys.modules
-    handler = signal.getsignal(signal.SIGTERM)
+    # pycolmap makes SIGTERM print a stack trace, in which the process may hang
+    guard = nullcontext() if name in sys.modules else keeping_signals()
     try:
-        module = importlib.import_module(name)
+        with guard:
+            return importlib.import_module(name)
     except ImportError as error:
         raise SldError(
             f"{name} is needed here and cannot be imported ({error}); run: pip install {name}"
         ) from None
-    # pycolmap makes SIGTERM print a stack trace, and the process may hang in doing so
-    if first and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-    return module

@@ -31,7 +31,7 @@ ROS = (
 # From the ground up: a module imports its own floor and those below it. What stands flat at the top
 # of the package goes by its name.
 FLOORS = (
-    ("types", "files", "optional", "progress", "runtime", "geometry", "spread"),
+    ("types", "runtime", "files", "optional", "progress", "geometry", "spread"),
     ("config", "stages", "html"),
     ("camera", "heatmap", "pnp"),
     ("data", "synthetic"),
@@ -152,6 +152,11 @@ def test_rooms_that_must_not_know_each_other(name):
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_knows_nothing_of_ros(module):
     assert not [name for name in imports(module) if name.split(".")[0] in ROS]
+
+
+def test_pycolmap_comes_through_its_door():
+    """Its import would take SIGTERM from us; see sld_core.optional."""
+    assert not [m for m in OURS if "pycolmap" in imports(m)]
 
 
 @pytest.mark.parametrize("node", NODES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ import numpy as np
 from sld_core.camera.images import load_upright
 from sld_core.config.scene import LabelConfig, LandmarkConfig, SceneConfig
 from sld_core.config.settings import override
+from sld_core.runtime import temporary_folder
 from sld_core.types import Frame, Landmarks, Progress, Reconstruction, SldError
 
 RANDOM_WEIGHT = 1e6  # of a random number beside the saliency
@@ -122,8 +122,8 @@ def _landmarks(args) -> None:
     show = lambda row: print(
         " ".join(form.format(number(row[key])) for key, form in COLUMNS.items()), flush=True
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        work = args.work or Path(temporary)
+    with temporary_folder() as temporary:
+        work = args.work or temporary
         try:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:

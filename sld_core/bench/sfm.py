@@ -4,7 +4,6 @@ several settings in one run."""
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from sld_core.commands.common import add_frames, check_writable, list_path
 from sld_core.config.settings import override
 from sld_core.progress import Bar
+from sld_core.runtime import temporary_folder
 from sld_core.types import Frame, FrameSet, SldError
 
 COLUMNS = (
@@ -101,9 +101,9 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
         for f in reference
     )
     show, start = Bar(), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="sld-") as folder:
+    with temporary_folder() as folder:
         try:
-            result = solve(FrameSet(frames, intrinsics_known), Path(folder), config, seed, show)
+            result = solve(FrameSet(frames, intrinsics_known), folder, config, seed, show)
         except SldError as error:
             return dict.fromkeys(COLUMNS) | {
                 "seconds": time.monotonic() - start,

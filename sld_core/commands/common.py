@@ -7,6 +7,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from sld_core.runtime import temporary_folder
 from sld_core.types import SldError
 
 MIN_WORK_BYTES = 500 * 10**6
@@ -83,8 +84,5 @@ def work_folder(given: Path | None):
             "MB are needed for intermediate "
             "results; free some, or name another place with --work DIR"
         )
-    folder = Path(tempfile.mkdtemp(prefix="sld-"))
-    try:
+    with temporary_folder() as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
