@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 
 from sld_core import geometry, heatmap, pnp, scene_file
 from sld_core.camera.images import fit, rotate
+from sld_core.heatmap import ScoreMaps
 from sld_core.models.backbone import Backbone
-from sld_core.types import Camera, Detections, Localization, PoseEstimate, Scene, SldError
+from sld_core.scene_file import Scene
+from sld_core.types import Camera, Detections, Localization, PoseEstimate, Refused, SldError
 
 ROLL_STEP_RAD = np.radians(35.0)  # heads are trained with turns of 15 degrees to either side
 
@@ -28,102 +30,141 @@ class Localizer:
             backbone or Backbone(scene.config.backbone, scene.config.backbone_weights)
         ).to(device)
         self.head = scene.head.to(device).eval()
+        # near the landmarks, where single precision and pose solvers lose nothing
         self._local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
-        # a limit in metres says nothing of a scene in units of its own; the one relative to the
-        # landmarks' distance stays
-        self._pnp = (
-            scene.config.pnp
-            if scene.metric
-            else replace(scene.config.pnp, max_position_sigma_m=np.inf)
-        )
+        self._pnp = scene.config.pnp
+        if not scene.metric:  # a limit in metres means nothing; the relative one stays
+            self._pnp = replace(self._pnp, max_position_sigma_m=np.inf)
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Localizer:
-        """From a .sld file; SldError in one line when it is damaged or belongs to another
-        backbone."""
+        """From a .sld file; SldError in one line when it is damaged or needs another backbone."""
         return cls(scene_file.load(Path(path)), device)
 
     def localize(self, image_HW3: np.ndarray, camera: Camera) -> Localization:
         """The pose of `camera` in the scene's world (and its unit) from one undistorted uint8 RGB
-        image, or the reason there is none.
+        image of the camera's size, or the reason there is none.
 
-        An image that tells nothing as it is, is turned by a few angles: the camera may have
+        An image without an answer is tried again turned by a few angles: the camera may have
         rolled."""
         clock = _Clock(self.device)
-        image, small = fit(image_HW3, camera, self.scene.config.image.max_side_px)
+        image, working = fit(image_HW3, camera, self.scene.config.image.max_side_px)
+        for angle_rad in self._roll_attempts():
+            view = self._view(image, working, angle_rad, clock)
+            detections, pose = self._coarse_pose(view, clock)
+            if isinstance(pose, PoseEstimate):
+                detections, pose = self._guided_pose(view, pose, clock)
+            if isinstance(pose, PoseEstimate):
+                T = pose.T_world_camera
+                T = geometry.make_transform(T[:3, :3], T[:3, 3] + self.scene.origin_3)
+                pose = replace(pose, T_world_camera=T)
+                break
+        return answer(detections, pose, working, camera, clock.seconds)
+
+    def _roll_attempts(self) -> list[float]:
         low_rad, high_rad = self.scene.rolls_rad
         margin_rad = np.radians(self.scene.config.decode.roll_margin_deg)
-        for angle_rad in roll_attempts(low_rad - margin_rad, high_rad + margin_rad):
-            detections, pose = self._attempt(image, angle_rad, small, clock)
-            if isinstance(pose, PoseEstimate):
-                pose.T_world_camera[:3, 3] += self.scene.origin_3
-                return Localization(
-                    pose, "", _at_full_size(detections, small, camera), clock.seconds
-                )
-        return Localization(None, pose, _at_full_size(detections, small, camera), clock.seconds)
+        return roll_attempts(low_rad - margin_rad, high_rad + margin_rad)
 
-    def _attempt(
-        self, image_HW3: np.ndarray, angle_rad: float, camera: Camera, clock: _Clock
-    ) -> tuple[Detections, PoseEstimate | str]:
-        config, xyz_L3 = self.scene.config, self._local_L3
-        turned, A = rotate(image_HW3, angle_rad)
+    def _view(
+        self, image_HW3: np.ndarray, camera: Camera, angle_rad: float, clock: _Clock
+    ) -> _View:
+        turned, A_23 = rotate(image_HW3, angle_rad)
         features_Chw = self.backbone.features(turned, self.device)
         clock.lap("backbone")
         maps = self.head(features_Chw)
         clock.lap("head")
-        detections = _turned_back(heatmap.decode(maps, config.decode), A)
+        return _View(camera, A_23, maps)
+
+    def _coarse_pose(self, view: _View, clock: _Clock) -> tuple[Detections, PoseEstimate | Refused]:
+        """From the best cell of every landmark."""
+        detections = view.upright(heatmap.decode(view.maps, self.scene.config.decode))
         clock.lap("decode")
-        pose = pnp.estimate(detections, xyz_L3, camera, self._pnp)
+        pose = pnp.estimate(detections, self._local_L3, view.camera, self._pnp)
         clock.lap("pnp")
-        if isinstance(pose, PoseEstimate):
-            # the guided pass: look again for every landmark near its projection, and fit the pose
-            # to what is found
-            xy_L2, _ = geometry.project(camera, geometry.invert(pose.T_world_camera), xyz_L3)
-            xy_L2[~_inside(xy_L2, camera, config.decode.guided_margin_px)] = np.nan
-            detections = _turned_back(
-                heatmap.decode_near(maps, xy_L2 @ A[:, :2].T + A[:, 2], config.decode), A
-            )
-            pose = pnp.refine(pose.T_world_camera, detections, xyz_L3, camera, self._pnp)
-            clock.lap("guided")
+        return detections, pose
+
+    def _guided_pose(
+        self, view: _View, pose: PoseEstimate, clock: _Clock
+    ) -> tuple[Detections, PoseEstimate | Refused]:
+        """From the best cell near each landmark's projection, however weak its score."""
+        decode = self.scene.config.decode
+        T_camera_world = geometry.invert(pose.T_world_camera)
+        xy_L2, _ = geometry.project(view.camera, T_camera_world, self._local_L3)
+        xy_L2[~_inside(xy_L2, view.camera, decode.guided_margin_px)] = np.nan
+        detections = view.upright(heatmap.decode_near(view.maps, view.turned(xy_L2), decode))
+        pose = pnp.refine(pose.T_world_camera, detections, self._local_L3, view.camera, self._pnp)
+        clock.lap("guided")
         return detections, pose
 
 
+def answer(
+    detections: Detections,
+    pose: PoseEstimate | Refused,
+    working: Camera,
+    camera: Camera,
+    seconds: dict[str, float],
+) -> Localization:
+    """What was found in an image scaled down to `working`, in pixels of the image of `camera`."""
+    scale = np.array([camera.width / working.width, camera.height / working.height])
+    detections = replace(
+        detections,
+        xy_px_K2=detections.xy_px_K2 * scale,
+        sigma_px_K=detections.sigma_px_K * scale.mean(),
+    )
+    if isinstance(pose, Refused):
+        return Localization(None, pose.reason, detections, seconds)
+    pose = replace(pose, reprojection_px=float(pose.reprojection_px * scale.mean()))
+    return Localization(pose, "", detections, seconds)
+
+
 def check_device(device: str) -> None:
-    """SldError unless torch can compute on `device`."""
-    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
+    """SldError unless torch can compute on `device`: cpu, cuda or cuda:N."""
+    if device == "cpu":
+        return
+    if not re.fullmatch(r"cuda(:\d+)?", device):
         raise SldError(f"device {device!r}: expected cpu, cuda or cuda:N")
-    if device != "cpu" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise SldError(f"device {device}: torch finds no CUDA device; use cpu")
-    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise SldError(
-            f"device {device}: torch finds {torch.cuda.device_count()} CUDA devices, counted from 0"
-        )
+    count = torch.cuda.device_count()
+    if (torch.device(device).index or 0) >= count:
+        raise SldError(f"device {device}: torch finds {count} CUDA devices, counted from 0")
 
 
 def roll_attempts(low_rad: float, high_rad: float) -> list[float]:
-    """Angles to turn an image by so that one of them brings it near upright: 0 first, then
-    outwards, within the range."""
-    steps = range(
-        int(np.floor(low_rad / ROLL_STEP_RAD + 0.5)),
-        int(np.ceil(high_rad / ROLL_STEP_RAD - 0.5)) + 1,
-    )
-    return sorted({0.0, *(step * ROLL_STEP_RAD for step in steps)}, key=abs)
+    """Angles within the range, one of which brings the image near upright: 0 first, then
+    outwards."""
+    first = int(np.floor(low_rad / ROLL_STEP_RAD + 0.5))
+    last = int(np.ceil(high_rad / ROLL_STEP_RAD - 0.5))
+    return sorted({0.0, *(step * ROLL_STEP_RAD for step in range(first, last + 1))}, key=abs)
+
+
+@dataclass(frozen=True)
+class _View:
+    """An image turned by one of the angles: the camera of the image before it was turned, A (2x3),
+    which moves its pixels along, and the score maps."""
+
+    camera: Camera
+    A_23: np.ndarray
+    maps: ScoreMaps
+
+    def turned(self, xy_px_N2: np.ndarray) -> np.ndarray:
+        return xy_px_N2 @ self.A_23[:, :2].T + self.A_23[:, 2]
+
+    def upright(self, detections: Detections) -> Detections:
+        """Detections of the turned image in the image before it was turned."""
+        # the inverse of a rotation is its transpose
+        xy_px_K2 = (detections.xy_px_K2 - self.A_23[:, 2]) @ self.A_23[:, :2]
+        return replace(detections, xy_px_K2=xy_px_K2)
 
 
 def _inside(xy_L2: np.ndarray, camera: Camera, margin_px: float) -> np.ndarray:
-    """Which pixels (L,) lie in the image, `margin_px` from its border: closer to it, what is seen
-    of a landmark and its surroundings is cut off on one side, which pulls detections inwards and
-    the camera back."""
+    """Which pixels (L,) are at least `margin_px` from the image's border. Closer to it, a landmark
+    and its surroundings are cut off on one side, which pulls detections inwards and the camera
+    back."""
+    size = np.array([camera.width, camera.height])
     with np.errstate(invalid="ignore"):
-        return (
-            (xy_L2 >= margin_px) & (xy_L2 <= np.array([camera.width, camera.height]) - margin_px)
-        ).all(1)
-
-
-def _turned_back(detections: Detections, A_23: np.ndarray) -> Detections:
-    return replace(
-        detections, xy_px_K2=(detections.xy_px_K2 - A_23[:, 2]) @ A_23[:, :2]
-    )  # a rotation's inverse is its transpose
+        return ((xy_L2 >= margin_px) & (xy_L2 <= size - margin_px)).all(1)
 
 
 class _Clock:
@@ -140,12 +181,3 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
-
-
-def _at_full_size(detections: Detections, small: Camera, camera: Camera) -> Detections:
-    scale = np.array([camera.width / small.width, camera.height / small.height])
-    return replace(
-        detections,
-        xy_px_K2=detections.xy_px_K2 * scale,
-        sigma_px_K=detections.sigma_px_K * scale.mean(),
-    )

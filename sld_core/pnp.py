@@ -1,4 +1,4 @@
-"""Detections + landmarks + camera -> PoseEstimate with covariance, or the reason there is none."""
+"""Detections, landmarks and camera -> PoseEstimate with covariance, or Refused with the reason."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import numpy as np
 from sld_core import geometry
 from sld_core.config.scene import PnpConfig
 from sld_core.optional import poselib
-from sld_core.types import Camera, Detections, PoseEstimate
+from sld_core.types import Camera, Detections, PoseEstimate, Refused
+
+DEGENERATE = Refused("the landmarks detected do not fix a pose (degenerate arrangement)")
 
 
 def estimate(
     detections: Detections, xyz_L3: np.ndarray, camera: Camera, config: PnpConfig
-) -> PoseEstimate | str:
-    """LO-RANSAC (poselib, best scores first), then robust refinement with each detection's own
-    sigma."""
+) -> PoseEstimate | Refused:
+    """The pose of `camera` by LO-RANSAC (poselib, best scores first) and `refine`."""
+    needed = f"at least {config.min_inliers} needed"
     if len(detections) < config.min_inliers:
-        return f"{len(detections)} landmarks detected, at least {config.min_inliers} needed"
-    xyz = xyz_L3[detections.landmark_K]
+        return Refused(f"{len(detections)} landmarks detected, {needed}")
     pose, info = poselib.estimate_absolute_pose(
         detections.xy_px_K2,
-        xyz,
+        xyz_L3[detections.landmark_K],
         {
             "model": "PINHOLE",
             "width": camera.width,
@@ -36,10 +37,7 @@ def estimate(
         {"loss_type": "CAUCHY", "loss_scale": config.robust_px},
     )
     if info["num_inliers"] < config.min_inliers:
-        return (
-            f"{info['num_inliers']} of {len(detections)} landmarks agree, at least "
-            f"{config.min_inliers} needed"
-        )
+        return Refused(f"{info['num_inliers']} of {len(detections)} landmarks agree, {needed}")
     T_camera_world = np.vstack([pose.Rt, [0, 0, 0, 1]])
     return refine(geometry.invert(T_camera_world), detections, xyz_L3, camera, config)
 
@@ -50,10 +48,10 @@ def refine(
     xyz_L3: np.ndarray,
     camera: Camera,
     config: PnpConfig,
-) -> PoseEstimate | str:
-    """Iteratively reweighted Gauss-Newton from a nearby pose.
+) -> PoseEstimate | Refused:
+    """Iteratively reweighted Gauss-Newton from a nearby pose, each detection with its own sigma.
 
-    The covariance is (J' W J)^-1, scaled by the residuals where they are larger than the sigmas
+    The covariance is (J' W J)^-1, scaled up where the residuals are larger than the sigmas
     promise."""
     xyz, sigma = xyz_L3[detections.landmark_K], detections.sigma_px_K
     T = T_world_camera
@@ -66,7 +64,7 @@ def refine(
         try:
             step = np.linalg.solve(H, -np.einsum("k,kai,ka->i", weight, J_K26, residual_K2))
         except np.linalg.LinAlgError:
-            return "the landmarks detected do not fix a pose (degenerate arrangement)"
+            return DEGENERATE
         T = geometry.make_transform(
             geometry.rotation_from_vector(step[3:]) @ T[:3, :3], T[:3, 3] + step[:3]
         )
@@ -79,7 +77,7 @@ def linearize(
     T_world_camera: np.ndarray, xyz_K3: np.ndarray, xy_px_K2: np.ndarray, camera: Camera
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Residuals (K, 2) in pixels, Jacobians (K, 2, 6) by (position, rotation vector) in world axes,
-    and which points lie in front of the camera.
+    and which points lie in front of the camera (K,).
 
     With v = X - c and x = R'v: moving c by d changes x by -R'd, turning R to exp(w) R changes it by
     R'(v x w)."""
@@ -87,9 +85,7 @@ def linearize(
     x, y, z = (v @ R).T
     front = z > 1e-3
     z = np.where(front, z, 1.0)
-    residual = (
-        np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], 1) - xy_px_K2
-    )
+    projected = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], 1)
     zero = np.zeros_like(z)
     D_K23 = np.stack(
         [
@@ -98,58 +94,54 @@ def linearize(
         ],
         1,
     )
-    cross = np.stack(
+    cross = np.stack(  # [v]x, with v x w = [v]x w
         [
             np.stack([zero, -v[:, 2], v[:, 1]], 1),
             np.stack([v[:, 2], zero, -v[:, 0]], 1),
             np.stack([-v[:, 1], v[:, 0], zero], 1),
         ],
         1,
-    )  # [v]x, with v x w = [v]x w
+    )
     J_world = np.concatenate([np.broadcast_to(-np.eye(3), cross.shape), cross], 2)
-    return residual, D_K23 @ (R.T @ J_world), front
+    return projected - xy_px_K2, D_K23 @ (R.T @ J_world), front
 
 
 def _assess(
     T: np.ndarray, detections: Detections, xyz: np.ndarray, camera: Camera, config: PnpConfig
-) -> PoseEstimate | str:
+) -> PoseEstimate | Refused:
+    """The pose with its covariance, unless too few landmarks agree or it is too uncertain."""
     residual_K2, J_K26, front = linearize(T, xyz, detections.xy_px_K2, camera)
     error2 = (residual_K2**2).sum(1)
     inlier = front & (error2 < config.inlier_px**2)
     count = int(inlier.sum())
+    agree = f"{count} of {len(detections)} landmarks agree"
     if count < config.min_inliers:
-        return (
-            f"{count} of {len(detections)} landmarks agree within {config.inlier_px} px, at "
-            f"least {config.min_inliers} needed"
-        )
+        return Refused(f"{agree}, at least {config.min_inliers} needed")
     if count < config.min_inlier_ratio * len(detections):
-        return (
-            f"only {count} of {len(detections)} landmarks agree, at least "
-            f"{config.min_inlier_ratio:.0%} needed"
-        )
+        return Refused(f"only {agree}, at least {config.min_inlier_ratio:.0%} needed")
     weight = 1 / detections.sigma_px_K[inlier] ** 2
     H = np.einsum("k,kai,kaj->ij", weight, J_K26[inlier], J_K26[inlier])
-    # cut at inlier_px, so this only widens the covariance; never narrower than the sigmas promise
-    factor = max(1.0, float((weight * error2[inlier]).sum() / max(2 * count - 6, 1)))
     if np.linalg.cond(H) > 1e12:
-        return "the landmarks detected do not fix a pose (degenerate arrangement)"
+        return DEGENERATE
+    # errors are cut at inlier_px: the factor only widens the covariance, it never narrows it
+    factor = max(1.0, float((weight * error2[inlier]).sum() / max(2 * count - 6, 1)))
     covariance = factor * np.linalg.inv(H)
-    estimate = PoseEstimate(
+    pose = PoseEstimate(
         T, (covariance + covariance.T) / 2, inlier, float(np.sqrt(error2[inlier].mean()))
     )
-    distance_m = float(np.median(np.linalg.norm(xyz[inlier] - T[:3, 3], axis=1)))
-    limit_m = min(config.max_position_sigma_m, config.max_relative_sigma * distance_m)
-    if (
-        estimate.position_sigma_m > limit_m
-        or estimate.rotation_sigma_rad > config.max_rotation_sigma_rad
-    ):
-        unit = (
-            "m" if np.isfinite(config.max_position_sigma_m) else "units"
-        )  # without a limit in metres there are none
-        return (
-            f"too uncertain: {estimate.position_sigma_m:.3f} {unit}, "
-            f"{np.degrees(estimate.rotation_sigma_rad):.1f} deg "
-            f"(standard deviations; landmarks {distance_m:.1f} {unit} away allow {limit_m:.3f} "
-            f"{unit})"
-        )
-    return estimate
+    distance = float(np.median(np.linalg.norm(xyz[inlier] - T[:3, 3], axis=1)))
+    return _refuse_uncertain(pose, distance, config) or pose
+
+
+def _refuse_uncertain(pose: PoseEstimate, distance: float, config: PnpConfig) -> Refused | None:
+    """`distance` is that of the landmarks, in the unit of the scene."""
+    limit = min(config.max_position_sigma_m, config.max_relative_sigma * distance)
+    sigma, sigma_rad = pose.position_sigma_m, pose.rotation_sigma_rad
+    if sigma <= limit and sigma_rad <= config.max_rotation_sigma_rad:
+        return None
+    # a scene that is not metric has no limit in metres (localizer)
+    unit = "m" if np.isfinite(config.max_position_sigma_m) else "units"
+    return Refused(
+        f"too uncertain: standard deviations {sigma:.3f} {unit}, {np.degrees(sigma_rad):.1f} deg; "
+        f"landmarks {distance:.1f} {unit} away allow {limit:.3f} {unit}"
+    )

@@ -1,19 +1,20 @@
-"""The `.sld` scene file: magic, version, SHA-256, then safetensors (tensors and one JSON text). No
-code, no image.
+"""A scene, and the `.sld` file that holds it: magic, version, SHA-256, then safetensors (tensors and
+one JSON text). No code, no image.
 
     bytes 0-3    "SLD" and 0x1A
     bytes 4-7    format version, little endian
-    bytes 8-39   SHA-256 of all that follows
+    bytes 8-39   SHA-256 of everything after it
     bytes 40-    safetensors: head weights (float16), landmarks (float32), metadata["scene"] = JSON
 
-The JSON says whether the scene is metric; files from before it could be otherwise do not, and are.
-"""
+Scene files travel, so a file is checked as if it were made to harm: sizes, types and ranges of
+everything that is read."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,50 +27,83 @@ from sld_core.config.settings import from_dict, to_dict
 from sld_core.files import write_atomically
 from sld_core.models import heads
 from sld_core.models.backbone import IMAGENET, KINDS, RANDOM, weights_sha256
-from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
+from sld_core.types import Camera, Landmarks, SceneReport, SldError
 
 MAGIC, VERSION, HEADER_BYTES = b"SLD\x1a", 1, 40
 MAX_BYTES = 256 * 2**20
 REMEDY = "teach the scene again, or copy the file again"
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Everything needed to localize in one place: no image, no descriptor of one.
+
+    `camera` is the one that the scene was taught with, `rolls_rad` the lowest and highest angle by
+    which its images were turned upright (0, 0 when it did not roll). Landmarks are in the world, in
+    metres where `metric`, else in a unit of their own."""
+
+    name: str
+    landmarks: Landmarks
+    origin_3: np.ndarray  # in the world, near the landmarks: differences to it are small numbers
+    head: heads.Head
+    camera: Camera
+    rolls_rad: tuple[float, float]
+    config: SceneConfig
+    report: SceneReport
+    metric: bool = True
+
+
 def save(scene: Scene, path: Path) -> int:
-    """Write the scene atomically: `path` holds either what it held before or the whole new file.
-    Returns its bytes."""
+    """Write the scene; `path` holds either what it held before or the whole new file. Returns the
+    number of bytes."""
+    config = scene.config
     tensors = {
         "head." + name: t.detach().cpu().half().contiguous()
         for name, t in scene.head.state_dict().items()
     }
-    tensors["landmarks.xyz"] = torch.from_numpy(
-        (scene.landmarks.xyz_L3 - scene.origin_3).astype(np.float32)
-    )
+    local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
+    tensors["landmarks.xyz"] = torch.from_numpy(local_L3.astype(np.float32))
     text = json.dumps(
         {
             "name": scene.name,
             "backbone": {
-                "name": scene.config.backbone,
-                "weights_sha256": weights_sha256(
-                    scene.config.backbone, scene.config.backbone_weights
-                ),
+                "name": config.backbone,
+                "weights_sha256": weights_sha256(config.backbone, config.backbone_weights),
             },
             "camera": dataclasses.asdict(scene.camera),
             "origin": scene.origin_3.tolist(),
             "rolls_rad": list(scene.rolls_rad),
             "metric": bool(scene.metric),
-            "config": to_dict(scene.config),
+            "config": to_dict(config),
             "report": dataclasses.asdict(scene.report),
         }
     )
     body = safetensors.torch.save(tensors, {"scene": text})
-    head = MAGIC + VERSION.to_bytes(4, "little") + hashlib.sha256(body).digest()
-    write_atomically(Path(path), head + body)
-    return len(head) + len(body)
+    header = MAGIC + VERSION.to_bytes(4, "little") + hashlib.sha256(body).digest()
+    write_atomically(Path(path), header + body)
+    return len(header) + len(body)
 
 
 def load(path: Path) -> Scene:
     """The scene of a file; SldError in one line when it is missing, damaged, of another version or
-    another backbone."""
-    return _parse(_verified_body(Path(path)), Path(path))
+    needs another backbone."""
+    path = Path(path)
+    body = _verified_body(path)
+    try:
+        return _parse(body, path)
+    except SldError as error:
+        text = str(error)
+        raise SldError(text if str(path) in text else f"{path}: {text}; {REMEDY}") from None
+    except (
+        safetensors.SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise SldError(f"{path}: not a readable scene ({what}); {REMEDY}") from None
 
 
 def _verified_body(path: Path) -> bytes:
@@ -84,8 +118,8 @@ def _verified_body(path: Path) -> bytes:
         raise SldError(f"{path}: cannot be read ({error.strerror})") from None
     if data[:4] != MAGIC:
         raise SldError(
-            f"{path}: not a scene file (it does not begin with the mark of one); expected the "
-            "output of `sld teach`"
+            f"{path}: not a scene file (it does not begin like one); expected the output of "
+            "`sld teach`"
         )
     version = int.from_bytes(data[4:8], "little")
     if version != VERSION:
@@ -99,58 +133,39 @@ def _verified_body(path: Path) -> bytes:
 
 
 def _parse(body: bytes, path: Path) -> Scene:
-    """The checksum tells accidents; what follows also holds against a file made to harm."""
-    try:
-        tensors = safetensors.torch.load(body)
-        header_bytes = int.from_bytes(body[:8], "little")
-        text = json.loads(json.loads(body[8 : 8 + header_bytes])["__metadata__"]["scene"])
-        config = _with_weights(text["config"], text["backbone"], path)
-        xyz_L3 = tensors.pop("landmarks.xyz").double().numpy()
-        if xyz_L3.ndim != 2 or xyz_L3.shape[1] != 3 or len(xyz_L3) == 0:
-            raise SldError(f"landmarks of shape {xyz_L3.shape}, expected (L, 3)")
-        if (
-            not all(torch.isfinite(t).all() for t in tensors.values())
-            or not np.isfinite(xyz_L3).all()
-        ):
-            raise SldError("weights or landmarks that are not finite")
-        state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
-        head = heads.from_state(config.head, state, KINDS[config.backbone].channels, len(xyz_L3))
-        low, high = (float(angle) for angle in text["rolls_rad"])
-        if not -np.pi <= low <= high <= np.pi:
-            raise SldError(f"rolls_rad {low}, {high}: expected a range within -pi to pi")
-        origin_3 = np.array([float(v) for v in text["origin"]])
-        if origin_3.shape != (3,) or not np.isfinite(origin_3).all():
-            raise SldError(f"origin {text['origin']}: expected three numbers")
-        metric = text.get("metric", True)
-        if not isinstance(metric, bool):
-            raise SldError(f"metric {str(metric)[:40]!r}: expected true or false")
-        return Scene(
-            _name(text["name"]),
-            Landmarks(xyz_L3 + origin_3, np.full(len(xyz_L3), -1)),
-            origin_3,
-            head,
-            Camera(**text["camera"]),
-            (low, high),
-            config,
-            _report(text["report"]),
-            metric,
-        )
-    except SldError as error:
-        raise SldError(
-            f"{path}: {error}; {REMEDY}" if str(path) not in str(error) else str(error)
-        ) from None
-    except (
-        safetensors.SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ) as error:
-        raise SldError(
-            f"{path}: not a readable scene ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); {REMEDY}"
-        ) from None
+    """The checksum detects corruption; the checks here also reject malicious files."""
+    tensors = safetensors.torch.load(body)
+    header_bytes = int.from_bytes(body[:8], "little")
+    text = json.loads(json.loads(body[8 : 8 + header_bytes])["__metadata__"]["scene"])
+    config = _with_weights(text["config"], text["backbone"], path)
+    xyz_L3 = tensors.pop("landmarks.xyz").double().numpy()
+    if xyz_L3.ndim != 2 or xyz_L3.shape[1] != 3 or len(xyz_L3) == 0:
+        raise SldError(f"landmarks of shape {xyz_L3.shape}, expected (L, 3)")
+    finite = all(torch.isfinite(t).all() for t in tensors.values()) and np.isfinite(xyz_L3).all()
+    if not finite:
+        raise SldError("weights or landmarks that are not finite")
+    state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
+    head = heads.from_state(config.head, state, KINDS[config.backbone].channels, len(xyz_L3))
+    low, high = (float(angle) for angle in text["rolls_rad"])
+    if not -np.pi <= low <= high <= np.pi:
+        raise SldError(f"rolls_rad {low}, {high}: expected a range within -pi to pi")
+    origin_3 = np.array([float(v) for v in text["origin"]])
+    if origin_3.shape != (3,) or not np.isfinite(origin_3).all():
+        raise SldError(f"origin {text['origin']}: expected three numbers")
+    metric = text.get("metric", True)  # files of the first versions do not say it, and are
+    if not isinstance(metric, bool):
+        raise SldError(f"metric {str(metric)[:40]!r}: expected true or false")
+    return Scene(
+        _name(text["name"]),
+        Landmarks(xyz_L3 + origin_3, np.full(len(xyz_L3), -1)),
+        origin_3,
+        head,
+        Camera(**text["camera"]),
+        (low, high),
+        config,
+        _report(text["report"]),
+        metric,
+    )
 
 
 def _name(value) -> str:
@@ -160,25 +175,23 @@ def _name(value) -> str:
 
 
 def _report(values: dict) -> SceneReport:
-    """The report with every part of the type that it says it is."""
-    number = lambda v: type(v) in (int, float)
     report = SceneReport(**values)
-    fits = (
-        all(map(number, [*report.seconds.values(), *report.counts.values()]))
-        and all(number(v) or v is None for v in report.validation.values())
-        and all(len(point) == 2 and all(map(number, point)) for point in report.loss_curve)
-        and all(isinstance(note, str) for note in report.notes)
-    )
-    if not fits:
+    numbers = [*report.seconds.values(), *report.counts.values()]
+    numbers += [value for value in report.validation.values() if value is not None]
+    for step, loss in report.loss_curve:
+        numbers += [step, loss]
+    if not all(type(number) in (int, float) for number in numbers):
         raise SldError("a report whose parts are not numbers")
+    if not all(isinstance(note, str) for note in report.notes):
+        raise SldError("a report whose notes are not text")
     return report
 
 
 def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
     """The scene's configuration, once its backbone is known to be here with the same weights.
 
-    A file of weights may have moved with the scene: it is looked for where it was, and then beside
-    the scene file."""
+    A file of weights may have moved with the scene: it is looked for where it was, then beside the
+    scene file."""
     name = backbone["name"]
     if name not in BACKBONES:
         raise SldError(
@@ -186,18 +199,16 @@ def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
             f"matching sld or {REMEDY}"
         )
     config = from_dict(values, SceneConfig)
-    beside = path.parent / Path(config.backbone_weights).name
-    if (
-        config.backbone_weights not in ("", IMAGENET, RANDOM)
-        and not Path(config.backbone_weights).is_file()
-    ):
+    weights = config.backbone_weights
+    if weights not in ("", IMAGENET, RANDOM) and not Path(weights).is_file():
+        beside = path.parent / Path(weights).name
         if not beside.is_file():
             raise SldError(
-                f"{path}: needs the backbone weights {config.backbone_weights}, which are not "
-                f"here; copy that file to {beside}"
+                f"{path}: needs the backbone weights {weights}, which are not here; copy that "
+                f"file to {beside}"
             )
         config = dataclasses.replace(config, backbone_weights=str(beside))
-    if backbone["weights_sha256"] != weights_sha256(name, config.backbone_weights):
+    if backbone["weights_sha256"] != weights_sha256(config.backbone, config.backbone_weights):
         raise SldError(
             f"{path}: was taught with other weights of backbone {name!r}; install those "
             f"weights or {REMEDY}"

@@ -1,26 +1,26 @@
-"""The nouns of sld: frozen dataclasses over numpy, without behaviour beyond what their fields
-define."""
+"""The nouns of sld: frozen dataclasses over numpy. (A `Scene` holds a network: scene_file.)"""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 
 class SldError(ValueError):
-    """Something the user gave cannot be used; the text says what came, what was expected and what
-    to do."""
+    """Input that cannot be used. The text says in one line what came, what was expected and what to
+    do."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera without distortion. Pixel (0, 0) is the top-left corner of the image, so the
-    centre of the top-left pixel is (0.5, 0.5); ROS and OpenCV principal points gain 0.5 at the door
-    (`Camera.from_opencv`)."""
+    """A pinhole camera without distortion; sizes, focal lengths and principal point in pixels.
+
+    Pixel (0, 0) is the top-left corner of the image, so the centre of the first pixel is at
+    (0.5, 0.5). ROS and OpenCV put it at (0, 0): see `from_opencv`. SldError where a value is
+    impossible."""
 
     width: int
     height: int
@@ -30,18 +30,15 @@ class Camera:
     cy: float
 
     def __post_init__(self):
+        for side in (self.width, self.height):
+            if not isinstance(side, int) or not 0 < side <= 16384:
+                size = f"{self.width}x{self.height}"
+                raise SldError(f"camera image size {size}: expected 1 to 16384 pixels a side")
         values = np.array([self.fx, self.fy, self.cx, self.cy])
-        if not all(
-            isinstance(side, int) and 0 < side <= 16384 for side in (self.width, self.height)
-        ):
-            raise SldError(
-                f"camera image size {self.width}x{self.height}: expected 1 to 16384 pixels a side"
-            )
         if not np.isfinite(values).all() or self.fx <= 0 or self.fy <= 0:
             raise SldError(
-                f"camera intrinsics fx, fy, cx, cy = {values.tolist()}: expected finite "
-                "numbers, fx and fy > 0; "
-                "is the camera calibrated?"
+                f"camera intrinsics fx, fy, cx, cy = {values.tolist()}: expected finite numbers, "
+                "fx and fy > 0; is the camera calibrated?"
             )
 
     @classmethod
@@ -52,7 +49,7 @@ class Camera:
 
     @property
     def K(self) -> np.ndarray:
-        """3x3, corner-origin pixels."""
+        """3x3 matrix for corner-origin pixels."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
 
     def resized(self, width: int, height: int) -> Camera:
@@ -63,31 +60,29 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a mapping session, on disk. `T_world_camera` is 4x4 (camera optical frame to
-    world, metres) or None."""
+    """One image of a mapping session, on disk. `T_world_camera` is 4x4, camera optical frame to
+    world, metres; None where it is not known."""
 
     name: str
     image_path: Path
     camera: Camera
     T_world_camera: np.ndarray | None = None
-    depth_path: Path | None = (
-        None  # 16-bit PNG, millimetres, aligned with the image, any resolution
-    )
+    # 16-bit PNG, millimetres, registered to the image, any resolution
+    depth_path: Path | None = None
     stamp_ns: int = 0
     session: str = ""
-    source: str = (
-        ""  # where it came from, in the user's words: a path, "lobby.mp4 at 12.25 s", a topic
-    )
+    # where it came from, in the user's words: a path, "lobby.mp4 at 12.25 s", a topic
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class FrameSet:
-    """Images of one or several drives, as mapping starts from them.
+    """Images of one or several drives, the input of mapping.
 
-    Where `intrinsics_known`, images are free of distortion and every camera is right; otherwise
-    every camera is a guess, and all frames of one session and size share one lens. Poses, where
-    frames have them, are those of odometry, TF or the user in `world_frame` (empty: none), with z
-    up if `world_z_up`. `rejected` says of every source left out why."""
+    Where `intrinsics_known`, images are undistorted and every camera is right; otherwise every
+    camera is a guess, and all frames of one session and size share one lens. Poses, where frames
+    have them, come from odometry, TF or the user and are in `world_frame` (empty: none), with z up
+    if `world_z_up`. `rejected` gives the reason for every source that was left out."""
 
     frames: tuple[Frame, ...]
     intrinsics_known: bool
@@ -100,8 +95,9 @@ class FrameSet:
 class Reconstruction:
     """Frames with poses and the 3D points triangulated from their feature tracks.
 
-    `points_N3` world metres; `error_px_N` mean reprojection error; observations are flat arrays
-    sorted by point: `obs_point_M`, `obs_frame_M` indices and `obs_xy_M2` pixels (corner origin)."""
+    `points_N3` are in the world, metres; `error_px_N` is the mean reprojection error. Observations
+    are flat arrays sorted by point: indices `obs_point_M` and `obs_frame_M`, pixels `obs_xy_M2`
+    (corner origin)."""
 
     frames: tuple[Frame, ...]
     points_N3: np.ndarray
@@ -113,8 +109,8 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The scene's landmarks in order of choice: the first n are the best set of n. `xyz_L3` world
-    metres; `point_L` is the index of the reconstruction point each came from."""
+    """The landmarks of a scene in order of choice: the first n are the best set of n. `xyz_L3` is in
+    the world, metres; `point_L` is the index of the reconstruction point that each came from."""
 
     xyz_L3: np.ndarray
     point_L: np.ndarray
@@ -124,7 +120,7 @@ class Landmarks:
 
 
 class Visibility(enum.IntEnum):
-    """Whether a frame shows a landmark. UNKNOWN is left out of the loss."""
+    """Whether a landmark is seen in a frame. UNKNOWN is left out of the loss."""
 
     HIDDEN = 0
     VISIBLE = 1
@@ -142,8 +138,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Detections:
-    """Landmarks found in one image: `landmark_K` indices, `xy_px_K2` (corner origin), `score_K` in
-    0..1, `sigma_px_K` the standard deviation of each coordinate."""
+    """Landmarks found in one image: indices `landmark_K`, positions `xy_px_K2` (corner origin),
+    `score_K` in 0..1, and `sigma_px_K`, the standard deviation of each coordinate."""
 
     landmark_K: np.ndarray
     xy_px_K2: np.ndarray
@@ -158,9 +154,9 @@ class Detections:
 class PoseEstimate:
     """A camera pose with its uncertainty.
 
-    `T_world_camera` 4x4, metres. `covariance_66` is that of (x, y, z, rotation about x, y, z) in
-    world axes (metres, radians), as geometry_msgs/PoseWithCovariance means it: R_true = exp(w) R.
-    `inlier_K` marks the detections used."""
+    `T_world_camera` is 4x4, metres. `covariance_66` is that of (x, y, z, rotation about x, y, z) in
+    world axes (metres, radians), as in geometry_msgs/PoseWithCovariance: R_true = exp(w) R.
+    `inlier_K` marks the detections used; `reprojection_px` is their root mean square error."""
 
     T_world_camera: np.ndarray
     covariance_66: np.ndarray
@@ -169,19 +165,26 @@ class PoseEstimate:
 
     @property
     def position_sigma_m(self) -> float:
-        """ChannelNormalization deviation of the position along its least certain direction."""
+        """Standard deviation of the position along its least certain direction."""
         return float(np.sqrt(np.linalg.eigvalsh(self.covariance_66[:3, :3])[-1]))
 
     @property
     def rotation_sigma_rad(self) -> float:
-        """ChannelNormalization deviation of the rotation about its least certain axis."""
+        """Standard deviation of the rotation about its least certain axis."""
         return float(np.sqrt(np.linalg.eigvalsh(self.covariance_66[3:, 3:])[-1]))
 
 
 @dataclass(frozen=True)
+class Refused:
+    """No answer, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Localization:
-    """What one image told: a pose, or the reason there is none. `seconds` names the time of each
-    piece."""
+    """The answer to one image: a pose, or the reason there is none. `seconds` is the time of each
+    step. Pixels are those of the image as it was given."""
 
     pose: PoseEstimate | None
     reason: str
@@ -195,8 +198,8 @@ class Localization:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long job is: `stage` in words, `fraction` of that stage in 0..1, the current loss
-    and the seconds left of the whole job where known."""
+    """How far a long job has come: `stage` in words, `fraction` of that stage in 0..1, the current
+    loss, and the seconds left of the whole job where known."""
 
     stage: str
     fraction: float
@@ -206,8 +209,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What teaching a scene did: seconds per stage, counts, training curve, and what held-out
-    frames say."""
+    """What teaching a scene did: seconds per stage, counts, training curve, and the accuracy on
+    held-out frames."""
 
     seconds: dict[str, float]
     counts: dict[str, int]
@@ -221,29 +224,11 @@ class SceneReport:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """All that is needed to localize in one place: landmarks, the head that finds them, the camera
-    it was taught with, the range of angles by which its images were turned upright, the
-    configuration (config.SceneConfig) and the report of the teaching. No image, no descriptor of
-    one. Where not `metric`, the unit of landmarks and poses is not the metre."""
-
-    name: str
-    landmarks: Landmarks
-    origin_3: np.ndarray  # world metres; near the landmarks, so that differences to it are small
-    head: Any  # models.heads.SceneHead
-    camera: Camera
-    rolls_rad: tuple[float, float]  # lowest and highest; 0, 0 when the camera did not roll
-    config: Any  # config.SceneConfig
-    report: SceneReport
-    metric: bool = True
-
-
-@dataclass(frozen=True)
 class SceneData:
-    """A labelled scene dataset: what `sld map` makes and a scene is taught from.
+    """A labelled dataset: what `sld map` makes and a scene is taught from.
 
-    All `frames` have poses in one frame: `world_frame`, metres where `metric` (else units of their
-    own). `split_F` is "train", "val" or "test" per frame. `visibility_FL` is uint8 of Visibility.
+    All `frames` have poses in `world_frame`, in metres where `metric`, else in a unit of their own.
+    `split_F` is "train", "val" or "test". `visibility_FL` is uint8 of Visibility.
     `landmarks.point_L` are ids."""
 
     frames: tuple[Frame, ...]

@@ -3,7 +3,7 @@ import pytest
 
 from sld_core import geometry, pnp
 from sld_core.config.scene import PnpConfig
-from sld_core.types import Camera, Detections
+from sld_core.types import Camera, Detections, Refused
 
 CAMERA = Camera(640, 480, 500.0, 500.0, 320.0, 240.0)
 CONFIG = PnpConfig()
@@ -80,8 +80,11 @@ def test_covariance_is_that_of_repeated_measurements():
     measured, claimed = np.cov(np.array(errors).T), np.mean(claimed, 0)
     ratio = np.sqrt(np.diag(claimed) / np.diag(measured))
     assert (ratio > 0.85).all() and (ratio < 1.25).all(), ratio
-    correlation = lambda C: C / np.sqrt(np.outer(np.diag(C), np.diag(C)))
     np.testing.assert_allclose(correlation(claimed), correlation(measured), atol=0.15)
+
+
+def correlation(C):
+    return C / np.sqrt(np.outer(np.diag(C), np.diag(C)))
 
 
 @pytest.mark.parametrize(
@@ -90,15 +93,16 @@ def test_covariance_is_that_of_repeated_measurements():
 def test_too_few_detections_are_a_reason(count, expected):
     rng = np.random.default_rng(4)
     xyz = scene(rng, max(count, 1))[:count]
-    assert expected in pnp.estimate(
-        detect(rng, xyz, 1.0) if count else _none(), xyz, CAMERA, CONFIG
-    )
+    found = detect(rng, xyz, 1.0) if count else _none()
+    assert expected in pnp.estimate(found, xyz, CAMERA, CONFIG).reason
 
 
 def test_random_detections_are_a_reason():
     rng = np.random.default_rng(5)
     xyz = scene(rng, 200)
-    assert isinstance(pnp.estimate(detect(rng, xyz, 1.0, outliers=1.1), xyz, CAMERA, CONFIG), str)
+    assert isinstance(
+        pnp.estimate(detect(rng, xyz, 1.0, outliers=1.1), xyz, CAMERA, CONFIG), Refused
+    )
 
 
 def test_landmarks_on_a_line_do_not_pass():
@@ -107,8 +111,8 @@ def test_landmarks_on_a_line_do_not_pass():
         T_TRUE, np.column_stack([np.linspace(-1, 1, 40), np.zeros(40), np.full(40, 3.0)])
     )
     for _ in range(20):
-        assert isinstance(pnp.estimate(detect(rng, xyz, 0.5), xyz, CAMERA, CONFIG), str)
-        assert isinstance(pnp.refine(T_TRUE, detect(rng, xyz, 0.5), xyz, CAMERA, CONFIG), str)
+        assert isinstance(pnp.estimate(detect(rng, xyz, 0.5), xyz, CAMERA, CONFIG), Refused)
+        assert isinstance(pnp.refine(T_TRUE, detect(rng, xyz, 0.5), xyz, CAMERA, CONFIG), Refused)
 
 
 def test_sigmas_weigh():
@@ -141,23 +145,17 @@ def test_a_pose_too_uncertain_for_its_distance_is_a_reason():
     corner = geometry.transform(
         T_TRUE, np.column_stack([rng.uniform(0.5, 0.7, 14) * z, rng.uniform(0.3, 0.45, 14) * z, z])
     )
-    assert "too uncertain" in pnp.estimate(detect(rng, corner, 3.0), corner, CAMERA, CONFIG)
+    refused = pnp.estimate(detect(rng, corner, 3.0), corner, CAMERA, CONFIG)
+    assert "too uncertain" in refused.reason
 
 
 def test_a_scene_without_scale_is_uncertain_in_units_not_in_metres():
     rng = np.random.default_rng(5)
     xyz = scene(rng, 50)
     found = detect(rng, xyz, 1.0)
-    words = [
-        pnp.estimate(
-            found, xyz, CAMERA, PnpConfig(max_position_sigma_m=limit, max_relative_sigma=1e-9)
-        )
-        for limit in (1.0, np.inf)
+    limited = [
+        PnpConfig(max_position_sigma_m=limit, max_relative_sigma=1e-9) for limit in (1.0, np.inf)
     ]
-    assert (
-        " m, " in words[0]
-        and " m away" in words[0]
-        and " units, " in words[1]
-        and " units away" in words[1]
-        and " m " not in words[1]
-    )
+    in_metres, in_units = (pnp.estimate(found, xyz, CAMERA, config).reason for config in limited)
+    assert " m, " in in_metres and " m away" in in_metres
+    assert " units, " in in_units and " units away" in in_units and " m " not in in_units

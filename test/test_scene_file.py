@@ -10,7 +10,8 @@ from sld_core import scene_file
 from sld_core.config.scene import HeadConfig, SceneConfig
 from sld_core.files import write_atomically
 from sld_core.models.heads import CellHead, PrototypeHead, SceneHead, Whitening
-from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError
+from sld_core.scene_file import Scene
+from sld_core.types import Camera, Landmarks, SceneReport, SldError
 
 CAMERA = Camera(640, 480, 500.0, 501.0, 320.0, 240.0)
 
@@ -165,7 +166,10 @@ def test_not_a_number_is_refused(tmp_path):
             lambda b: b.replace(b'roll_margin_deg\\": 45.0', b'roll_margin_deg\\":  NaN'),
             "from 0.0 to 180.0",
         ),
-        (lambda b: b.replace(b'hidden\\": 8', b'hidden\\": 9'), "head of width 8, but hidden=9"),
+        (
+            lambda b: b.replace(b'hidden\\": 8', b'hidden\\": 9'),
+            "head of width 8, but head.hidden=9",
+        ),
         (
             lambda b: b.replace(b'tracks\\": 1.0', b'tracks\\": {} '),
             "report whose parts are not numbers",

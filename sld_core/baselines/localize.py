@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from sld_core import pnp
 from sld_core.camera.images import fit, read_image
 from sld_core.config.scene import PnpConfig
 from sld_core.evaluation.metrics import QueryResult
+from sld_core.localizer import answer
 from sld_core.types import Camera, Detections, Frame, Localization
 
 MIN_INLIERS = 6
@@ -42,17 +42,7 @@ def localize(
     found = time.perf_counter()
     pose = pnp.estimate(detections, xyz_N3, small, lenient(baseline.ransac_px))
     seconds = {"find": found - start, "pnp": time.perf_counter() - found}
-    scale = np.array([camera.width / small.width, camera.height / small.height])
-    detections = replace(
-        detections,
-        xy_px_K2=detections.xy_px_K2 * scale,
-        sigma_px_K=detections.sigma_px_K * scale.mean(),
-    )
-    return (
-        Localization(None, pose, detections, seconds)
-        if isinstance(pose, str)
-        else Localization(pose, "", detections, seconds)
-    )
+    return answer(detections, pose, small, camera, seconds)
 
 
 def lenient(ransac_px: float) -> PnpConfig:
@@ -75,15 +65,15 @@ def evaluate(baseline: Baseline, frames: Sequence[Frame], max_side_px: int) -> l
     recall of it."""
     results = []
     for frame in frames:
-        answer = localize(baseline, read_image(frame.image_path), frame.camera, max_side_px)
-        T_estimated = answer.pose.T_world_camera if answer.pose else None
+        found = localize(baseline, read_image(frame.image_path), frame.camera, max_side_px)
+        T_estimated = found.pose.T_world_camera if found.pose else None
         results.append(
             QueryResult(
                 frame.name,
                 frame.T_world_camera,
                 T_estimated,
-                answer.reason,
-                sum(answer.seconds.values()),
+                found.reason,
+                sum(found.seconds.values()),
             )
         )
     return results

@@ -454,7 +454,8 @@ def _accuracy(
     from sld_core.camera.images import read_image
     from sld_core.evaluation.metrics import QueryResult, accuracy
     from sld_core.localizer import Localizer
-    from sld_core.types import Scene, SceneReport
+    from sld_core.scene_file import Scene
+    from sld_core.types import SceneReport
 
     origin_3 = np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
     rolls_rad = float(angle_rad_F.min()), float(angle_rad_F.max())

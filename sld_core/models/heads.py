@@ -156,9 +156,12 @@ class HeatmapSceneHead(nn.Module):
         )
 
 
+Head = SceneHead | HeatmapSceneHead  # features_Chw of one image -> ScoreMaps
+
+
 def from_state(
     config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int
-) -> SceneHead | HeatmapSceneHead:
+) -> Head:
     """The head that `state` was saved from; raises where its tensors do not fit the
     configuration."""
     width = len(state["whitening.matrix"])
@@ -177,7 +180,7 @@ def from_state(
     if config.kind == "prototype":
         cells = PrototypeHead(width, landmarks, config.prototype_temperature)
     elif config.kind == "cells":
-        _expect_width(config.hidden, len(state["cells.first.weight"]), "hidden")
+        _expect_width(config.hidden, len(state["cells.first.weight"]), "head.hidden")
         cells = CellHead(width, config.hidden, landmarks)
     else:
         raise SldError(f"no head {config.kind!r}; there are cells, prototype, heatmap")

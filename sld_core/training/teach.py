@@ -22,6 +22,7 @@ from sld_core.evaluation.metrics import HEAD_STAGE, UNITLESS, QueryResult, accur
 from sld_core.localizer import Localizer
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
+from sld_core.scene_file import Scene
 from sld_core.training import feature_buffer as buffering
 from sld_core.training import feature_map_buffer
 from sld_core.training import train_cell_head as recipe
@@ -35,7 +36,7 @@ from sld_core.training.training_set import (
     moved,
     upright_angles,
 )
-from sld_core.types import Frame, Progress, Scene, SceneData, SceneReport, SldError
+from sld_core.types import Frame, Progress, SceneData, SceneReport, SldError
 
 log = logging.getLogger(__name__)
 

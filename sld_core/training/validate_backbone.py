@@ -19,7 +19,7 @@ from sld_core.models.backbone import ALIGNMENT_PX
 from sld_core.models.heatmap_head import scores
 from sld_core.spread import spread
 from sld_core.training.training_set import TrainingSet, upright_angles
-from sld_core.types import Detections, Frame, PoseEstimate
+from sld_core.types import Detections, Frame, Refused
 
 FOUND_PX = 8.0  # a cell
 SIGMA_CELL = 0.3  # of a detection, the same for all: heatmaps do not say
@@ -73,10 +73,8 @@ def check(
         pose = pnp.estimate(
             in_full_image(detections, A), training_set.landmarks.xyz_L3, frame.camera, limits
         )
-        T = pose.T_world_camera if isinstance(pose, PoseEstimate) else None
-        results.append(
-            QueryResult(frame.name, frame.T_world_camera, T, "" if T is not None else pose)
-        )
+        T, reason = (None, pose.reason) if isinstance(pose, Refused) else (pose.T_world_camera, "")
+        results.append(QueryResult(frame.name, frame.T_world_camera, T, reason))
     error = np.concatenate(errors)
     recall = accuracy(results)["recall_5cm_5deg"] if training_set.metric else float("nan")
     return ValidationResult(

@@ -18,10 +18,11 @@ from sld_core.heatmap import ScoreMaps
 from sld_core.models import heads
 from sld_core.models.heads import HeatmapSceneHead, Whitening
 from sld_core.models.heatmap_head import DilatedBlock, PaperHead, SkipBlock, TrainingHead
+from sld_core.scene_file import Scene
 from sld_core.training import targets
 from sld_core.training import train_heatmap_head as recipe
 from sld_core.training.feature_map_buffer import FeatureMapBuffer
-from sld_core.types import Camera, Landmarks, Scene, SceneReport, SldError, Visibility
+from sld_core.types import Camera, Landmarks, SceneReport, SldError, Visibility
 
 # networks -----------------------------------------------------------------------------------------
 

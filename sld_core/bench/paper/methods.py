@@ -21,6 +21,7 @@ from sld_core.config.scene import SceneConfig
 from sld_core.localizer import Localizer
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
+from sld_core.scene_file import Scene
 from sld_core.spread import spread
 from sld_core.stages import Done
 from sld_core.training import feature_buffer as buffering
@@ -29,7 +30,7 @@ from sld_core.training import train_cell_head as cell_recipe
 from sld_core.training import train_heatmap_head as heatmap_recipe
 from sld_core.training.teach import teach
 from sld_core.training.training_set import TrainingSet, upright_angles
-from sld_core.types import Scene, SceneReport
+from sld_core.types import SceneReport
 
 RECALL = "recall_5cm_5deg"
 BACKBONE_STEP, WEIGHTS = (
