@@ -1,5 +1,5 @@
-"""A scene, and the `.sld` file that holds it: magic, version, SHA-256, then safetensors (tensors and
-one JSON text). No code, no image.
+"""A scene, and the `.sld` file that holds it: magic, version, SHA-256, then safetensors (tensors
+and one JSON text). No code, no image.
 
     bytes 0-3    "SLD" and 0x1A
     bytes 4-7    format version, little endian
