@@ -109,8 +109,10 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The landmarks of a scene in order of choice: the first n are the best set of n. `xyz_L3` is in
-    the world, metres; `point_L` is the index of the reconstruction point that each came from."""
+    """The landmarks of a scene in order of choice: the first n are the best set of n.
+
+    `xyz_L3` is in the world, metres; `point_L` is the index of the reconstruction point that each
+    came from."""
 
     xyz_L3: np.ndarray
     point_L: np.ndarray
