@@ -32,6 +32,9 @@ setup(
         "scikit-learn",
         "scipy",
     ],
-    extras_require={"test": ["pytest", "pytest-timeout", "hypothesis", "ruff"]},
+    extras_require={
+        "depth": ["transformers"],  # monocular depth by a model of that library
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff"],
+    },
     entry_points={"console_scripts": ["sld = sld_core.cli:main"]},
 )

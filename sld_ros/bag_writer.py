@@ -1,7 +1,8 @@
-"""A rosbag2 folder (mcap) that stays readable however its writer ends."""
+"""A rosbag2 folder (mcap) that stays readable, however its writer ends."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -24,7 +25,7 @@ METADATA_VERSION = 8  # the newest that Humble's ros2 bag reads too
 
 @dataclass
 class RecordedTopic:
-    """A topic of a recording and how it fared."""
+    """A topic of a recording, with its counts."""
 
     name: str
     type: str
@@ -37,9 +38,9 @@ class RecordedTopic:
 class BagWriter:
     """Writes serialized messages on a thread of its own.
 
-    Messages are dropped and counted while the queue holds `queue_bytes`, and after an error;
-    `error` then says why recording ended. Raises SldError when the folder exists or the disk has
-    less than `min_free_bytes`."""
+    Messages are dropped, and counted, while the queue holds `queue_bytes` and after an error:
+    `error` then says why the recording ended. Raises SldError when the folder exists or the disk
+    has less than `min_free_bytes` left."""
 
     def __init__(self, path: Path, queue_bytes: int, min_free_bytes: int):
         self.path = path
@@ -97,7 +98,7 @@ class BagWriter:
                 more = self._take(self._queue.get(timeout=max(0.0, next_flush - time.monotonic())))
             except queue.Empty:
                 pass
-            except Exception as error:  # the queue is to be emptied whatever happens
+            except Exception as error:  # whatever happens, the queue must be emptied
                 self._fail(error)
             if not more or time.monotonic() >= next_flush or self._mcap.pending_bytes > FLUSH_BYTES:
                 self._flush()
@@ -105,7 +106,7 @@ class BagWriter:
         self._end()
 
     def _end(self) -> None:
-        """Close the file; afterwards the counts are of what is in it."""
+        """Close the file; then count what is in it."""
         try:
             self._mcap.close()
         except Exception as error:
@@ -114,10 +115,9 @@ class BagWriter:
             saved = self._mcap.saved_counts.get(topic.channel, 0)
             topic.written, topic.dropped = saved, topic.dropped + topic.written - saved
         if self.error:
-            try:
+            # the disk may still be full: then the last one that was written stays
+            with contextlib.suppress(Exception):
                 self._write_metadata()
-            except Exception:  # the disk may still be full: the last one that was written stays
-                pass
 
     def _fail(self, error: Exception) -> None:
         """Remember the first error."""
@@ -129,8 +129,8 @@ class BagWriter:
     def _take(self, item: tuple[RecordedTopic, int, bytes] | RecordedTopic | None) -> bool:
         """Hand one item of the queue to the file; false when it was the last."""
         if isinstance(item, RecordedTopic):
-            # a type that is not standard is recorded without its definition: ROS can play it, other
-            # readers cannot decode it
+            # types that are not standard are recorded without a definition: ROS plays them, other
+            # readers cannot decode them
             known = item.type in self._store.fielddefs
             definition = self._store.generate_msgdef(item.type, ros_version=2)[0] if known else ""
             item.channel = self._mcap.add_channel(item.name, item.type, definition, item.qos)
@@ -157,7 +157,7 @@ class BagWriter:
                     f"the disk of {self.path} has only {free / 1e9:.1f} GB left; the "
                     "recording ended here"
                 )
-        except Exception as error:  # the thread has to live: it answers `close`
+        except Exception as error:  # the thread must go on: `close` waits for it
             self._fail(error)
 
     def _write_metadata(self) -> None:
@@ -207,30 +207,25 @@ class BagWriter:
 def qos_yaml(profiles: list[QoSProfile]) -> str:
     """Offered profiles as rosbag2 stores them; `ros2 bag play` offers the same again."""
     forever = {"sec": 9223372036, "nsec": 854775807}
-    return (
-        _yaml(
-            [
-                {
-                    "history": p.history.value,
-                    "depth": p.depth,
-                    "reliability": p.reliability.value,
-                    "durability": p.durability.value,
-                    "deadline": forever,
-                    "lifespan": forever,
-                    "liveliness": p.liveliness.value,
-                    "liveliness_lease_duration": forever,
-                    "avoid_ros_namespace_conventions": p.avoid_ros_namespace_conventions,
-                }
-                for p in profiles
-            ]
-        )
-        if profiles
-        else ""
-    )
+    entries = [
+        {
+            "history": profile.history.value,
+            "depth": profile.depth,
+            "reliability": profile.reliability.value,
+            "durability": profile.durability.value,
+            "deadline": forever,
+            "lifespan": forever,
+            "liveliness": profile.liveliness.value,
+            "liveliness_lease_duration": forever,
+            "avoid_ros_namespace_conventions": profile.avoid_ros_namespace_conventions,
+        }
+        for profile in profiles
+    ]
+    return _yaml(entries) if entries else ""
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Repeats what occurs twice, as rosbag2 does, where PyYAML would set an anchor."""
+    """Writes what occurs twice in full, as rosbag2 does; PyYAML would use an anchor."""
 
     def ignore_aliases(self, data) -> bool:
         return True

@@ -1,9 +1,10 @@
 """Every conversion between ROS messages and the types of the core. The half pixel between ROS
 (pixel centres at integers) and the core (corner origin) is added and removed by
-`Camera.from_opencv` and `camera_info_message` alone."""
+`Camera.from_opencv` and `camera_info_message` alone.
 
-# Our own instead of cv_bridge: it is on no package registry, and five 8-bit encodings are a few
-# lines of numpy.
+Where they are installed, cv_bridge converts images and tf_transformations quaternions; elsewhere,
+and where cv_bridge errs, the core does."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -16,11 +17,24 @@ from sld_core.camera.undistortion import Undistortion, undistortion
 from sld_core.geometry import make_transform, quaternion_from_rotation, rotation_from_quaternion
 from sld_core.types import Camera, PoseEstimate, SldError
 
+try:
+    import cv_bridge
+except Exception:  # not installed, or built for another numpy
+    cv_bridge = None
+try:
+    import tf_transformations
+except Exception:
+    tf_transformations = None
+
 
 def rgb_from_image(message: Image | CompressedImage) -> np.ndarray:
     """(height, width, 3) uint8 RGB; SldError names an encoding or size that cannot be read."""
     if isinstance(message, CompressedImage):
+        # not by cv_bridge: it would turn a photograph as its orientation tag says
         return rgb_from_encoded(message.data)
+    rgb = _rgb_by_cv_bridge(message) if cv_bridge else None
+    if rgb is not None:
+        return rgb
     return rgb_from_raw(
         message.data,
         message.encoding,
@@ -29,6 +43,22 @@ def rgb_from_image(message: Image | CompressedImage) -> np.ndarray:
         message.step,
         bool(message.is_bigendian),
     )
+
+
+def _rgb_by_cv_bridge(message: Image) -> np.ndarray | None:
+    """None where cv_bridge fails or would give a wrong image."""
+    bridge = cv_bridge.CvBridge()
+    try:
+        dtype, channels = bridge.encoding_to_dtype_with_channels(message.encoding)
+        row_bytes = message.width * channels * np.dtype(dtype).itemsize
+        # it shears images whose rows are padded by less than a pixel, and fails on those of the
+        # other byte order under numpy 2
+        empty = not message.height or not row_bytes
+        if empty or message.step != row_bytes or message.is_bigendian:
+            return None
+        return bridge.imgmsg_to_cv2(message, "rgb8")
+    except Exception:  # CvBridgeError, TypeError of numpy, cv2.error, KeyError under OpenCV 5
+        return None
 
 
 def undistortion_from_camera_info(info: CameraInfo, rectified: bool = False) -> Undistortion:
@@ -97,9 +127,8 @@ def image_message(rgb_HW3: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
     height, width, _ = rgb_HW3.shape
     message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
     message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
-    message.data = np.ascontiguousarray(
-        rgb_HW3, np.uint8
-    ).tobytes()  # an ndarray would be checked value by value: 99 ms
+    # an ndarray would be checked value by value: 99 ms
+    message.data = np.ascontiguousarray(rgb_HW3, np.uint8).tobytes()
     return message
 
 
@@ -116,13 +145,24 @@ def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraI
 
 
 def _matrix(rotation, translation) -> np.ndarray:
-    R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
+    quaternion = [rotation.x, rotation.y, rotation.z, rotation.w]
+    T = make_transform(rotation_from_quaternion(quaternion), _finite(translation))
+    if tf_transformations:
+        T[:3, :3] = tf_transformations.quaternion_matrix(quaternion)[:3, :3]
+    return T
+
+
+def _finite(translation) -> np.ndarray:
     t = np.array([translation.x, translation.y, translation.z])
     if not np.isfinite(t).all():
         raise ValueError(f"translation {t.tolist()}: expected finite numbers")
-    return make_transform(R, t)
+    return t
 
 
 def _fill(rotation, translation, T: np.ndarray) -> None:
-    rotation.x, rotation.y, rotation.z, rotation.w = quaternion_from_rotation(T[:3, :3]).tolist()
+    if tf_transformations:
+        quaternion = tf_transformations.quaternion_from_matrix(T)
+    else:
+        quaternion = quaternion_from_rotation(T[:3, :3])
+    rotation.x, rotation.y, rotation.z, rotation.w = map(float, quaternion)
     translation.x, translation.y, translation.z = T[:3, 3].tolist()

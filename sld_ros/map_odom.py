@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from rclpy.node import Node
 
-from sld_core.data.tf_tree import TransformError
+from sld_core.data.tf_tree import TransformError, frame_name
 from sld_ros.conversions import transform_message
 from sld_ros.tf import TransformBroadcaster, TransformListener
 
@@ -25,21 +25,22 @@ class MapOdom:
 
     Each fix is sent once with the stamp of its image, so that a lookup there gives exactly the
     camera pose found. Between fixes the last one is repeated, dated `tolerance_s` ahead of the
-    image clock (as AMCL does), so that lookups of "now" work."""
+    clock of the images (as AMCL does), so that lookups of "now" succeed."""
 
     def __init__(
         self, node: Node, map_frame: str, odom_frame: str, base_frame: str, tolerance_s: float
     ):
         self._node = node
-        self._map, self._odom, self._base = map_frame, odom_frame, base_frame
+        self._map = frame_name(map_frame)
+        self._odom = frame_name(odom_frame)
+        self._base = frame_name(base_frame)
         self._tolerance_ns = int(tolerance_s * 1e9)
         self._listener = TransformListener(node)
         self._broadcaster = TransformBroadcaster(node)
         self._fix: _Fix | None = None
         self._last_repeat_ns = 0
-        self._lock = (
-            threading.Lock()
-        )  # fixes and repeats come from different threads; stamps go out in order
+        # fixes and repeats come from different threads; stamps must go out in order
+        self._lock = threading.Lock()
 
     def update(
         self,
@@ -55,29 +56,24 @@ class MapOdom:
         T_base_odom = self._lookup(self._base, self._odom, stamp_ns, timeout_s)
         fix = _Fix(T_map_camera @ T_camera_base @ T_base_odom, stamp_ns, received_ns)
         with self._lock:
-            if (
-                self._fix is None or stamp_ns < self._fix.stamp_ns
-            ):  # the first one, or time went back: a replay starts again
+            # the first one, or time went back: a replay starts again
+            if self._fix is None or stamp_ns < self._fix.stamp_ns:
                 self._last_repeat_ns = 0
             self._fix = fix
             self._send(fix.T_map_odom, stamp_ns)
         self.repeat()
 
     def repeat(self) -> None:
-        """Send the last fix again, with a later stamp; nothing before the first fix or while the
-        clock stands."""
+        """Send the last fix again, with a later stamp. Nothing is sent before the first fix, or
+        while the clock stands still."""
         with self._lock:
             fix = self._fix
             if fix is None:
                 return
             # the time since the image arrived is added to its stamp: right for live images and for
-            # old ones replayed
-            stamp_ns = (
-                fix.stamp_ns
-                + self._node.get_clock().now().nanoseconds
-                - fix.received_ns
-                + self._tolerance_ns
-            )
+            # old ones that are replayed
+            since_ns = self._node.get_clock().now().nanoseconds - fix.received_ns
+            stamp_ns = fix.stamp_ns + since_ns + self._tolerance_ns
             if stamp_ns > self._last_repeat_ns:
                 self._last_repeat_ns = stamp_ns
                 self._send(fix.T_map_odom, stamp_ns)

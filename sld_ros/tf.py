@@ -1,20 +1,22 @@
-"""TF: lookups and broadcasts by tf2_ros where it is installed, else by a stand-in of our own on
-tf2_msgs."""
+"""TF: lookups and broadcasts. tf2_ros computes where it is installed, a stand-in of our own
+elsewhere; what can be looked up is decided here, the same for both."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
+from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
-from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
+from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree, frame_name
 from sld_ros.conversions import matrix_from_transform, ns_from_time
 
 try:  # on no package registry: a robot has it from apt
@@ -25,28 +27,30 @@ except ImportError:
 TF_QOS = QoSProfile(depth=100)
 STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 HISTORY_S = 10.0
+MAX_SQUARE_OFF = 0.01  # of a quaternion's length, squared; tf2 ignores what is further off
 
 
-def TransformListener(node: Node) -> Tf2Listener | TreeListener:
-    """A listener to /tf and /tf_static; says at start which implementation it is."""
-    kind = Tf2Listener if tf2_ros else TreeListener
-    node.get_logger().info(
-        f"TF by {'tf2_ros' if tf2_ros else 'the stand-in of sld (tf2_ros is not installed)'}"
-    )
-    return kind(node)
+class TransformListener:
+    """Listens to /tf and /tf_static.
 
+    A TransformTree decides what can be looked up, since tf2 interpolates over gaps of any length,
+    takes stamp 0 for the newest, and after a jump back in time ignores all that comes until the old
+    time is reached again. `tf2` is the module tf2_ros, or None for the stand-in."""
 
-class TreeListener:
-    """The stand-in: a TransformTree fed from /tf and /tf_static."""
-
-    def __init__(self, node: Node):
-        self._node = node
+    def __init__(self, node: Node, tf2=tf2_ros):
+        self._logger = node.get_logger()
+        self._logger.info(f"TF by {'tf2_ros' if tf2 else 'sld itself (there is no tf2_ros)'}")
+        self._tf2 = tf2
+        # longer than the tree's history, so that it has whatever the tree allows
+        self._buffer = tf2.Buffer(Duration(seconds=2 * HISTORY_S)) if tf2 else None
         self._tree = TransformTree(int(HISTORY_S * 1e9))
         self._changed = threading.Condition()
-        node.create_subscription(TFMessage, "/tf", lambda m: self._insert(m, static=False), TF_QOS)
-        node.create_subscription(
-            TFMessage, "/tf_static", lambda m: self._insert(m, static=True), STATIC_QOS
+        backwards = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
         )
+        self._jump = node.get_clock().create_jump_callback(backwards, post_callback=self._on_jump)
+        node.create_subscription(TFMessage, "/tf", self.insert, TF_QOS)
+        node.create_subscription(TFMessage, "/tf_static", self.insert_static, STATIC_QOS)
 
     def lookup(
         self, target: str, source: str, stamp_ns: int | None, timeout_s: float = 0.0
@@ -55,69 +59,88 @@ class TreeListener:
         after the time-out.
 
         With a time-out, call it from another thread than the one that spins."""
+        target, source = frame_name(target), frame_name(source)
+        if not target or not source:
+            text = "a frame has no name; set the frame_id of the images, or camera_frame"
+            raise TransformError(TransformReason.UNKNOWN_FRAME, text)
+        if stamp_ns is not None and stamp_ns <= 0:
+            text = f"the stamp is {stamp_ns / 1e9:.9g} s, as if the driver set none"
+            raise TransformError(TransformReason.NO_STAMP, text)
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
                 try:
-                    return self._tree.lookup(target, source, stamp_ns)
+                    return self._at(target, source, stamp_ns)
                 except TransformError as error:
                     left = deadline - time.monotonic()
-                    if (
-                        left <= 0 or error.reason is TransformReason.TOO_OLD
-                    ):  # waiting brings nothing older
+                    # waiting brings nothing older
+                    if left <= 0 or error.reason is TransformReason.TOO_OLD:
                         raise
                 self._changed.wait(left)
 
-    def _insert(self, message: TFMessage, static: bool) -> None:
+    def insert(self, message: TFMessage, static: bool = False) -> None:
+        """Take a message of /tf."""
         with self._changed:
-            for t in message.transforms:
-                parent, child = (
-                    t.header.frame_id.removeprefix("/"),
-                    t.child_frame_id.removeprefix("/"),
-                )
+            for transform in message.transforms:
                 try:
-                    self._tree.insert(
-                        parent,
-                        child,
-                        ns_from_time(t.header.stamp),
-                        matrix_from_transform(t.transform),
-                        static,
-                    )
+                    self._insert(transform, static)
                 except ValueError as error:
-                    self._node.get_logger().warning(
-                        f"TF {parent} -> {child} ignored: {error}", throttle_duration_sec=5.0
-                    )
+                    names = f"{transform.header.frame_id} -> {transform.child_frame_id}"
+                    self._logger.warning(f"TF {names} ignored: {error}", throttle_duration_sec=5.0)
             self._changed.notify_all()
 
+    def insert_static(self, message: TFMessage) -> None:
+        """Take a message of /tf_static."""
+        self.insert(message, static=True)
 
-class Tf2Listener:
-    """tf2_ros behind the same interface."""
+    def _insert(self, message: TransformStamped, static: bool) -> None:
+        parent, child = frame_name(message.header.frame_id), frame_name(message.child_frame_id)
+        stamp_ns = ns_from_time(message.header.stamp)
+        _check(message, parent, child, stamp_ns)
+        T = None if self._buffer else matrix_from_transform(message.transform)
+        if self._tree.insert(parent, child, stamp_ns, T, static):
+            self._logger.warning("stamps on TF jumped back: started again")
+            if self._buffer:
+                self._buffer.clear()
+        if self._buffer and static:
+            self._buffer.set_transform_static(message, "sld")
+        elif self._buffer:
+            self._buffer.set_transform(message, "sld")
 
-    def __init__(self, node: Node):
-        self._buffer = tf2_ros.Buffer(Duration(seconds=HISTORY_S))
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
-
-    def lookup(
-        self, target: str, source: str, stamp_ns: int | None, timeout_s: float = 0.0
-    ) -> np.ndarray:
-        """As TreeListener.lookup."""
+    def _at(self, target: str, source: str, stamp_ns: int | None) -> np.ndarray:
+        if self._buffer is None:
+            return self._tree.lookup(target, source, stamp_ns)
+        self._tree.check(target, source, stamp_ns)
         try:
-            found = self._buffer.lookup_transform(
-                target, source, Time(nanoseconds=stamp_ns or 0), Duration(seconds=timeout_s)
-            )
-        except tf2_ros.LookupException as error:
-            raise TransformError(TransformReason.UNKNOWN_FRAME, str(error)) from error
-        except tf2_ros.ConnectivityException as error:
-            raise TransformError(TransformReason.DISCONNECTED, str(error)) from error
-        except tf2_ros.ExtrapolationException as error:
-            reason = TransformReason.TOO_OLD if "past" in str(error) else TransformReason.TOO_NEW
-            raise TransformError(reason, str(error)) from error
+            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns or 0))
+        except (self._tf2.TransformException, ValueError) as error:
+            raise TransformError(TransformReason.TF2, str(error)) from error
         return matrix_from_transform(found.transform)
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        self._logger.warning("the clock jumped back or was changed: TF starts again")
+        with self._changed:
+            self._tree.clear()
+            if self._buffer:
+                self._buffer.clear()
+
+
+def _check(message: TransformStamped, parent: str, child: str, stamp_ns: int) -> None:
+    """Raise ValueError for what tf2 ignores."""
+    t, q = message.transform.translation, message.transform.rotation
+    length = math.hypot(q.x, q.y, q.z, q.w)
+    if not parent or not child or parent == child:
+        raise ValueError("expected the names of two frames")
+    if stamp_ns < 0:
+        raise ValueError(f"stamp {stamp_ns} ns: expected a time after 0")
+    if not math.isfinite(length + t.x + t.y + t.z):
+        raise ValueError("expected finite numbers")
+    if abs(length**2 - 1) > MAX_SQUARE_OFF:
+        raise ValueError(f"a quaternion of length {length:.3f}: expected 1")
 
 
 class TransformBroadcaster:
-    """Sends moving transforms; tf2_ros would send the same message with the same quality of
-    service."""
+    """Sends moving transforms: the message of tf2_ros, with its quality of service."""
 
     def __init__(self, node: Node):
         self._publisher = node.create_publisher(TFMessage, "/tf", TF_QOS)
@@ -127,15 +150,12 @@ class TransformBroadcaster:
 
 
 class StaticTransformBroadcaster:
-    """Sends transforms that hold for ever; late listeners get them too, so each message repeats all
-    of this node's."""
+    """Sends transforms that always hold. Late listeners get the last message only, so each message
+    has all transforms of this node."""
 
     def __init__(self, node: Node):
-        self._publisher = node.create_publisher(
-            TFMessage,
-            "/tf_static",
-            QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
-        )
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._publisher = node.create_publisher(TFMessage, "/tf_static", latched)
         self._transforms: dict[str, TransformStamped] = {}
 
     def send(self, transforms: list[TransformStamped]) -> None:

