@@ -1,5 +1,5 @@
-"""Stages of a long job, folder by folder: each is done once, is known to be done, and is picked up
-where a kill left it."""
+"""Stages of a long job, a folder each: a stage that is done is not done again, and one that was
+killed is continued."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,19 +23,16 @@ from sld_core.types import SldError
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # which only writing meets
-MARK, IN_MAP = (
-    "sld-map.json",
-    "work",
-)  # of the folder of a map: the file that says so, and the folder of its stages
+ONLY_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+MARK = "sld-map.json"  # the file that marks the folder of a map
+IN_MAP = "work"  # the folder of its stages, in it
 
 
 @dataclass(frozen=True)
 class Done:
     """A stage that is complete: its folder, the key of its inputs and settings, what it found
-    (JSON), and how long it took. `made` differs each time it is made anew: later stages depend on
-    it, for not everything comes out the same twice. `settings` (name -> value, JSON) are told to
-    people who ask what changed; what counts is the key."""
+    (JSON), and how long it took. `made` is new each time the stage is made, and later stages depend
+    on it. `settings` (name -> value, JSON) tell people what changed; what counts is the key."""
 
     folder: Path
     key: str
@@ -58,20 +56,20 @@ def run(
     """The stage of `folder`, made by `make(partial folder)` unless it is done already with this
     key.
 
-    A partial folder of the same key, which a killed run left, is handed to `make` again; of another
-    key it is emptied."""
+    A partial folder that a killed run left is handed to `make` again if its key is the same, else
+    it is emptied first."""
     done = read_record(folder)
     if done is not None and done.key == key:
         log.info("%s is up to date", folder.name)
         return done
     partial = folder.with_name(folder.name + ".partial")
-    with _named("written", folder):
+    with explained(folder, "written"):
         if _key_in(partial) != key:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_atomically(partial / RECORD, json.dumps({"key": key}).encode())
     start = time.monotonic()
-    with _named("used", folder):  # to read and to write files: which of both it was, nobody says
+    with explained(folder, "used"):  # whether reading or writing failed is not known
         found = make(partial)
     seconds = time.monotonic() - start
     made = uuid.uuid4().hex
@@ -82,7 +80,7 @@ def run(
         "seconds": seconds,
         "settings": settings or {},
     }
-    with _named("written", folder):
+    with explained(folder, "written"):
         write_atomically(partial / RECORD, json.dumps(record, indent=1).encode())
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -90,16 +88,33 @@ def run(
 
 
 @contextmanager
-def _named(verb: str, folder: Path) -> Iterator[None]:
-    """An OSError as an SldError: which file, or else the stage of which folder, cannot be
-    `verb`."""
+def explained(folder: Path, verb: str) -> Iterator[None]:
+    """Errors of the disk, SQLite and COLMAP as one SldError: which file, or else which folder,
+    cannot be `verb`, and how much room its disk has. The log has the whole error (-v)."""
     try:
         yield
+    except SldError:
+        raise
     except OSError as error:
-        verb = "written" if error.errno in NO_ROOM else verb
-        raise SldError(
-            f"{error.filename or folder}: cannot be {verb} ({error.strerror or error})"
-        ) from None
+        if error.errno in ONLY_WRITING:
+            verb = "written"
+        reason = f"{error.strerror or error}{_room(folder) if verb == 'written' else ''}"
+        raise SldError(f"{error.filename or folder}: cannot be {verb} ({reason})") from None
+    except (RuntimeError, ValueError, sqlite3.Error) as error:
+        if isinstance(error, ValueError) and folder.parent.is_dir():
+            raise  # a mistake of ours; COLMAP raises it where a folder is gone
+        log.info("%s", error, exc_info=True)
+        reason = " ".join(str(error).split())[:200]
+        raise SldError(f"{folder}: work there failed ({reason}{_room(folder)})") from None
+
+
+def _room(folder: Path) -> str:
+    for place in (folder, *folder.parents):
+        try:
+            return f"; {shutil.disk_usage(place).free / 1e6:.0f} MB are free in {place}"
+        except OSError:
+            continue
+    return ""
 
 
 def read_record(folder: Path) -> Done | None:
@@ -119,7 +134,7 @@ def read_record(folder: Path) -> Done | None:
 
 
 def invalidate(folder: Path) -> None:
-    """Have the stage of `folder` made anew; what it holds stays until that has been done."""
+    """Have the stage of `folder` made again; what it holds stays until that is done."""
     try:
         (folder / RECORD).unlink(missing_ok=True)
     except OSError as error:

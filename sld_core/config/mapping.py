@@ -54,11 +54,15 @@ class SfmConfig:
     # images each is matched with, by its pose, before points are triangulated again from matches
     # alone; 0 keeps the points of completed tracks, and depth images then take no part either
     neighbours: int = ranged(20, 0, 1000)
+    max_view_angle_deg: float = ranged(60.0, 1.0, 180.0)  # between the optical axes of such a pair
+    track_reprojection_px: float = ranged(4.0, 0.5, 50.0)  # of the points triangulated again
+    min_triangulation_deg: float = ranged(1.5, 0.0, 30.0)  # between the rays that make a point
     # Depth images take part in the last bundle adjustment, like a second camera `depth_baseline_m`
     # beside the first with a pixel's error, where the scale of one image in ten differs from the
     # map's by this much (kitchen .013, office .045, desk .4); 0: never.
     depth_spread: float = ranged(0.08, 0.0, 10.0)
     depth_baseline_m: float = ranged(0.1, 0.0, 10.0)
+    depth_jump: float = ranged(0.05, 1e-4, 1.0)  # as metric.depth_jump
     # observations with a larger error are dropped while poses are adjusted (points triangulated
     # again allow 4 px): 2.5 px and a cosine of 0.92 make a head 0.83 cm precise where 4 px and 0.85
     # make it 1.26 cm (kitchen)

@@ -1,5 +1,5 @@
-"""What tracks with known poses and structure from motion have in common in their use of
-pycolmap."""
+"""What the users of pycolmap share: quiet and repeatable runs, bundle adjustment, and COLMAP's
+models as a Reconstruction."""
 
 from __future__ import annotations
 
@@ -18,24 +18,19 @@ from sld_core.types import Frame, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
 
-CHUNK = 16  # images or, times the partners of each, pairs between two signs of progress
-
 
 def quiet(seed: int) -> None:
-    """No chatter of pycolmap on the terminal, and its random choices repeatable. What it calls
-    errors, such as that there is no model, our own error says in words that help; with -v both are
-    there."""
+    """Keep pycolmap off the terminal and make its random choices repeatable. What it logs as an
+    error, such as that there is no model, our own errors say better; with -v both are shown."""
     level = pycolmap.logging.Level
-    pycolmap.logging.minloglevel = (
-        level.ERROR if log.isEnabledFor(logging.INFO) else level.FATAL
-    ).value
+    shown = level.ERROR if log.isEnabledFor(logging.INFO) else level.FATAL
+    pycolmap.logging.minloglevel = shown.value
     pycolmap.logging.logtostderr = True  # and no files in the temporary folder
     pycolmap.set_random_seed(seed)
 
 
 def drop_if_damaged(database: Path) -> None:
-    """Features and matches that a killed run left are used; a database that cannot be read is begun
-    anew."""
+    """Delete a database that cannot be read; one that a killed run left intact is used further."""
     if not database.exists():
         return
     try:
@@ -58,11 +53,16 @@ def pose_of(image: pycolmap.Image) -> np.ndarray:
     return geometry.invert(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
 
 
+def registered(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
+    """The images of a model that have a pose, by name."""
+    return {image.name: image for image in model.images.values() if image.has_pose}
+
+
 def bundle_setup(
     model: pycolmap.Reconstruction, refine_lenses: bool, max_iterations: int
 ) -> tuple[pycolmap.BundleAdjustmentOptions, pycolmap.BundleAdjustmentConfig]:
-    """How and what a robust bundle adjustment of all images of `model` adjusts; the gauge is the
-    caller's."""
+    """Options and variables of a robust bundle adjustment of all images of `model`; the caller
+    fixes the gauge."""
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = options.refine_extra_params = refine_lenses
     options.print_summary = False
@@ -70,67 +70,66 @@ def bundle_setup(
     options.ceres.solver_options.max_num_iterations = max_iterations
     options.ceres.solver_options.function_tolerance = 1e-5
     which = pycolmap.BundleAdjustmentConfig()
-    for image_id in model.reg_image_ids():
+    for image_id in sorted(model.reg_image_ids()):
         which.add_image(image_id)
     return options, which
 
 
 def read_model(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> Reconstruction:
-    """The registered images that `frame_of` names, in its order, with the model's poses, and all
-    points as the pinhole cameras of those frames see them: observations in the pixels of a lens
-    with distortion are moved to where a pinhole has them."""
-    image_of = {
-        image.name: image
-        for image in model.images.values()
-        if image.has_pose and image.name in frame_of
-    }
+    """The registered images that `frame_of` names, in its order, and all points that they see.
+
+    Observations are in the pixels of the frames' pinhole cameras: those of a lens with distortion
+    are moved. Points are in the order of their first observation (frame, then x, then y), whatever
+    numbers COLMAP gave them."""
+    image_of = registered(model)
     names = [name for name in frame_of if name in image_of]
     index = {image_of[name].image_id: i for i, name in enumerate(names)}
     pixels = {
         image_of[name].image_id: _pinhole_pixels(image_of[name], model, frame_of[name])
         for name in names
     }
-    points, errors, observations = [], [], []
+    tracks = []
     for point in model.points3D.values():
         seen = [
-            (len(points), index[e.image_id], *pixels[e.image_id][e.point2D_idx])
+            (index[e.image_id], *pixels[e.image_id][e.point2D_idx])
             for e in point.track.elements
             if e.image_id in index
         ]
         if seen:
-            points.append(point.xyz)
-            errors.append(point.error)
-            observations += seen
-    if not points:
+            tracks.append((sorted(seen), point.xyz, point.error))
+    if not tracks:
         raise SldError(
             "no feature could be triangulated: the images lack texture, or the camera only "
-            "turned on the spot, "
-            "or the poses are not those of the camera (camera to world, metres)"
+            "turned on the spot, or the poses are not those of the camera (camera to world, metres)"
         )
-    table = np.array(observations)
+    tracks.sort(key=lambda track: track[0])
     frames = tuple(
         replace(frame_of[name], T_world_camera=pose_of(image_of[name])) for name in names
     )
-    log.info("%d points from %d observations in %d frames", len(points), len(table), len(frames))
+    observations_M3 = np.array([seen for track, _, _ in tracks for seen in track])
+    log.info(
+        "%d points from %d observations in %d frames",
+        len(tracks),
+        len(observations_M3),
+        len(frames),
+    )
     return Reconstruction(
         frames,
-        np.array(points),
-        np.array(errors),
-        table[:, 0].astype(int),
-        table[:, 1].astype(int),
-        table[:, 2:],
+        points_N3=np.array([xyz for _, xyz, _ in tracks]),
+        error_px_N=np.array([error for _, _, error in tracks]),
+        obs_point_M=np.repeat(np.arange(len(tracks)), [len(track) for track, _, _ in tracks]),
+        obs_frame_M=observations_M3[:, 0].astype(int),
+        obs_xy_M2=observations_M3[:, 1:],
     )
 
 
 def _pinhole_pixels(
     image: pycolmap.Image, model: pycolmap.Reconstruction, frame: Frame
 ) -> np.ndarray:
+    """Keypoints (N, 2) of an image as the pinhole camera of its frame sees them."""
     xy = np.array([p.xy for p in image.points2D]).reshape(-1, 2)
-    lens = model.cameras[image.camera_id]
+    lens, camera = model.cameras[image.camera_id], frame.camera
     if lens.model_name == "PINHOLE" or not len(xy):
         return xy
-    rays = lens.cam_from_img(xy)
-    return np.asarray(rays) * [frame.camera.fx, frame.camera.fy] + [
-        frame.camera.cx,
-        frame.camera.cy,
-    ]
+    rays = np.asarray(lens.cam_from_img(xy))
+    return rays * [camera.fx, camera.fy] + [camera.cx, camera.cy]

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sld_core.camera.images import read_depth
-from sld_core.config.mapping import MetricConfig
 from sld_core.metric.scale import sample_smooth, spread_over_images
 from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import bundle_setup
@@ -42,50 +41,49 @@ class DepthSamples:
 
 
 def adjust_with_depth(
-    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], baseline_m: float
+    model: pycolmap.Reconstruction,
+    frame_of: Mapping[str, Frame],
+    baseline_m: float,
+    depth_jump: float,
 ) -> bool:
     """Bundle adjustment of poses and points of `model`, by pixels and by the depth images of
     `frame_of` (image name -> frame, of known pinhole lenses). `model` is in metres afterwards.
     False, and nothing is done, where too few points lie on measured depth.
 
     With `baseline_m` b, one pixel of a match weighs as much as z² / (f b) metres of depth: 8 cm at
-    2 m for 0.1 m and f = 500."""
-    samples = _samples(model, frame_of)
+    2 m for 0.1 m and f = 500. `depth_jump`: see metric.scale.sample_smooth."""
+    samples = _samples(model, frame_of, depth_jump)
     if len(samples) < MIN_SAMPLES:
         return False
-    model.transform(
-        pycolmap.Sim3d(
-            float(np.exp(np.median(_log_ratios(model, samples)))),
-            pycolmap.Rotation3d(),
-            np.zeros(3),
-        )
-    )
+    metres = float(np.exp(np.median(_log_ratios(model, samples))))
+    model.transform(pycolmap.Sim3d(metres, pycolmap.Rotation3d(), np.zeros(3)))
     log.info("%d depths take part in the adjustment", len(samples))
     stereo, point_of = _stereo(model, samples, baseline_m)
     _solve(stereo)
     for image_id in model.reg_image_ids():
-        model.frame(model.image(image_id).frame_id).rig_from_world = stereo.image(
-            image_id
-        ).cam_from_world()
+        frame = model.frame(model.image(image_id).frame_id)
+        frame.rig_from_world = stereo.image(image_id).cam_from_world()
     for point_id, twin_id in point_of.items():
         model.point3D(point_id).xyz = stereo.point3D(twin_id).xyz
     return True
 
 
 def scale_spread(
-    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]
+    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], depth_jump: float
 ) -> np.ndarray | None:
-    """metric_scale.spread_over_images of a model; None where there is too little depth."""
-    samples = _samples(model, frame_of)
+    """metric.scale.spread_over_images of a model; None where there is too little depth."""
+    samples = _samples(model, frame_of, depth_jump)
     if len(samples) < MIN_SAMPLES:
         return None
     log_K = _log_ratios(model, samples)
     return spread_over_images([log_K[samples.image_K == i] for i in np.unique(samples.image_K)])
 
 
-def _samples(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> DepthSamples:
+def _samples(
+    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], depth_jump: float
+) -> DepthSamples:
     """All observations that hit a smooth patch of measured depth."""
-    found = [(np.empty(0, int), np.empty(0, int), np.empty((0, 2)), np.empty(0))]
+    images, points, pixels, depths = [], [], [np.empty((0, 2))], []
     for image_id in sorted(model.reg_image_ids()):
         image = model.image(image_id)
         frame = frame_of[image.name]
@@ -93,13 +91,15 @@ def _samples(model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame]) -> D
             continue
         seen = image.get_observation_points2D()
         xy_K2 = np.array([p.xy for p in seen]).reshape(-1, 2)
-        depth_K = sample_smooth(
-            read_depth(frame.depth_path), frame.camera, xy_K2, MetricConfig().depth_jump
-        )
-        good = depth_K > 0
-        point_K = np.array([p.point3D_id for p in seen], int)
-        found.append((np.full(good.sum(), image_id), point_K[good], xy_K2[good], depth_K[good]))
-    return DepthSamples(*map(np.concatenate, zip(*found)))
+        depth_K = sample_smooth(read_depth(frame.depth_path), frame.camera, xy_K2, depth_jump)
+        good = np.flatnonzero(depth_K > 0)
+        images += [image_id] * len(good)
+        points += [seen[k].point3D_id for k in good]
+        pixels.append(xy_K2[good])
+        depths += depth_K[good].tolist()
+    return DepthSamples(
+        np.array(images, int), np.array(points, int), np.concatenate(pixels), np.array(depths)
+    )
 
 
 def _log_ratios(model: pycolmap.Reconstruction, samples: DepthSamples) -> np.ndarray:
@@ -188,11 +188,9 @@ def _stereo(
 def _solve(stereo: pycolmap.Reconstruction) -> None:
     options, which = bundle_setup(stereo, refine_lenses=False, max_iterations=100)
     options.refine_sensor_from_rig = False
-    options.ceres.loss_function_type = (
-        pycolmap.LossFunctionType.CAUCHY
-    )  # many depths are far off at first, and some for good
+    # many depths are far off at first, and some for good
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.function_tolerance = 0.0  # torn parts come together slowly
-    which.set_constant_rig_from_world_pose(
-        min(stereo.reg_frame_ids())
-    )  # the baselines hold the scale
+    # one pose fixes the frame; the baselines hold the scale
+    which.set_constant_rig_from_world_pose(min(stereo.reg_frame_ids()))
     pycolmap.create_default_bundle_adjuster(options, which, stereo).solve()

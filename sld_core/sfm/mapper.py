@@ -1,11 +1,13 @@
 """Features and matches in a database -> camera poses and points: COLMAP image by image, GLOMAP all
-at once, and a last polish."""
+at once, and a final refinement."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +36,16 @@ def solve_poses(
     progress: Callable[[Progress], None],
 ) -> tuple[list[pycolmap.Reconstruction], float]:
     """The pieces that hang together, largest first, and how well the largest agrees with the pairs
-    matched.
+    matched (sfm.pair_agreement).
 
     Image by image is precise and fast where images overlap well; where rooms hang together by a few
-    views it breaks or folds them, which the agreement tells: then all poses are solved at once,
+    views it breaks or folds them, which the agreement shows: then all poses are solved at once,
     weak images are placed again, and the better of both is taken."""
+    job = _Job(database, frame_set, config, seed, folder, progress)
     best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
-            solve = _one_by_one if mapper == "incremental" else _all_at_once
-            models = solve(database, frame_set, config, seed, folder / f"pieces-{mapper}", progress)
+            models = _one_by_one(job) if mapper == "incremental" else _all_at_once(job)
             # poses that hardly a point holds are an accident of images taken from nearly one spot
             models = [
                 m
@@ -52,15 +54,11 @@ def solve_poses(
             ]
             agreed = agreement(models[0], db) if models else 0.0
             if mapper == "global" and models:
-                again = _placed_again(
-                    models[0], database, frame_set, config, seed, folder / "pieces-again", progress
-                )
-                if (
-                    again
-                    and again.num_reg_images() >= models[0].num_reg_images()
-                    and (better := agreement(again, db)) >= agreed
-                ):
-                    models[0], agreed = again, better
+                again = _placed_again(models[0], job)
+                if again and again.num_reg_images() >= models[0].num_reg_images():
+                    better = agreement(again, db)
+                    if better >= agreed:
+                        models[0], agreed = again, better
             log.info(
                 "%s: %s images, %.1f %% of the pairs agree",
                 mapper,
@@ -74,51 +72,63 @@ def solve_poses(
     if not best[0]:
         raise SldError(
             f"no two of the {len(frame_set.frames)} images could be put together: they overlap "
-            "too little, lack texture or are "
-            "blurred, or the camera only turned on the spot; take images from places 10 to 30 "
-            "cm apart that look the same way"
+            "too little, lack texture or are blurred, or the camera only turned on the spot; take "
+            "images from places 10 to 30 cm apart that look the same way"
         )
     return best
 
 
-def _one_by_one(
-    database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress
-) -> list[pycolmap.Reconstruction]:
-    folder.mkdir(exist_ok=True)
-    count = iter(range(len(frame_set.frames) * 100))
-    step = lambda: progress(
-        Progress("solving poses", min(1.0, next(count) / len(frame_set.frames)))
-    )
-    options = _incremental(frame_set.intrinsics_known, seed)
-    if config.mapper == "auto":  # a camera that turns on the spot, as on the desk, takes for ever
-        options.max_runtime_seconds = round(60 + config.patience_s * len(frame_set.frames))
+@dataclass(frozen=True)
+class _Job:
+    """What the mappers are given; each leaves its models in a folder of its own in `folder`."""
+
+    database: Path
+    frame_set: FrameSet
+    config: SfmConfig
+    seed: int
+    folder: Path
+    progress: Callable[[Progress], None]
+
+    @property
+    def images(self) -> Path:
+        return self.frame_set.frames[0].image_path.parent
+
+    @property
+    def known(self) -> bool:
+        return self.frame_set.intrinsics_known
+
+    def out(self, name: str) -> Path:
+        (self.folder / name).mkdir(exist_ok=True)
+        return self.folder / name
+
+
+def _one_by_one(job: _Job) -> list[pycolmap.Reconstruction]:
+    count, tried = len(job.frame_set.frames), itertools.count()
+
+    def step() -> None:
+        job.progress(Progress("solving poses", min(1.0, next(tried) / count)))
+
+    options = _incremental(job)
+    if job.config.mapper == "auto":  # a camera that turns on the spot takes for ever
+        options.max_runtime_seconds = round(60 + job.config.patience_s * count)
+    out = job.out("pieces-incremental")
     models = pycolmap.incremental_mapping(
-        database, _images(frame_set), folder, options, next_image_callback=step
+        job.database, job.images, out, options, next_image_callback=step
     )
     return _largest_first(models)
 
 
-def _all_at_once(
-    database: Path, frame_set: FrameSet, config: SfmConfig, seed: int, folder: Path, progress
-) -> list[pycolmap.Reconstruction]:
-    folder.mkdir(exist_ok=True)
-    progress(Progress("solving all poses at once", 0.0))
+def _all_at_once(job: _Job) -> list[pycolmap.Reconstruction]:
+    job.progress(Progress("solving all poses at once", 0.0))
     options = pycolmap.GlobalPipelineOptions()
-    options.random_seed = seed
-    options.mapper.bundle_adjustment.refine_focal_length = not frame_set.intrinsics_known
-    options.mapper.bundle_adjustment.refine_extra_params = not frame_set.intrinsics_known
-    return _largest_first(pycolmap.global_mapping(database, _images(frame_set), folder, options))
+    options.random_seed = job.seed
+    options.mapper.bundle_adjustment.refine_focal_length = not job.known
+    options.mapper.bundle_adjustment.refine_extra_params = not job.known
+    out = job.out("pieces-global")
+    return _largest_first(pycolmap.global_mapping(job.database, job.images, out, options))
 
 
-def _placed_again(
-    model: pycolmap.Reconstruction,
-    database: Path,
-    frame_set: FrameSet,
-    config: SfmConfig,
-    seed: int,
-    folder: Path,
-    progress,
-) -> pycolmap.Reconstruction | None:
+def _placed_again(model: pycolmap.Reconstruction, job: _Job) -> pycolmap.Reconstruction | None:
     """The model with images that share few points, and those that it lacks, placed image by image:
     solved all at once, they lie where a few wrong matches or a lack of parallax put them, together
     and metres off."""
@@ -129,34 +139,31 @@ def _placed_again(
         model.deregister_frame(model.image(image_id).frame_id)
     if model.num_reg_images() < 2:
         return None
-    start = folder / "start"
-    start.mkdir(parents=True, exist_ok=True)
+    out = job.out("pieces-again")
+    start = job.out("pieces-again/start")
     model.write(start)
-    progress(Progress("placing weak images again", 0.0))
-    options = _incremental(frame_set.intrinsics_known, seed)
+    job.progress(Progress("placing weak images again", 0.0))
+    options = _incremental(job)
     options.mapper.abs_pose_min_num_inliers = MIN_OBSERVATIONS  # few is what they have
-    options.max_runtime_seconds = round(30 + 0.3 * config.patience_s * len(frame_set.frames))
-    models = pycolmap.incremental_mapping(database, _images(frame_set), folder, options, start)
+    count = len(job.frame_set.frames)
+    options.max_runtime_seconds = round(30 + 0.3 * job.config.patience_s * count)
+    models = pycolmap.incremental_mapping(job.database, job.images, out, options, start)
     return _largest_first(models)[0] if models else None
-
-
-def _images(frame_set: FrameSet) -> Path:
-    return frame_set.frames[0].image_path.parent
 
 
 def _largest_first(models: dict[int, pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
     return sorted(models.values(), key=lambda m: -m.num_reg_images())
 
 
-def _incremental(known: bool, seed: int) -> pycolmap.IncrementalPipelineOptions:
+def _incremental(job: _Job) -> pycolmap.IncrementalPipelineOptions:
     options = pycolmap.IncrementalPipelineOptions()
-    options.random_seed = seed
+    options.random_seed = job.seed
     options.extract_colors = False
-    options.min_model_size = 3  # pieces that are small are reported all the same
-    options.ba_refine_focal_length = options.ba_refine_extra_params = not known
-    options.mapper.abs_pose_refine_focal_length = (
-        options.mapper.abs_pose_refine_extra_params
-    ) = not known
+    options.min_model_size = 3  # small pieces are reported too
+    unknown = not job.known
+    options.ba_refine_focal_length = options.ba_refine_extra_params = unknown
+    options.mapper.abs_pose_refine_focal_length = unknown
+    options.mapper.abs_pose_refine_extra_params = unknown
     return options
 
 
@@ -168,9 +175,9 @@ def polish(
     progress: Callable[[Progress], None],
 ) -> tuple[dict[str, str], list[int]]:
     """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter
-    windows; then what the points do not hold loses its pose, which can be metres off: single
-    images, and whole parts of the place that hardly share a point with the largest. Returns these
-    images' names with the reason, and how many images each such part has. All may lose it."""
+    windows. Then images that too few points hold, and parts of the place that hardly share a point
+    with the largest, lose their poses, which can be metres off: returns the names of these images
+    with the reason, and how many images each such part has. All images may lose theirs."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -178,11 +185,11 @@ def polish(
             complete_tracks(model, db, radius_px, config)
             for _ in range(2):  # before and after what does not fit is dropped
                 adjust(model, known)
-                drop_misfits(model, config)
+                drop_misfits(model, config.reprojection_px, config.min_triangulation_deg)
     dropped, apart = drop_what_is_loose(model, config)
     if apart:
         adjust(model, known)  # the parts pulled at each other
-        drop_misfits(model, config)
+        drop_misfits(model, config.reprojection_px, config.min_triangulation_deg)
         dropped |= _drop_loose(model)
         model.update_point_3d_errors()
     return dropped, apart
@@ -197,13 +204,8 @@ def drop_what_is_loose(
     dropped = _drop_loose(model)
     apart = parts(model, config.min_shared)[1:]
     for part in apart:
-        dropped |= _drop(
-            model,
-            dict.fromkeys(
-                part,
-                f"in a piece of {len(part)} images that hardly shares a point with the largest",
-            ),
-        )
+        reason = f"in a piece of {len(part)} images that hardly shares a point with the largest"
+        dropped |= _drop(model, dict.fromkeys(part, reason))
     dropped |= _drop_loose(model)
     model.update_point_3d_errors()
     return dropped, [len(part) for part in apart]
@@ -215,14 +217,17 @@ def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
     any size."""
     image_ids = sorted(model.reg_image_ids())
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    tracks = (point.track.elements for point in model.points3D.values())
-    seen = np.array(
-        [(row_of[e.image_id], k) for k, track in enumerate(tracks) for e in track]
-    ).reshape(-1, 2)
-    seen = np.unique(seen, axis=0)  # an image may show a point twice
-    shows = csr_array(
-        (np.ones(len(seen), np.int32), tuple(seen.T)), shape=(len(image_ids), model.num_points3D())
+    # a set, for an image may show a point twice
+    seen = sorted(
+        {
+            (row_of[e.image_id], k)
+            for k, point in enumerate(model.points3D.values())
+            for e in point.track.elements
+        }
     )
+    rows, columns = [row for row, _ in seen], [column for _, column in seen]
+    shape = len(image_ids), model.num_points3D()
+    shows = csr_array((np.ones(len(seen), np.int32), (rows, columns)), shape=shape)
     count, part_F = connected_components(shows @ shows.T >= min_shared, directed=False)
     found = [[image_ids[i] for i in np.flatnonzero(part_F == part)] for part in range(count)]
     return sorted(found, key=len, reverse=True)
@@ -232,31 +237,32 @@ def _drop_loose(model: pycolmap.Reconstruction) -> dict[str, str]:
     """Take the poses of images away that too few points hold, until there is no such image: each
     takes points from others with it."""
     dropped: dict[str, str] = {}
-    while loose := {
-        i: n for i in model.reg_image_ids() if (n := model.image(i).num_points3D) < MIN_OBSERVATIONS
-    }:
-        dropped |= _drop(
-            model, {i: f"only {count} points hold its pose" for i, count in loose.items()}
-        )
-    return dropped
+    while True:
+        shown = {i: model.image(i).num_points3D for i in sorted(model.reg_image_ids())}
+        loose = {
+            i: f"only {count} points hold its pose"
+            for i, count in shown.items()
+            if count < MIN_OBSERVATIONS
+        }
+        if not loose:
+            return dropped
+        dropped |= _drop(model, loose)
 
 
 def _drop(model: pycolmap.Reconstruction, reasons: dict[int, str]) -> dict[str, str]:
     """Take the poses of these images away; the reasons by name of image."""
     for image_id, reason in reasons.items():
-        log.info("%s: %s, which is dropped", model.image(image_id).name, reason)
+        log.info("%s loses its pose: %s", model.image(image_id).name, reason)
         model.deregister_frame(model.image(image_id).frame_id)
     return {model.image(image_id).name: reason for image_id, reason in reasons.items()}
 
 
-def drop_misfits(
-    model: pycolmap.Reconstruction, config: SfmConfig, min_angle_deg: float = 1.5
-) -> None:
+def drop_misfits(model: pycolmap.Reconstruction, max_error_px: float, min_angle_deg: float) -> None:
     """Drop observations too far from where their point projects, and points that are seen from too
     nearly the same direction."""
     observations = pycolmap.ObservationManager(model)
     observations.filter_observations_with_negative_depth()
-    observations.filter_all_points3D(config.reprojection_px, min_angle_deg)
+    observations.filter_all_points3D(max_error_px, min_angle_deg)
 
 
 def adjust(model: pycolmap.Reconstruction, known: bool) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sld_core.config.mapping import SfmConfig
-from sld_core.config.scene import TrackConfig
 from sld_core.optional import pycolmap
 from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
 from sld_core.sfm.mapper import adjust, drop_misfits
@@ -24,60 +23,62 @@ def retriangulate(
     frame_set: FrameSet,
     config: SfmConfig,
     seed: int,
-    folder: Path,
     progress: Callable[[Progress], None],
 ) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model with points made anew of the matches in `database`, as `sld teach` makes them with
-    its poses, and adjusted once more; where depth images tell that its parts differ in size, also
-    by these. And notes.
+    """The model with points made anew from the matches in `database`, as `sld teach` makes them
+    from its poses, and adjusted once more; where depth images show that its parts differ in size,
+    also by these. And notes.
 
     Completed tracks make poses precise, but hold observations that were taken for a point's because
     it was believed to be there: landmarks and labels made of them teach a head worse."""
-    settings, images = TrackConfig(), frame_set.frames[0].image_path.parent
-    renewed = lambda model: triangulate(
-        model, database, images, folder, settings.reprojection_px, settings, seed
-    )
+
+    def renew(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+        error_px, angle_deg = config.track_reprojection_px, config.min_triangulation_deg
+        return triangulate(model, database, error_px, angle_deg, seed)
+
     progress(Progress("triangulating", 0.0))
-    model = renewed(model)
+    model = renew(model)
     adjust(model, frame_set.intrinsics_known)
-    drop_misfits(model, config)
-    model = renewed(model)
+    drop_misfits(model, config.reprojection_px, config.min_triangulation_deg)
+    model = renew(model)
     if not (frame_set.intrinsics_known and config.depth_baseline_m):
         return model, []
     progress(Progress("comparing with depth images", 0.5))
-    return _held_by_depth(model, renewed, {f.image_path.name: f for f in frame_set.frames}, config)
+    return _held_by_depth(model, renew, {f.image_path.name: f for f in frame_set.frames}, config)
 
 
 def _held_by_depth(
     model: pycolmap.Reconstruction,
-    renewed: Callable[[pycolmap.Reconstruction], pycolmap.Reconstruction],
+    renew: Callable[[pycolmap.Reconstruction], pycolmap.Reconstruction],
     frame_of: Mapping[str, Frame],
     config: SfmConfig,
 ) -> tuple[pycolmap.Reconstruction, list[str]]:
     """The model adjusted by depth images too, where these contradict each other in it and agree
     afterwards; else as it is."""
-    before = scale_spread(model, frame_of)
+    before = scale_spread(model, frame_of, config.depth_jump)
     if before is None or before[1] <= config.depth_spread:
         return model, []
     said = (
         f"one image in ten disagreed with the map's scale by {100 * before[1]:.0f} % or "
         "more, by its depth"
     )
-    matched, held, done = copy.deepcopy(model), copy.deepcopy(model), True
-    drop_misfits(matched, config, min_angle_deg=0.0)
-    for renew in (False, True):
-        held = renewed(held) if renew else held
-        done &= adjust_with_depth(held, frame_of, config.depth_baseline_m)
-        drop_misfits(held, config, min_angle_deg=0.0)
+    matched, held = copy.deepcopy(model), copy.deepcopy(model)
+    drop_misfits(matched, config.reprojection_px, 0.0)
+    done = _adjust_with_depth(held, frame_of, config)
+    if done:
+        held = renew(held)
+        done = _adjust_with_depth(held, frame_of, config)
     held.update_point_3d_errors()
-    after = scale_spread(held, frame_of)
+    after = scale_spread(held, frame_of, config.depth_jump)
     helps = (
-        done and after is not None and (after < before / 2).any() and (after < 1.2 * before).all()
+        done
+        and after is not None
+        and (after < before / 2).any()
+        and (after < 1.2 * before).all()
+        and held.compute_num_observations()
+        >= KEPT_OBSERVATIONS * matched.compute_num_observations()
     )
-    if (
-        not helps
-        or held.compute_num_observations() < KEPT_OBSERVATIONS * matched.compute_num_observations()
-    ):
+    if not helps:
         return model, [
             f"{said}; depth images do not fit the matches, and the map is made without them: "
             "are they aligned with the images?"
@@ -85,3 +86,11 @@ def _held_by_depth(
     return held, [
         f"{said}: depth images took part in the adjustment, which leaves {100 * after[1]:.0f} %"
     ]
+
+
+def _adjust_with_depth(
+    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], config: SfmConfig
+) -> bool:
+    done = adjust_with_depth(model, frame_of, config.depth_baseline_m, config.depth_jump)
+    drop_misfits(model, config.reprojection_px, 0.0)
+    return done

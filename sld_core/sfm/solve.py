@@ -19,21 +19,20 @@ from sld_core.camera.calibration import guessed_camera
 from sld_core.camera.images import read_image
 from sld_core.camera.undistortion import Undistortion, undistortion
 from sld_core.config.mapping import SfmConfig
-from sld_core.config.scene import TrackConfig
 from sld_core.data.image_files import read_depth_mm, write_depth, write_jpeg
 from sld_core.optional import pycolmap
-from sld_core.sfm import pairs
-from sld_core.sfm.colmap import CHUNK, drop_if_damaged, pose_of, quiet, read_model
+from sld_core.sfm import features, pairs
+from sld_core.sfm.colmap import drop_if_damaged, pose_of, quiet, read_model, registered
 from sld_core.sfm.mapper import drop_what_is_loose, polish, solve_poses
 from sld_core.sfm.retriangulation import retriangulate
 from sld_core.sfm.triangulation import pairs_from_poses
-from sld_core.types import Camera, Frame, FrameSet, Progress, Reconstruction, SldError
+from sld_core.types import Frame, FrameSet, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 95
 NEGLIGIBLE_DISTORTION_PX = 0.1  # at the image's corner
-STILL_GUESSED = 0.01  # a focal length that moved by less from its guess; by chance it is so rarely
+STILL_GUESSED = 0.01  # relative; a focal length that moved less was hardly estimated at all
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,11 @@ def solve(
     seed: int = 0,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SfmResult:
-    """Poses of as many frames as hang together. `folder` keeps the features and matches
-    (features.db, from which a run that was killed goes on; retriangulate.db has those for the final
-    points too), the model in COLMAP's format (model/) and, where the lens distorts, undistorted
-    images (images/)."""
+    """Poses of as many frames as hang together.
+
+    `folder` keeps the features and matches (features.db, which a run that was killed goes on with;
+    retriangulate.db has those for the final points too), the model in COLMAP's format (model/) and,
+    where the lens distorts, undistorted images (images/)."""
     frames = frame_set.frames
     if config.mapper == "posed":
         raise ValueError(
@@ -77,28 +77,20 @@ def solve(
     database = folder / "features.db"
     drop_if_damaged(database)
     _extract(database, frame_set, config, progress)
-    _match(database, frames, config, seed, folder, progress)
+    _match(database, frames, config, seed, progress)
     models, agreed = solve_poses(database, frame_set, config, seed, folder, progress)
     model, others = models[0], models[1:]
     dropped, apart = polish(model, database, config, frame_set.intrinsics_known, progress)
-    (folder / "model").mkdir(exist_ok=True)
     notes = []
     if config.neighbours and model.num_reg_images() > 1:
-        more = shutil.copyfile(
-            database, folder / "retriangulate.db"
-        )  # a run that is killed must not go on from other matches
-        placed = _placed(model, frames)
-        _match_pairs(
-            more,
-            placed,
-            pairs_from_poses(placed, TrackConfig(neighbours=config.neighbours)),
-            folder,
-            progress,
-        )
-        model, notes = retriangulate(model, more, frame_set, config, seed, folder, progress)
+        more = _match_by_pose(database, model, frames, config, seed, progress)
+        model, notes = retriangulate(model, more, frame_set, config, seed, progress)
         loose, loose_parts = drop_what_is_loose(model, config)
         dropped, apart = dropped | loose, apart + loose_parts
+    (folder / "model").mkdir(exist_ok=True)
     model.write(folder / "model")
+    if not frame_set.intrinsics_known:
+        notes += _still_guessed(model, frames)
     return SfmResult(
         read_model(model, _pinhole_frames(model, frame_set, folder, progress)),
         tuple(sorted((*(m.num_reg_images() for m in models), *apart), reverse=True)),
@@ -106,75 +98,28 @@ def solve(
         model.compute_mean_reprojection_error(),
         agreed,
         tuple(_described(camera) for camera in model.cameras.values()),
-        (*notes, *(() if frame_set.intrinsics_known else _still_guessed(model, frames))),
+        tuple(notes),
     )
-
-
-def _placed(model: pycolmap.Reconstruction, frames: Sequence[Frame]) -> list[Frame]:
-    """The frames that have a pose in the model, with that."""
-    pose_by_name = {image.name: pose_of(image) for image in model.images.values() if image.has_pose}
-    return [
-        replace(f, T_world_camera=pose_by_name[f.image_path.name])
-        for f in frames
-        if f.image_path.name in pose_by_name
-    ]
 
 
 def _extract(
     database: Path, frame_set: FrameSet, config: SfmConfig, progress: Callable[[Progress], None]
 ) -> None:
-    """SIFT features of all images; frames that share a lens share a camera of the database."""
-    options = pycolmap.FeatureExtractionOptions()
-    options.sift.max_num_features = config.max_features
+    """SIFT features of all images. Where the lens is unknown, the images of one size and session
+    share one."""
     groups: dict[tuple, list[Frame]] = {}
     for frame in frame_set.frames:
         size = frame.camera.width, frame.camera.height
-        groups.setdefault(
-            (frame.camera,) if frame_set.intrinsics_known else (frame.session, size), []
-        ).append(frame)
-    done = 0
-    for group in groups.values():
-        reader = _reader(group[0].camera, frame_set.intrinsics_known)
-        _share_camera(
-            reader, database, group
-        )  # of a run that was killed, which must not become a second lens
-        for start in range(0, len(group), CHUNK):
-            chunk = group[start : start + CHUNK]
-            progress(Progress("finding features", done / len(frame_set.frames)))
-            pycolmap.extract_features(
-                database,
-                chunk[0].image_path.parent,
-                [f.image_path.name for f in chunk],
-                pycolmap.CameraMode.SINGLE,
-                reader,
-                options,
-                pycolmap.Device.cpu,
-            )
-            _share_camera(reader, database, chunk)
-            done += len(chunk)
+        lens = (frame.camera,) if frame_set.intrinsics_known else (frame.session, size)
+        groups.setdefault(lens, []).append(frame)
+    lens_of = features.pinhole_lens if frame_set.intrinsics_known else features.guessed_lens
+    lenses = [lens_of(group[0].camera, _names(group)) for group in groups.values()]
+    root = frame_set.frames[0].image_path.parent
+    features.extract(database, root, lenses, config.max_features, progress)
 
 
-def _share_camera(
-    reader: pycolmap.ImageReaderOptions, database: Path, group: Sequence[Frame]
-) -> None:
-    """Images to come get the camera of those of `group` that the database has."""
-    names = {frame.image_path.name for frame in group}
-    with pycolmap.Database.open(database) as db:
-        ids = [image.camera_id for image in db.read_all_images() if image.name in names]
-    if ids:
-        reader.existing_camera_id = ids[0]
-
-
-def _reader(camera: Camera, known: bool) -> pycolmap.ImageReaderOptions:
-    reader = pycolmap.ImageReaderOptions()
-    reader.camera_model = "PINHOLE" if known else "SIMPLE_RADIAL"
-    values = (
-        (camera.fx, camera.fy, camera.cx, camera.cy)
-        if known
-        else (camera.fx, camera.cx, camera.cy, 0.0)
-    )
-    reader.camera_params = ",".join(repr(float(v)) for v in values)
-    return reader
+def _names(frames: Sequence[Frame]) -> list[str]:
+    return [f.image_path.name for f in frames]
 
 
 def _match(
@@ -182,56 +127,63 @@ def _match(
     frames: Sequence[Frame],
     config: SfmConfig,
     seed: int,
-    folder: Path,
     progress: Callable[[Progress], None],
 ) -> None:
-    """Matches of the pairs worth it; while these leave the place in parts, of pairs that could join
-    them."""
+    """Matches of the pairs worth it; as long as these leave the place in parts, also of pairs that
+    could join them."""
+    names = _names(frames)
+
+    def match(wanted: pairs.Pairs) -> None:
+        by_name = [(names[i], names[j]) for i, j in wanted]
+        features.match(database, by_name, 10, seed, progress)
+
     if pairs.is_exhaustive(frames, config):
-        _match_pairs(database, frames, pairs.all_pairs(len(frames)), folder, progress)
+        match(pairs.all_pairs(len(frames)))
         return
     descriptor_FC = pairs.global_descriptors(frames, seed, progress)
     likeness_FF = descriptor_FC @ descriptor_FC.T
     tried = set(pairs.propose(frames, likeness_FF, config))
-    _match_pairs(database, frames, sorted(tried), folder, progress)
-    verified_FF = _verified(database, frames, config.min_bridge)
+    match(sorted(tried))
+    verified_FF = _verified(database, names, config.min_bridge)
     for _ in range(config.bridge_rounds):
-        likeness_FF[tuple(np.array(sorted(tried)).T)] = -np.inf  # not twice
-        likeness_FF = np.minimum(likeness_FF, likeness_FF.T)
+        for i, j in tried:  # not twice
+            likeness_FF[i, j] = likeness_FF[j, i] = -np.inf
         more = pairs.bridges(likeness_FF, verified_FF, config.revisit_pairs)
-        _match_pairs(database, frames, more, folder, progress)
+        match(more)
         tried |= set(more)
-        before, verified_FF = verified_FF, _verified(database, frames, config.min_bridge)
+        before, verified_FF = verified_FF, _verified(database, names, config.min_bridge)
         if (verified_FF == before).all():
             break  # the parts have no more in common
     log.info("%d pairs of %d matched", len(tried), len(frames) * (len(frames) - 1) // 2)
 
 
-def _match_pairs(
+def _match_by_pose(
     database: Path,
+    model: pycolmap.Reconstruction,
     frames: Sequence[Frame],
-    wanted: pairs.Pairs,
-    folder: Path,
+    config: SfmConfig,
+    seed: int,
     progress: Callable[[Progress], None],
-) -> None:
-    """Pairs that the database has matches of already are passed over."""
-    pairing = pycolmap.ImportedPairingOptions()
-    pairing.match_list_path = folder / "pairs.txt"
-    chunk = CHUNK * 10
-    for start in range(0, len(wanted), chunk):
-        progress(Progress("matching features", start / len(wanted)))
-        lines = (
-            f"{frames[i].image_path.name} {frames[j].image_path.name}\n"
-            for i, j in wanted[start : start + chunk]
-        )
-        pairing.match_list_path.write_text("".join(lines))
-        pycolmap.match_image_pairs(database, pairing_options=pairing, device=pycolmap.Device.cpu)
+) -> Path:
+    """A copy of the database with matches of the pairs that are near by their poses in `model`: a
+    killed run must not go on from these."""
+    copy = shutil.copyfile(database, database.with_name("retriangulate.db"))
+    image_of = registered(model)
+    placed = [
+        replace(f, T_world_camera=pose_of(image_of[f.image_path.name]))
+        for f in frames
+        if f.image_path.name in image_of
+    ]
+    near = pairs_from_poses(placed, config.neighbours, config.max_view_angle_deg)
+    by_name = [(placed[i].image_path.name, placed[j].image_path.name) for i, j in near]
+    features.match(copy, by_name, 10, seed, progress)
+    return copy
 
 
-def _verified(database: Path, frames: Sequence[Frame], min_inliers: int) -> np.ndarray:
-    """Which frames (F, F) share at least `min_inliers` matches that fit one geometry."""
-    index = {f.image_path.name: i for i, f in enumerate(frames)}
-    verified_FF = np.zeros((len(frames), len(frames)), bool)
+def _verified(database: Path, names: Sequence[str], min_inliers: int) -> np.ndarray:
+    """Which images (F, F) share at least `min_inliers` matches that fit one geometry."""
+    index = {name: i for i, name in enumerate(names)}
+    verified_FF = np.zeros((len(names), len(names)), bool)
     for (a, b), inliers in _inliers(database).items():
         verified_FF[index[a], index[b]] = verified_FF[index[b], index[a]] = inliers >= min_inliers
     return verified_FF
@@ -241,11 +193,12 @@ def _inliers(database: Path) -> dict[tuple[str, str], int]:
     """How many matches of each pair of image names fit one geometry."""
     with pycolmap.Database.open(database) as db:
         name_of = {image.image_id: image.name for image in db.read_all_images()}
-        pairs = zip(*db.read_two_view_geometry_num_inliers())
-        return {
-            tuple(name_of[i] for i in pycolmap.pair_id_to_image_pair(pair)): int(count)
-            for pair, count in pairs
-        }
+        pair_ids, counts = db.read_two_view_geometry_num_inliers()
+    found = {}
+    for pair_id, count in zip(pair_ids, counts):
+        a, b = pycolmap.pair_id_to_image_pair(pair_id)
+        found[name_of[a], name_of[b]] = int(count)
+    return found
 
 
 def _pinhole_frames(
@@ -256,21 +209,17 @@ def _pinhole_frames(
 ) -> dict[str, Frame]:
     """Image name -> frame whose image is free of distortion; images are written anew only where
     there is some."""
-    camera_of = {
-        image.name: model.cameras[image.camera_id]
-        for image in model.images.values()
-        if image.has_pose
-    }
-    registered = [f for f in frame_set.frames if f.image_path.name in camera_of]
+    image_of = registered(model)
+    placed = [f for f in frame_set.frames if f.image_path.name in image_of]
     if frame_set.intrinsics_known:
-        return {f.image_path.name: f for f in registered}
-    undistort_of = {camera.camera_id: _undistortion(camera) for camera in camera_of.values()}
+        return {f.image_path.name: f for f in placed}
+    undistort_of = {camera_id: _undistortion(lens) for camera_id, lens in model.cameras.items()}
     (folder / "images").mkdir(exist_ok=True)
     out = {}
-    for i, frame in enumerate(registered):
-        undistort = undistort_of[camera_of[frame.image_path.name].camera_id]
-        out[frame.image_path.name] = _undistorted(frame, undistort, folder / "images")
-        progress(Progress("undistorting images", (i + 1) / len(registered)))
+    for i, frame in enumerate(placed):
+        name = frame.image_path.name
+        out[name] = _undistorted(frame, undistort_of[image_of[name].camera_id], folder / "images")
+        progress(Progress("undistorting images", (i + 1) / len(placed)))
     return out
 
 
@@ -304,13 +253,8 @@ def _lost(
 ) -> dict[str, str]:
     """Frame name -> why it is not in `model`. `dropped`: image name -> why its pose was taken
     away."""
-    placed = {image.name for image in model.images.values() if image.has_pose}
-    piece_of = {
-        image.name: m.num_reg_images()
-        for m in reversed(others)
-        for image in m.images.values()
-        if image.has_pose
-    }
+    placed = registered(model)
+    piece_of = {name: m.num_reg_images() for m in reversed(others) for name in registered(m)}
     best: Counter[str] = Counter()
     for pair, inliers in _inliers(database).items():
         for name in pair:
@@ -320,39 +264,32 @@ def _lost(
         name = frame.image_path.name
         if name in dropped:
             lost[frame.name] = dropped[name]
-        elif name in piece_of and name not in placed:
+        elif name in placed:
+            continue
+        elif name in piece_of:
             lost[frame.name] = (
                 f"in a piece of {piece_of[name]} images that shares no view with the largest"
             )
-        elif name not in placed:
-            lost[frame.name] = (
-                f"at most {best[name]} matches with another image"
-                if best[name]
-                else "matches no other image"
-            )
+        elif best[name]:
+            lost[frame.name] = f"at most {best[name]} matches with another image"
+        else:
+            lost[frame.name] = "matches no other image"
     return lost
 
 
 def _still_guessed(model: pycolmap.Reconstruction, frames: Sequence[Frame]) -> Iterator[str]:
-    """A note for each lens whose focal length did not move from a guess that nothing but the size
-    of the image gave."""
-    guess_of = {
-        f.image_path.name: f.camera.fx
-        for f in frames
-        if f.camera == guessed_camera(f.camera.width, f.camera.height)
-    }
-    sessions = {f.image_path.name: f.session for f in frames}
-    lens_of = {image.camera_id: image.name for image in model.images.values() if image.has_pose}
+    """A note for each lens whose focal length stayed at a guess from the size of the image."""
+    frame_of = {f.image_path.name: f for f in frames}
+    lens_of = {image.camera_id: name for name, image in registered(model).items()}
     for camera_id, name in sorted(lens_of.items()):
-        camera = model.cameras[camera_id]
-        if name in guess_of and abs(camera.params[0] / guess_of[name] - 1) < STILL_GUESSED:
-            where = f" of {sessions[name]!r}" if sessions[name] else ""
+        frame, focal_px = frame_of[name], model.cameras[camera_id].params[0]
+        guess = guessed_camera(frame.camera.width, frame.camera.height)
+        if frame.camera == guess and abs(focal_px / guess.fx - 1) < STILL_GUESSED:
+            where = f" of {frame.session!r}" if frame.session else ""
             yield (
-                f"the focal length of the {camera.width}x{camera.height} images{where} is "
-                "still the first guess, "
-                f"{camera.params[0]:.0f} px: too few views from aside tell it, and the map may "
-                "be bent or stretched; calibrate the "
-                "camera and give --intrinsics FILE"
+                f"the focal length of the {guess.width}x{guess.height} images{where} is still the "
+                f"first guess, {focal_px:.0f} px: too few views from the side determine it, and "
+                "the map may be bent or stretched; calibrate the camera and give --intrinsics FILE"
             )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pycolmap
 import pytest
 from bag_messages import SECOND, START, compressed_image, write_mcap
-from small_place import CAMERA, against, shoot, sway, write, write_photos
+from small_room import CAMERA, against, shoot, sway, write, write_photos
 
 from sld_core import cli
 from sld_core.camera.images import read_image

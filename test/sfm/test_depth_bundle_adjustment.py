@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
-from small_place import against, sway, write_photos
+from small_room import against, sway, write_photos
 
 from sld_core.config.mapping import SfmConfig
 from sld_core.data.sources import from_photos
@@ -15,6 +15,7 @@ from sld_core.sfm import retriangulation, solve
 from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
 
 POSES = sway(14)
+JUMP = SfmConfig().depth_jump
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,10 @@ def torn(folder, every=2, nearer=0.15):
 def test_torn_parts_come_together_in_metres(place):
     frame_set, folder = place
     model = torn(folder)
-    before = scale_spread(model, by_name(frame_set))
+    before = scale_spread(model, by_name(frame_set), JUMP)
     assert (before > 0.05).all()
-    assert adjust_with_depth(model, by_name(frame_set), 0.1)
-    assert (scale_spread(model, by_name(frame_set)) < before / 5).all()
+    assert adjust_with_depth(model, by_name(frame_set), 0.1, JUMP)
+    assert (scale_spread(model, by_name(frame_set), JUMP) < before / 5).all()
     reconstruction = solve.read_model(model, by_name(frame_set))
     fit = against(reconstruction.frames, POSES)
     assert fit.scale == pytest.approx(1, abs=0.01) and fit.median_m < 0.02
@@ -82,7 +83,8 @@ def test_without_depth_nothing_moves(place, tmp_path):
     frame_of = by_name(from_photos(tmp_path / "photos", tmp_path / "frames"))
     model = torn(folder)
     before = copy.deepcopy(model)
-    assert scale_spread(model, frame_of) is None and not adjust_with_depth(model, frame_of, 0.1)
+    assert scale_spread(model, frame_of, JUMP) is None
+    assert not adjust_with_depth(model, frame_of, 0.1, JUMP)
     for image_id in model.reg_image_ids():
         np.testing.assert_array_equal(
             model.image(image_id).cam_from_world().matrix(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
-from small_place import CAMERA, against, shoot, sway, write, write_photos
+from small_room import CAMERA, against, shoot, sway, write, write_photos
 
 from sld_core import cli, geometry
 from sld_core.camera.calibration import guessed_camera
@@ -15,7 +15,7 @@ from sld_core.camera.images import read_image
 from sld_core.config.mapping import SfmConfig
 from sld_core.data.frame_set import read_frame_set
 from sld_core.data.sources import from_photos
-from sld_core.sfm import mapper, pairs, solve
+from sld_core.sfm import features, mapper, pairs, solve
 from sld_core.sfm.colmap import drop_if_damaged, quiet
 from sld_core.sfm.pair_agreement import agreement
 from sld_core.sfm.track_completion import complete_tracks
@@ -278,20 +278,43 @@ def test_an_unknown_lens_is_estimated_and_its_images_undistorted(tmp_path):
     assert frame.camera.width == 320 and depth_mm.shape == (240, 320)
 
 
-def test_a_killed_search_for_features_goes_on_with_the_same_lens(tmp_path):
+def test_a_killed_search_for_features_goes_on_with_the_same_lens(tmp_path, monkeypatch):
     for i in range(4):
         write(tmp_path / "photos" / f"{i}.jpg", shoot(POSES[i], i)[0])
     frame_set = from_photos(tmp_path / "photos", tmp_path / "frames")
-    for count in (2, 4):
-        solve._extract(
-            tmp_path / "features.db",
-            replace(frame_set, frames=frame_set.frames[:count]),
-            SfmConfig(),
-            lambda _: None,
-        )
-    with pycolmap.Database.open(tmp_path / "features.db") as database:
-        assert [image.camera_id for image in database.read_all_images()] == [1] * 4
-        assert database.num_cameras() == 1 and database.num_keypoints() > 400
+    database = tmp_path / "features.db"
+
+    def stop_after_two(progress):
+        if progress.fraction == 0.5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "CHUNK", 2)
+    with pytest.raises(KeyboardInterrupt):
+        solve._extract(database, frame_set, SfmConfig(), stop_after_two)
+    solve._extract(database, frame_set, SfmConfig(), lambda _: None)
+    with pycolmap.Database.open(database) as db:
+        assert [image.camera_id for image in db.read_all_images()] == [1] * 4
+        assert (db.num_cameras(), db.num_frames()) == (1, 4) and db.num_keypoints() > 400
+        assert all(db.exists_keypoints(image_id) for image_id in (1, 2, 3, 4))
+
+
+def test_images_keep_their_order_and_their_lenses(tmp_path):
+    """Two sessions whose lenses are unknown, one of them of two sizes: three lenses."""
+    sizes = [(0, CAMERA.width), (0, 300), (1, CAMERA.width), (0, CAMERA.width)]
+    frames = []
+    for i, (session, width) in enumerate(sizes):
+        path = tmp_path / f"{i}.jpg"
+        write(path, shoot(POSES[i], i)[0][:, :width])
+        frames.append(Frame(str(i), path, guessed_camera(width, 240), session=str(session)))
+    database = tmp_path / "features.db"
+    solve._extract(database, FrameSet(tuple(frames), False), SfmConfig(), lambda _: None)
+    with pycolmap.Database.open(database) as db:
+        images = {image.image_id: (image.name, image.camera_id) for image in db.read_all_images()}
+        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+    # numbered lens by lens
+    assert images == {1: ("0.jpg", 1), 2: ("3.jpg", 1), 3: ("1.jpg", 2), 4: ("2.jpg", 3)}
+    assert [cameras[i].width for i in (1, 2, 3)] == [320, 300, 320]
+    assert cameras[2].model_name == "SIMPLE_RADIAL" and cameras[2].has_prior_focal_length
 
 
 @pytest.mark.parametrize(
@@ -347,10 +370,8 @@ def test_the_better_of_both_mappers_is_taken(place, tmp_path, monkeypatch):
     where the first agrees."""
     called = []
     real = mapper._all_at_once
-    monkeypatch.setattr(mapper, "_one_by_one", lambda *args: called.append("one by one") or [])
-    monkeypatch.setattr(
-        mapper, "_all_at_once", lambda *args: called.append("at once") or real(*args)
-    )
+    monkeypatch.setattr(mapper, "_one_by_one", lambda job: called.append("one by one") or [])
+    monkeypatch.setattr(mapper, "_all_at_once", lambda job: called.append("at once") or real(job))
     result = solve.solve(place, tmp_path, SfmConfig())
     assert called == ["one by one", "at once"] and result.agreement > 0.9
 
@@ -489,7 +510,7 @@ def test_what_the_last_adjustment_leaves_loose_loses_its_pose_too(place, tmp_pat
     model, database = pycolmap.Reconstruction(tmp_path / "model"), tmp_path / "features.db"
     first, second, *others = sorted(model.reg_image_ids())
     monkeypatch.setattr(mapper, "parts", lambda *_: [[second, *others], [first]])
-    monkeypatch.setattr(mapper, "drop_misfits", lambda model, config: thin(model, second, 9))
+    monkeypatch.setattr(mapper, "drop_misfits", lambda model, *_: thin(model, second, 9))
     names = [model.image(i).name for i in (first, second)]
     dropped, apart = mapper.polish(model, database, config, True, lambda _: None)
     assert apart == [1] and model.num_reg_images() == 12

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_place import CAMERA, shoot, sway, write
+from small_room import CAMERA, shoot, sway, write
 
 from sld_core import scene_file
 from sld_core.data.formats.indoor6 import write_scene_data
