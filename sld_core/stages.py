@@ -98,7 +98,9 @@ def explained(folder: Path, verb: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in ONLY_WRITING:
             verb = "written"
-        reason = f"{error.strerror or error}{_room(folder) if verb == 'written' else ''}"
+        reason = str(error.strerror or error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += _room(folder)
         raise SldError(f"{error.filename or folder}: cannot be {verb} ({reason})") from None
     except (RuntimeError, ValueError, sqlite3.Error) as error:
         if isinstance(error, ValueError) and folder.parent.is_dir():

@@ -1,9 +1,12 @@
 """Stages of a job: done once, gone on with after a kill, and what they store."""
 
+import re
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 
 from sld_core import stages
@@ -69,7 +72,8 @@ def test_a_stage_that_fails_leaves_the_old_one_alone(tmp_path, error):
         stages.run(folder, "b", Make(error=error))
     assert stages.read_record(folder) == old and names(folder) == ["part-1", "stage.json"]
     with pytest.raises(
-        SldError, match=r"there\.txt: cannot be written \(No space left on device\)"
+        SldError,
+        match=r"there\.txt: cannot be written \(No space left on device; \d+ MB are free in",
     ):
         stages.run(folder, "b", Make(error=OSError(28, "No space left on device", "there.txt")))
     assert stages.read_record(folder) == old
@@ -98,6 +102,21 @@ def test_what_a_stage_cannot_read_is_not_said_to_be_unwritable(tmp_path, error, 
     (tmp_path / "file").write_text("")
     with pytest.raises(SldError, match=r"file.*: cannot be written \(Not a directory\)"):
         stages.run(tmp_path / "file" / "sfm", "a", Make())
+
+
+def test_errors_of_colmap_and_sqlite_name_the_folder_and_its_room(tmp_path):
+    work = tmp_path / "sfm"
+    words = r"sfm: work there failed \(.*; \d+ MB are free in "
+    with pytest.raises(SldError, match=words), stages.explained(work, "used"):
+        pycolmap.Database.open(work / "gone" / "features.db")
+    with pytest.raises(SldError, match=words + re.escape(str(tmp_path))):
+        with stages.explained(work, "used"):
+            raise sqlite3.OperationalError("database or disk is full")
+    with pytest.raises(ValueError, match="a mistake of ours"), stages.explained(work, "used"):
+        raise ValueError("a mistake of ours")
+    with pytest.raises(SldError, match=r"x: work there failed \(Check failed"):
+        with stages.explained(tmp_path / "lost" / "x", "used"):
+            raise ValueError("Check failed: ExistsDir(path)")
 
 
 @pytest.mark.parametrize(

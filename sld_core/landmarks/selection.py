@@ -16,23 +16,25 @@ log = logging.getLogger(__name__)
 def select(
     reconstruction: Reconstruction, config: LandmarkConfig, matchability_N: np.ndarray | None = None
 ) -> Landmarks:
-    """Up to config.count landmarks; the first n are those a selection of n would give.
+    """Up to config.count landmarks; the first n are those that a selection of n would give.
 
-    Only the frames and observations of `reconstruction` count: hand in the training images alone.
-    `matchability_N` in 0..1 (landmarks.matchability) says how well each point is told apart in the
-    frozen features; weighted, it adds to the saliency."""
+    Only the frames and observations of `reconstruction` count: pass those of the training images
+    alone. `matchability_N` (0..1, landmarks.matchability) says how well each point can be told
+    apart in the frozen features; weighted, it adds to the saliency. The order in which points come
+    does not matter."""
     candidates = np.flatnonzero(is_candidate(reconstruction, config))
     if len(candidates) < 20:
         raise SldError(
             f"only {len(candidates)} points are seen by {config.min_views} frames from "
-            f"{config.min_span_deg} degrees "
-            "apart; at least 20 are needed: record a slower drive with sideways motion, or "
-            "more light"
+            f"{config.min_span_deg} degrees apart; at least 20 are needed: record a slower drive "
+            "with sideways motion, or more light"
         )
     saliency = saliency_of(reconstruction)[candidates]
     if matchability_N is not None:
         saliency = saliency + config.matchability_weight * matchability_N[candidates]
-    order = candidates[np.argsort(-saliency, kind="stable")]
+    # rounded, for sums depend on the order of their terms in the last digits; then ties by position
+    x, y, z = reconstruction.points_N3[candidates].T
+    order = candidates[np.lexsort((z, y, x, -np.round(saliency, 9)))]
     chosen = spread(reconstruction.points_N3[order], config.count, config)
     log.info("%d landmarks of %d candidates", len(chosen), len(candidates))
     return Landmarks(reconstruction.points_N3[order[chosen]], order[chosen])
@@ -49,11 +51,8 @@ def is_candidate(reconstruction: Reconstruction, config: LandmarkConfig) -> np.n
 
 
 def reprojection_px(reconstruction: Reconstruction) -> np.ndarray:
-    """Mean distance (N,) of each point's projections from where it was seen; infinite where none
-    was.
-
-    Of the observations at hand: `error_px_N` is that of the whole reconstruction, and may know of
-    images left out since."""
+    """Mean distance (N,) in pixels of each point's projections from its observations; infinite
+    where it has none. `error_px_N` may include images that were left out since."""
     r, n = reconstruction, len(reconstruction.points_N3)
     R_F33 = np.stack([f.T_world_camera[:3, :3] for f in r.frames])
     focal_F2 = np.array([(f.camera.fx, f.camera.fy) for f in r.frames])
@@ -107,20 +106,21 @@ def _rays(r: Reconstruction) -> np.ndarray:
 
 
 def spread(points_N3: np.ndarray, count: int, config: LandmarkConfig) -> np.ndarray:
-    """Indices of up to `count` points in the order chosen: greedily by rank, none nearer to an
-    earlier one than a spacing that shrinks from pass to pass until all are placed."""
+    """Indices of up to `count` points in the order chosen: in passes by rank, each taking points
+    that are at least a spacing away from all taken before; the spacing shrinks from pass to pass
+    until all are placed."""
     low, high = np.percentile(points_N3, [5, 95], axis=0)
     spacing2 = (config.first_spacing * float(np.linalg.norm(high - low))) ** 2
-    axes = [
-        np.ascontiguousarray(points_N3[:, k]) for k in range(3)
-    ]  # one by one: three times faster than rows of three
+    # one by one: three times faster than rows of three
+    axes = [np.ascontiguousarray(points_N3[:, k]) for k in range(3)]
     nearest2 = np.full(len(points_N3), np.inf)
     chosen: list[int] = []
     while len(chosen) < min(count, len(points_N3)) and (nearest2 > 0).any():
-        i = -1
-        while len(chosen) < count and (i := _next(nearest2, spacing2, i + 1)) >= 0:
+        i = _next(nearest2, spacing2, 0)
+        while i >= 0 and len(chosen) < count:
             chosen.append(i)
             np.minimum(nearest2, sum((axis - axis[i]) ** 2 for axis in axes), out=nearest2)
+            i = _next(nearest2, spacing2, i + 1)
         spacing2 *= config.spacing_shrink**2
     return np.array(chosen)
 

@@ -50,6 +50,22 @@ def test_the_first_landmarks_of_many_are_the_landmarks_of_few(reconstruction):
     np.testing.assert_array_equal(many.point_L[:30], few.point_L)
 
 
+def test_landmarks_do_not_depend_on_the_order_of_points_and_observations(reconstruction):
+    rng = np.random.default_rng(1)
+    point, observation = rng.permutation(300), rng.permutation(len(reconstruction.obs_point_M))
+    shuffled = dataclasses.replace(
+        reconstruction,
+        points_N3=reconstruction.points_N3[point],
+        obs_point_M=np.argsort(point)[reconstruction.obs_point_M][observation],
+        obs_frame_M=reconstruction.obs_frame_M[observation],
+        obs_xy_M2=reconstruction.obs_xy_M2[observation],
+    )
+    chosen, again = (
+        selection.select(r, LandmarkConfig(count=100)) for r in (reconstruction, shuffled)
+    )
+    np.testing.assert_array_equal(again.xyz_L3, chosen.xyz_L3)
+
+
 def test_landmarks_keep_their_distance(reconstruction):
     config = LandmarkConfig(first_spacing=0.1)
     points = reconstruction.points_N3
