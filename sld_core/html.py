@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,8 +22,8 @@ QUIET, INK, BLUE = "#b9c0c7", "#222222", "#5b7db1"
 
 
 def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
-    """One HTML file of a title and sections of HTML; whatever of a section came from outside must
-    be escaped already."""
+    """One HTML file with a title and sections of HTML, in which text from outside must be escaped
+    already."""
     page = PAGE.format(
         title=html.escape(title), body="\n".join([f"<h1>{html.escape(title)}</h1>", *sections])
     )
@@ -45,7 +46,9 @@ def bullets(lines: Sequence[str]) -> str:
 def folded(title: str, lines: Sequence[str], most: int = 300) -> str:
     """Lines under a title, folded away where they are many, and cut where they would fill the
     page."""
-    shown = [*lines[:most], *([f"and {len(lines) - most:,} more"] if len(lines) > most else [])]
+    shown = list(lines[:most])
+    if len(lines) > most:
+        shown.append(f"and {len(lines) - most:,} more")
     state = "" if len(lines) > 8 else " open"
     return f"<details{state}><summary>{html.escape(title)}</summary>{bullets(shown)}</details>"
 
@@ -54,12 +57,8 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Rows of text; the first column is that of the names."""
     titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = ("".join(f"<td>{html.escape(cell.strip())}</td>" for cell in row) for row in rows)
-    return (
-        "<table>"
-        + (f"<tr>{titles}</tr>" if head else "")
-        + "".join(f"<tr>{row}</tr>" for row in body)
-        + "</table>"
-    )
+    lines = [titles, *body] if head else body
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def figure(picture: Figure | np.ndarray, caption: str) -> str:
@@ -82,7 +81,7 @@ def figure(picture: Figure | np.ndarray, caption: str) -> str:
 
 
 def pixels(picture: Figure) -> np.ndarray:
-    """A drawing as (H, W, 3) uint8 RGB: one that holds photographs is several times smaller as JPEG
+    """A drawing as (H, W, 3) uint8 RGB: with photographs in it, it is several times smaller as JPEG
     than as PNG."""
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
@@ -90,17 +89,28 @@ def pixels(picture: Figure) -> np.ndarray:
 
 
 def plain(text: str, most: int = 60) -> str:
-    """Any text, such as a file name, as a label in a drawing: printable, one line, at most so long,
-    without mathematics."""
+    """Any text, such as a file name, as a label in a drawing: printable, on one line of at most
+    `most` characters, without mathematics."""
     text = "".join(c if c.isprintable() else " " for c in str(text)).strip()
-    text = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[len(text) - most // 2 :]}"
+    if len(text) > most:
+        text = f"{text[: most // 2 - 1]}…{text[len(text) - most // 2 :]}"
     # matplotlib reads $ as the start of a formula, and a label that starts with _ as one to hide
     return text.replace("$", r"\$").replace("_", "\u2009_", text.startswith("_"))
 
 
 def headline(drawing: Figure, text: str) -> None:
-    """What a picture says, above it at the left."""
+    """A sentence above the picture, at the left, that says what it shows."""
     drawing.suptitle(text, x=0.012, ha="left", fontsize=12)
+
+
+def legend(axes: Axes, handles: Sequence[Artist], beside: bool = False) -> None:
+    """Outside of the axes, above them or to their right. (The `loc="outside ..."` of figures needs
+    matplotlib 3.7; Ubuntu 24.04 has 3.6.)"""
+    if beside:
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    else:
+        place = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+        axes.legend(handles=handles, frameon=False, borderaxespad=0.3, **place)
 
 
 def length_unit(metric: bool) -> str:

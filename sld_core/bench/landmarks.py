@@ -181,11 +181,11 @@ def ablate(
     it is there."""
     from sld_core.models.backbone import Backbone
     from sld_core.sfm import triangulation
-    from sld_core.sfm.subset import without
+    from sld_core.sfm.subset import without_frames
     from sld_core.training.training_set import hold_out, upright_angles
 
     whole = triangulation.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
-    seen = without(whole, hold_out(len(frames), config.validation_fraction))
+    seen = without_frames(whole, hold_out(len(frames), config.validation_fraction))
     angle_rad_F = upright_angles(seen.frames)
     cached = CachedBackbone(
         Backbone(config.backbone, config.backbone_weights).to(device),
@@ -284,7 +284,7 @@ def _choices(
     rng = np.random.default_rng(config.seed)
     start = time.perf_counter()
     match_N = matchability(
-        seen, backbone, config.image, device, rng, _silent, config.landmarks, angle_rad_F
+        seen, backbone, config.image.max_side_px, config.landmarks, rng, _silent, angle_rad_F
     )
     match_s = time.perf_counter() - start
     out = []

@@ -8,23 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sld_core.commands.common import check_writable, list_path
+from sld_core.config.mapping import MapConfig
 from sld_core.config.settings import override
+from sld_core.data.sources import Source
+from sld_core.files import write_atomically
+from sld_core.mapping.pipeline import TABLE, MapJob
 from sld_core.progress import Bar
 from sld_core.types import SldError
 
-STAGES = {  # in order
-    "all": "all stages: images in, a dataset that `sld teach --scene-data` takes out",
-    "frames": "choose images of photographs, videos or a bag",
-    "sfm": "find the cameras' poses and points by structure from motion",
-    "metric": "give it metres and an upward direction",
-    "depth": "depth images, from sensors or completed from points by a monocular network",
-    "landmarks": "choose the landmarks",
-    "labels": "decide which image shows which landmark",
-    "dataset": "write the dataset and the report",
-}
+ALL = "all stages: images in, a dataset that `sld teach --scene-data` takes out"
 GOES_ON = (
     " Without images it goes on with a map begun before, and does again what later settings change."
 )
+NOT_PRINTED = ("lost", "rejected", "alignment")
+MAX_NAMES = 10  # of lost images, on the terminal
 
 
 def add(commands) -> None:
@@ -35,12 +32,10 @@ def add(commands) -> None:
         "killed run goes on.",
     )
     stages = parser.add_subparsers(required=True, metavar="STAGE")
-    for name, text in STAGES.items():
-        stage = stages.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + "." + GOES_ON * (name == "all"),
-        )
+    for name, text in ({"all": ALL} | {stage.name: stage.help for stage in TABLE}).items():
+        more = GOES_ON if name == "all" else ""
+        description = f"{text[0].upper()}{text[1:]}.{more}"
+        stage = stages.add_parser(name, help=text, description=description)
         if name in ("all", "frames"):
             _add_source(stage, required=name == "frames")
         if name in ("all", "metric"):
@@ -67,7 +62,7 @@ def add(commands) -> None:
             help="change a setting, such as sfm.mapper=global (repeatable)",
         )
         stage.add_argument(
-            "--json", type=Path, metavar="FILE", help="also write what was found here"
+            "--json", type=Path, metavar="FILE", help="also write what was found to this file"
         )
         stage.set_defaults(run=_map, stage=name)
 
@@ -104,9 +99,8 @@ def _add_source(parser, required: bool) -> None:
         "--intrinsics",
         type=Path,
         metavar="FILE",
-        help="calibration of photographs or videos: a 3x3 matrix, or YAML of "
-        "camera_calibration (default: "
-        "camera-intrinsics.txt among the photographs, else estimated)",
+        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration "
+        "(default: camera-intrinsics.txt among the photographs, else estimated)",
     )
 
 
@@ -115,11 +109,9 @@ def _add_scale(parser) -> None:
         "--distance",
         metavar="TEXT",
         help="measured distances, such as 'image-000000 image-000041 3.20' between two cameras, or "
-        "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (of the "
-        "finished map: "
-        "--output/image-*.color.jpg); ';' between several. Used where odometry and depth are "
-        "missing, else "
-        "compared with them",
+        "'a.jpg:312,200 a.jpg:400,210 1.85' between two points clicked in images (those of the "
+        "finished map are image-*.color.jpg in its folder); ';' between several. Used where "
+        "odometry and depth are missing, else compared with them",
     )
     parser.add_argument(
         "--tag-size",
@@ -131,54 +123,30 @@ def _add_scale(parser) -> None:
 
 
 def _map(args) -> None:
-    from sld_core.config.mapping import MapConfig
-    from sld_core.mapping.pipeline import MapJob
-
     config = override(MapConfig(), _settings(args))
     if args.json:
         check_writable(args.json, "--json")
-    source = None
-    if args.stage in ("all", "frames"):
-        source = _source(args)
-    show = Bar()
-    place = MapJob(args.output, config, source, getattr(args, "model", None), show)
+    source = _source(args) if args.stage in ("all", "frames") else None
+    progress = Bar()
+    job = MapJob(args.output, config, source, getattr(args, "model", None), progress)
     try:
-        found = (
-            place.run_all() if args.stage == "all" else _found(place.run(args.stage), args.stage)
-        )
+        found = job.run_all() if args.stage == "all" else _run_one(job, args.stage)
     finally:
-        show.done()
+        progress.done()
     if args.json:
-        from sld_core.files import write_atomically
-
         write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
     if args.stage == "all":
-        _tell(found, args.output)
+        _print_summary(found, args.output)
     else:
-        print(
-            json.dumps(
-                {
-                    key: value
-                    for key, value in found.items()
-                    if key not in ("lost", "rejected", "alignment")
-                },
-                indent=1,
-            )
-        )
-        for kind in ("lost", "rejected"):
-            for name, reason in list(found.get(kind, {}).items())[:10]:
-                print(f"{kind}: {name}: {reason}", file=sys.stderr)
-        if args.stage != "dataset":
-            print(f"the dataset follows with: sld map all --output {args.output}", file=sys.stderr)
+        _print_stage(found, args.stage, args.output)
 
 
-def _found(done, stage: str) -> dict:
+def _run_one(job: MapJob, stage: str) -> dict:
+    done = job.run(stage)
     return done.found | {"seconds": {stage: round(done.seconds, 2)}}
 
 
 def _source(args):
-    from sld_core.mapping.pipeline import Source
-
     if args.images is None and (args.list or args.poses):
         raise SldError("--list and --poses belong to --images")
     if args.bag is not None and args.intrinsics is not None:
@@ -209,7 +177,17 @@ def _settings(args) -> list[str]:
     return [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
 
 
-def _tell(found: dict, output: Path) -> None:
+def _print_stage(found: dict, stage: str, output: Path) -> None:
+    printed = {key: value for key, value in found.items() if key not in NOT_PRINTED}
+    print(json.dumps(printed, indent=1))
+    for kind in ("lost", "rejected"):
+        for name, reason in list(found.get(kind, {}).items())[:MAX_NAMES]:
+            print(f"{kind}: {name}: {reason}", file=sys.stderr)
+    if stage != "dataset":
+        print(f"the dataset follows with: sld map all --output {output}", file=sys.stderr)
+
+
+def _print_summary(found: dict, output: Path) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     for line in _lines(found, output):
         # names of files may hold bytes that are no text, or letters that the terminal does not know
@@ -224,20 +202,19 @@ def _lines(found: dict, output: Path) -> Iterator[str]:
         f"({', '.join(f'{stage} {s:.0f}' for stage, s in found['seconds'].items())})"
     )
     if found["metric"]:
-        yield f"in metres, by {found['scale_source']}" + (
-            f", in the frame {found['world_frame']!r}" if found["world_frame"] else ""
-        )
+        frame = f", in the frame {found['world_frame']!r}" if found["world_frame"] else ""
+        yield f"in metres, by {found['scale_source']}{frame}"
     else:
         yield (
-            "NOT in metres: nothing gave a scale; the localizer will refuse a scene taught "
-            "from it. "
-            "Give --distance, --tag-size, depth or odometry"
+            "NOT in metres: nothing gave a scale; the localizer will refuse a scene taught from "
+            "it. Give --distance, --tag-size, depth or odometry"
         )
     for kind, names in (("lost", found["lost"]), ("left out", found["rejected"])):
-        for name, reason in list(names.items())[:10]:
+        for name, reason in list(names.items())[:MAX_NAMES]:
             yield f"{kind}: {name}: {reason}"
-        if len(names) > 10:
-            yield f"{kind}: … and {len(names) - 10} more; all are in {output / 'report.html'}"
+        if len(names) > MAX_NAMES:
+            more = len(names) - MAX_NAMES
+            yield f"{kind}: … and {more} more; all are in {output / 'report.html'}"
     for note in found["notes"]:
         yield f"note: {note}"
     yield (

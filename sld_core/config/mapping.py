@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sld_core.config.scene import BagConfig, LabelConfig, LandmarkConfig
+from sld_core.config.scene import (
+    BACKBONES,
+    BagConfig,
+    ImageConfig,
+    LabelConfig,
+    LandmarkConfig,
+)
 from sld_core.config.settings import chosen, ranged
 
 
@@ -157,7 +163,6 @@ class DepthConfig:
     # mean reprojection error of the points that depth is made from or judged by
     max_point_error_px: float = ranged(2.0, 0.01, 100.0)
     max_depth_ratio: float = ranged(1.3, 1.0, 10.0)  # of completed depth to the farthest known one
-    seed: int = ranged(0, 0, 2**31 - 1)
     gaussian_process: GaussianProcessConfig = field(default_factory=GaussianProcessConfig)
 
 
@@ -185,6 +190,8 @@ class MapConfig:
     """Everything that mapping a place depends on."""
 
     seed: int = ranged(0, 0, 2**31 - 1)
+    backbone: str = chosen("lite0+xfeat", *BACKBONES)  # of landmarks.matchability
+    image: ImageConfig = field(default_factory=ImageConfig)  # of landmarks.matchability
     bag: BagConfig = field(default_factory=BagConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     sfm: SfmConfig = field(default_factory=SfmConfig)

@@ -3,7 +3,7 @@ everywhere.
 
 Every method is called the same way: known_HW (depth, any unit; 0 or not finite: none), mono_HW
 (relative inverse depth, near = large), rgb_HW3 (uint8), all of one size -> depth_HW (float32,
-finite, > 0). What was measured comes back as measured."""
+finite, > 0). Known depths are returned unchanged."""
 
 from __future__ import annotations
 
@@ -19,26 +19,22 @@ from sld_core.types import SldError
 Completion = Callable[..., np.ndarray]  # (known_HW, mono_HW, rgb_HW3, rng=None) -> depth_HW
 
 MIN_KNOWN = 10
-FARTHEST, NEAREST = (
-    DepthConfig().max_depth_ratio,
-    0.7,
-)  # completed depths stay within these of the farthest and the nearest known one
+NEAREST = 0.7  # completed depths are at least this part of the nearest known one
 HUBER = 1.345  # standard deviations up to which residuals count fully
 MAX_TREE_PIXELS = 100_000
 
 
 def method_of(config: DepthConfig) -> Completion:
     """The completion that a configuration names, with its settings."""
+    method = BARE[config.method]
     if config.method == "gaussian_process":
-        return checked(
-            partial(gaussian_process.fill, config=config.gaussian_process), config.max_depth_ratio
-        )
-    return checked(BARE[config.method], config.max_depth_ratio)
+        method = partial(method, config=config.gaussian_process)
+    return checked(method, config.max_depth_ratio)
 
 
-def checked(method: Callable, farthest: float = FARTHEST) -> Completion:
-    """`method` with its input checked, its output within what is plausible, and measured depths
-    kept."""
+def checked(method: Callable, farthest: float = DepthConfig().max_depth_ratio) -> Completion:
+    """`method` with its input checked, known depths kept, and its output limited to `farthest`
+    times the farthest known depth."""
 
     def complete(
         known_HW: np.ndarray,
@@ -54,8 +50,7 @@ def checked(method: Callable, farthest: float = FARTHEST) -> Completion:
         ):
             raise ValueError(
                 f"known depth {known_HW.shape}, monocular depth {mono_HW.shape}, image "
-                f"{rgb_HW3.shape} {rgb_HW3.dtype}: "
-                "expected (H, W), (H, W) and uint8 (H, W, 3)"
+                f"{rgb_HW3.shape} {rgb_HW3.dtype}: expected (H, W), (H, W) and uint8 (H, W, 3)"
             )
         measured = known_HW > 0
         if measured.sum() < MIN_KNOWN:
@@ -135,5 +130,6 @@ BARE = {
     "scale_shift": _scale_shift,
     "paper": _paper,
 }
-METHODS: dict[str, Completion] = {name: checked(method) for name, method in BARE.items()}
+# with the default settings
+METHODS: dict[str, Completion] = {name: method_of(DepthConfig(method=name)) for name in BARE}
 DEFAULT = DepthConfig().method

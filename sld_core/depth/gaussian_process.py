@@ -23,7 +23,7 @@ from sld_core.config.mapping import GaussianProcessConfig
 
 KNOWN_WEIGHT = 10.0  # of a known value against one neighbour, when residuals are spread
 MAX_RESIDUAL = 1.0  # of log depth
-RIM_PX = 2  # known pixels around unknown ones that what is left is spread from
+RIM_PX = 2  # width of the rim of known pixels whose residuals are spread
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def fill(
     mono_HW: np.ndarray,
     rgb_HW3: np.ndarray,
     rng: np.random.Generator,
-    config: GaussianProcessConfig = GaussianProcessConfig(),
+    config: GaussianProcessConfig,
 ) -> np.ndarray:
     """Depth (H, W) from known depths (0: none), relative inverse depth and colours (uint8)."""
     work = _reduced(known_HW, mono_HW, rgb_HW3, config)
@@ -52,30 +52,28 @@ def fill(
     if len(asked_Q):
         predicted_Q = _regress(work, asked_Q, rng, config)
         log_depth_HW.flat[asked_Q] = predicted_Q + _spread(work, asked_Q, predicted_Q, config)
-    return np.exp(
-        cv2.resize(
-            log_depth_HW.astype(np.float32), known_HW.shape[::-1], interpolation=cv2.INTER_LINEAR
-        )
-    )
+    size = known_HW.shape[::-1]
+    return np.exp(cv2.resize(log_depth_HW.astype(np.float32), size, interpolation=cv2.INTER_LINEAR))
 
 
 def _asked(known_HW: np.ndarray) -> np.ndarray:
-    """Indices of the pixels that are unknown, and of a rim of known ones around them."""
-    return np.flatnonzero(
-        cv2.dilate((known_HW == 0).astype(np.uint8), np.ones((2 * RIM_PX + 1,) * 2, np.uint8))
-    )
+    """Indices of the unknown pixels, and of a rim of known ones around them."""
+    rim = np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)
+    return np.flatnonzero(cv2.dilate((known_HW == 0).astype(np.uint8), rim))
 
 
 def _reduced(known_HW, mono_HW, rgb_HW3, config: GaussianProcessConfig) -> _Work:
     height, width = known_HW.shape
     scale = min(1.0, config.work_side_px / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    shrink = lambda image: cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+
+    def shrink(image: np.ndarray) -> np.ndarray:
+        return cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+
     measured = known_HW > 0
     share = shrink(measured)
-    inverse = shrink(
-        np.where(measured, 1 / np.maximum(known_HW, 1e-9), 0)
-    )  # inverse depth is linear on planes
+    # inverse depth is linear on planes
+    inverse = shrink(np.where(measured, 1 / np.maximum(known_HW, 1e-9), 0))
     known = share > 1e-3
     log_depth = np.where(known, np.log(np.maximum(share, 1e-9) / np.maximum(inverse, 1e-12)), 0)
     rgb = cv2.GaussianBlur(shrink(rgb_HW3) / 255, (0, 0), config.color_blur_px)
@@ -128,10 +126,8 @@ def _covariance(
     """float32 (len(a), len(b)) between the values at pixels a and b."""
     A, B = work.feature_PF[a], work.feature_PF[b]
     squares = (A**2).sum(1)[:, None] + (B**2).sum(1) - 2 * A @ B.T
-    return (
-        np.exp(-np.sqrt(np.maximum(squares, 0)))
-        + np.float32(config.mean_weight) * work.mean_PM[a] @ work.mean_PM[b].T
-    )
+    mean = np.float32(config.mean_weight) * work.mean_PM[a] @ work.mean_PM[b].T
+    return np.exp(-np.sqrt(np.maximum(squares, 0))) + mean
 
 
 def _spread(
@@ -158,11 +154,8 @@ def _links(
     residuals pass between them (0..1)."""
     position_HW = np.full(work.known_HW.shape, -1)
     position_HW.flat[asked_Q] = np.arange(len(asked_Q))
-    pairs = [
-        (position_HW[:, :-1].ravel(), position_HW[:, 1:].ravel()),
-        (position_HW[:-1].ravel(), position_HW[1:].ravel()),
-    ]
-    a, b = (np.concatenate(ends) for ends in zip(*pairs))
+    a = np.concatenate([position_HW[:, :-1].ravel(), position_HW[:-1].ravel()])  # left, upper
+    b = np.concatenate([position_HW[:, 1:].ravel(), position_HW[1:].ravel()])  # right, lower
     both = (a >= 0) & (b >= 0)
     a, b = a[both], b[both]
     rgb_Q3 = work.rgb_HW3.reshape(-1, 3)[asked_Q]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -36,8 +36,8 @@ class DepthReport:
     """What the depth stage did.
 
     `source` is sensor, patchmatch, completion or none, and `reason` why. `known` is the mean share
-    of pixels that were measured (or triangulated), `filled` that of pixels completed. `errors` are
-    judged by triangulated points that the depths were not made from: measured_* where depth was
+    of pixels that were measured (or triangulated), `filled` that of pixels completed. `errors`
+    compare with triangulated points that the depths were not made from: measured_* where depth was
     measured, filled_* where it was completed; mae in world units, absrel, delta1, points."""
 
     source: str
@@ -49,9 +49,6 @@ class DepthReport:
     errors: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict:
-        return asdict(self)
-
 
 def complete(
     reconstruction: Reconstruction,
@@ -60,60 +57,62 @@ def complete(
     model: Path | str | None,
     progress: Callable[[Progress], None],
     metric: bool = True,
+    seed: int = 0,
 ) -> DepthReport:
     """Write `folder`/NAME.depth.png for every frame: 16 bit, thousandths of the world unit, 0 where
     there is none (or beyond 65.535), `config.max_side_px` on the longer side, pixel (x, y) of the
     image at (x / width, y / height) of it.
 
-    Sensor depth is in metres: it is of use only where the world is, as `metric` says. `model` is a
+    Sensor depth is in metres and is used only where the world is, as `metric` says. `model` is a
     monocular network (depth.monocular); without one nothing is completed. Nothing is written where
     the source is none."""
-    start, folder = time.monotonic(), Path(folder)
+    start, folder, frames = time.monotonic(), Path(folder), reconstruction.frames
     source, reason = choose_source(reconstruction, config, model, metric)
     log.info("depth from %s: %s", source, reason)
-    unused = (
-        [UNUSED] if config.source == "auto" and not metric and _measured(reconstruction) else []
-    )
+    ignored = config.source == "auto" and not metric and _measured(reconstruction)
+    notes = [UNUSED] if ignored else []
     if source == "none":
         return DepthReport(
-            source, reason, 0, 0.0, 0.0, time.monotonic() - start, notes=tuple(unused)
+            source, reason, 0, 0.0, 0.0, time.monotonic() - start, notes=tuple(notes)
         )
-    maps = (
-        patch_match.patch_match(reconstruction, folder / "patchmatch")
-        if source == "patchmatch"
-        else {}
-    )
+    maps = {}
+    if source == "patchmatch":
+        maps = patch_match.patch_match(reconstruction, folder / "patchmatch")
     network = MonocularDepth(model, config.preprocessing) if model is not None else None
-    judged = set(spread(range(len(reconstruction.frames)), config.held_out_frames))
-    shares, judgements, unfilled, unreadable = [], [], 0, []
-    for i, frame in enumerate(reconstruction.frames):
+    filler = _Filler(network, config, seed) if network is not None else None
+    judged = set(spread(range(len(frames)), config.held_out_frames))
+    known_F, filled_F, judgements, unfilled, unreadable = [], [], [], 0, []
+    for i, frame in enumerate(frames):
         size = _size(frame, config)
         points = _Points.of(reconstruction, i, size, config.max_point_error_px)
         try:
-            known = _known(source, frame, points, maps, size)
+            known_hw = _known(source, frame, points, maps, size)
         except SldError as error:  # one damaged depth image must not cost all others
             unreadable.append(str(error))
-            known = np.zeros(size[::-1], np.float32)
-        depth, judgement = _complete_frame(
-            frame, known, points, source, network, config, i in judged
-        )
-        unfilled += network is not None and (depth > 0).mean() < 0.999
-        _write(folder, frame.name, depth)
-        shares.append(((known > 0).mean(), ((depth > 0) & (known == 0)).mean()))
-        judgements += judgement
-        progress(Progress("depth", (i + 1) / len(reconstruction.frames)))
-    if len(unreadable) == len(shares):
+            known_hw = np.zeros(size[::-1], np.float32)
+        fill = filler.of(frame, known_hw) if filler is not None else None
+        depth_hw = fill(known_hw) if fill else known_hw
+        if i in judged:
+            hidden_share = config.held_out if source == "completion" else 0.0
+            judgements += _judge(depth_hw, known_hw, points, fill, hidden_share, config, seed)
+        if filler is not None and (depth_hw > 0).mean() < 0.999:
+            unfilled += 1
+        _write(folder, frame.name, depth_hw)
+        known_F.append((known_hw > 0).mean())
+        filled_F.append(((depth_hw > 0) & (known_hw == 0)).mean())
+        progress(Progress("depth", (i + 1) / len(frames)))
+    if len(unreadable) == len(frames):
         raise SldError(f"no depth image can be used: {unreadable[0]}")
-    errors, known_filled = _errors(judgements), np.mean(shares, axis=0)
+    errors = _errors(judgements)
     return DepthReport(
         source,
         reason,
-        len(shares),
-        float(known_filled[0]),
-        float(known_filled[1]),
+        len(frames),
+        float(np.mean(known_F)),
+        float(np.mean(filled_F)),
         time.monotonic() - start,
         errors,
-        (*unused, *_notes(source, errors, unfilled, unreadable)),
+        (*notes, *_notes(source, errors, unfilled, unreadable)),
     )
 
 
@@ -149,11 +148,9 @@ def choose_source(
     if config.source == "patchmatch" or (config.source == "auto" and patch_match.has_cuda()):
         return "patchmatch", f"{measured}; PatchMatch runs on CUDA"
     if model is not None:
-        return (
-            "completion",
-            f"{measured}, pycolmap has {'' if patch_match.has_cuda() else 'no '}CUDA: from "
-            f"triangulated points and {model}",
-        )
+        cuda = "CUDA" if patch_match.has_cuda() else "no CUDA"
+        reason = f"{measured}, pycolmap has {cuda}: from triangulated points and {model}"
+        return "completion", reason
     return "none", f"{measured}, pycolmap has no CUDA, no monocular network was given"
 
 
@@ -174,17 +171,13 @@ class _Points:
     def of(
         cls, reconstruction: Reconstruction, i: int, size: tuple[int, int], max_error_px: float
     ) -> _Points:
-        frame = reconstruction.frames[i]
-        mine = (reconstruction.obs_frame_M == i) & (
-            reconstruction.error_px_N[reconstruction.obs_point_M] <= max_error_px
-        )
-        z_K = geometry.transform(
-            geometry.invert(frame.T_world_camera),
-            reconstruction.points_N3[reconstruction.obs_point_M[mine]],
-        )[:, 2]
-        xy_K2 = np.floor(
-            reconstruction.obs_xy_M2[mine] / [frame.camera.width, frame.camera.height] * size
-        ).astype(int)
+        r, frame = reconstruction, reconstruction.frames[i]
+        precise_M = r.error_px_N[r.obs_point_M] <= max_error_px
+        mine = (r.obs_frame_M == i) & precise_M
+        T_camera_world = geometry.invert(frame.T_world_camera)
+        z_K = geometry.transform(T_camera_world, r.points_N3[r.obs_point_M[mine]])[:, 2]
+        image_size = [frame.camera.width, frame.camera.height]
+        xy_K2 = np.floor(r.obs_xy_M2[mine] / image_size * size).astype(int)
         good = (z_K > 0) & (xy_K2 >= 0).all(1) & (xy_K2 < size).all(1)
         order = np.argsort(z_K[good], kind="stable")
         x_K, y_K, z_K = xy_K2[good, 0][order], xy_K2[good, 1][order], z_K[good][order]
@@ -212,17 +205,11 @@ def _known(
     """The depths (h, w) that are known before completion."""
     if source == "completion":
         return points.image(size)
-    if source == "patchmatch":
-        return (
-            resampled(patch_match.read_depth_map(maps[frame.name]), size)
-            if frame.name in maps
-            else np.zeros(size[::-1], np.float32)
-        )
-    return (
-        _sensor_depth(frame, size)
-        if frame.depth_path is not None
-        else np.zeros(size[::-1], np.float32)
-    )
+    if source == "patchmatch" and frame.name in maps:
+        return resampled(patch_match.read_depth_map(maps[frame.name]), size)
+    if source == "sensor" and frame.depth_path is not None:
+        return _sensor_depth(frame, size)
+    return np.zeros(size[::-1], np.float32)
 
 
 def _sensor_depth(frame: Frame, size: tuple[int, int]) -> np.ndarray:
@@ -239,54 +226,72 @@ def _sensor_depth(frame: Frame, size: tuple[int, int]) -> np.ndarray:
 def resampled(depth_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The depths at the pixel centres of an image of `size` (width, height) with the same field of
     view. Nothing is averaged: the mean of a near and a far surface is on neither."""
-    x, y = (
-        ((np.arange(new) + 0.5) / new * old).astype(int)
-        for new, old in zip(size, depth_HW.shape[::-1])
-    )
+    height, width = depth_HW.shape
+    x = ((np.arange(size[0]) + 0.5) / size[0] * width).astype(int)
+    y = ((np.arange(size[1]) + 0.5) / size[1] * height).astype(int)
     return depth_HW[np.ix_(y, x)]
 
 
-def _complete_frame(
-    frame: Frame,
-    known_hw,
+Fill = Callable[[np.ndarray], np.ndarray]  # known depths (h, w), 0 where there is none -> all
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """How known depths are completed."""
+
+    network: MonocularDepth
+    config: DepthConfig
+    seed: int
+
+    def of(self, frame: Frame, known_hw: np.ndarray) -> Fill | None:
+        """The completion of a frame; None where too little is known."""
+        if (known_hw > 0).sum() < self.config.min_known:
+            return None
+        size = known_hw.shape[::-1]
+        image = read_image(frame.image_path)
+        mono_hw = cv2.resize(self.network(image), size, interpolation=cv2.INTER_AREA)
+        rgb_hw3 = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        method = method_of(self.config)
+
+        def fill(known_hw: np.ndarray) -> np.ndarray:
+            return method(known_hw, mono_hw, rgb_hw3, np.random.default_rng(self.seed))
+
+        return fill
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """Depths and those of points that they were not made from; `kind` is measured or filled."""
+
+    kind: str
+    depth_K: np.ndarray
+    truth_K: np.ndarray
+
+
+def _judge(
+    depth_hw: np.ndarray,
+    known_hw: np.ndarray,
     points: _Points,
-    source: str,
-    network: MonocularDepth | None,
+    fill: Fill | None,
+    hidden_share: float,
     config: DepthConfig,
-    judge: bool,
-) -> tuple[np.ndarray, list[tuple[str, np.ndarray, np.ndarray]]]:
-    """The depth (h, w) of a frame; and, to judge it by, ("measured" or "filled", depths, depths of
-    points it was not made from)."""
-    fill = None
-    if network is not None and (known_hw > 0).sum() >= config.min_known:
-        fill = _filler(frame, network, config, known_hw.shape)
-    depth_hw = fill(known_hw) if fill else known_hw
-    if not judge or not len(points.z_K):
-        return depth_hw, []
-    if source == "completion":
-        hidden = np.random.default_rng(config.seed).random(len(points.z_K)) < config.held_out
+    seed: int,
+) -> list[_Judgement]:
+    """Judge the depth of a frame by its points; where it was made from them, hide a share of them
+    and complete it once more."""
+    if not len(points.z_K):
+        return []
+    if hidden_share:
+        hidden = np.random.default_rng(seed).random(len(points.z_K)) < hidden_share
         if fill is None or not hidden.any() or (~hidden).sum() < config.min_known:
-            return depth_hw, []
-        asked = points[hidden]
-        return depth_hw, [
-            (
-                "filled",
-                fill(points[~hidden].image(known_hw.shape[::-1]))[asked.y_K, asked.x_K],
-                asked.z_K,
-            )
-        ]
+            return []
+        depth_hw, asked = fill(points[~hidden].image(known_hw.shape[::-1])), points[hidden]
+        return [_Judgement("filled", depth_hw[asked.y_K, asked.x_K], asked.z_K)]
     measured = known_hw[points.y_K, points.x_K] > 0
-    parts = [("measured", points[measured])] + ([("filled", points[~measured])] if fill else [])
-    return depth_hw, [(kind, depth_hw[p.y_K, p.x_K], p.z_K) for kind, p in parts]
-
-
-def _filler(
-    frame: Frame, network: MonocularDepth, config: DepthConfig, shape: tuple[int, int]
-) -> Callable[[np.ndarray], np.ndarray]:
-    image = read_image(frame.image_path)
-    small = lambda pixels: cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA)
-    mono_hw, rgb_hw3, method = small(network(image)), small(image), method_of(config)
-    return lambda known_hw: method(known_hw, mono_hw, rgb_hw3, np.random.default_rng(config.seed))
+    parts = {"measured": points[measured]}
+    if fill:
+        parts["filled"] = points[~measured]
+    return [_Judgement(kind, depth_hw[p.y_K, p.x_K], p.z_K) for kind, p in parts.items()]
 
 
 def _write(folder: Path, name: str, depth_hw: np.ndarray) -> None:
@@ -299,21 +304,22 @@ def _write(folder: Path, name: str, depth_hw: np.ndarray) -> None:
     write_atomically(path, data.tobytes())
 
 
-def _errors(judgements: list[tuple[str, np.ndarray, np.ndarray]]) -> dict[str, float]:
+def _errors(judgements: list[_Judgement]) -> dict[str, float]:
     out = {}
     for kind in ("measured", "filled"):
-        pairs = [(depth, truth) for k, depth, truth in judgements if k == kind and len(truth)]
-        if pairs:
-            depth, truth = (np.concatenate(part).astype(float) for part in zip(*pairs))
-            relative = np.abs(depth - truth) / truth
-            ratio = np.maximum(depth / truth, truth / np.maximum(depth, 1e-9))
-            out |= {
-                f"{kind}_mae": float(np.abs(depth - truth).mean()),
-                f"{kind}_absrel": float(relative.mean()),
-                f"{kind}_delta1": float((ratio < 1.25).mean()),
-                f"{kind}_scale": float(np.median(depth / truth)),
-                f"{kind}_points": len(truth),
-            }
+        same = [j for j in judgements if j.kind == kind]
+        depth = np.concatenate([np.empty(0), *(j.depth_K for j in same)])
+        truth = np.concatenate([np.empty(0), *(j.truth_K for j in same)])
+        if not len(truth):
+            continue
+        ratio = np.maximum(depth / truth, truth / np.maximum(depth, 1e-9))
+        out |= {
+            f"{kind}_mae": float(np.abs(depth - truth).mean()),
+            f"{kind}_absrel": float((np.abs(depth - truth) / truth).mean()),
+            f"{kind}_delta1": float((ratio < 1.25).mean()),
+            f"{kind}_scale": float(np.median(depth / truth)),
+            f"{kind}_points": len(truth),
+        }
     return out
 
 

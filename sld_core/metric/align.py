@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,17 +22,15 @@ from sld_core.types import FrameSet, Progress, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Alignment", "align", "moved", "parse_distance"]
 SOURCES = ("odometry", "depth", "tags", "distance")  # in the order in which "auto" takes them
-UPRIGHT = ("tf", "planes", "views", "none")
 # median depth of a scene without scale: its depth images in 1/1000 unit are then well quantised
 UNSCALED_DEPTH = 3.0
+MAX_TILT_TO_TF_DEG = 5.0  # of floors and walls in the frame of the given poses, without a note
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """x_world = scale * R @ x_sfm + t; where `metric`, in metres as `source` says ("none"
-    otherwise).
+    """x_world = scale * R @ x_sfm + t; in metres by `source` where `metric` (else "none").
 
     `upright`: what makes z point up: "tf" (the frame of the given poses), "planes", "views", or
     "none" (given poses whose frame is not known to have z up). `residual` holds what every source
@@ -48,56 +46,8 @@ class Alignment:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `from_dict` reads them back equal."""
-        return {
-            "scale": self.scale,
-            "R": self.R.tolist(),
-            "t": self.t.tolist(),
-            "metric": self.metric,
-            "source": self.source,
-            "upright": self.upright,
-            "residual": dict(self.residual),
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Alignment:
-        """From `to_dict`'s values, all of them checked."""
-        try:
-            out = cls(
-                float(values["scale"]),
-                np.array(values["R"], float).reshape(3, 3),
-                np.array(values["t"], float).reshape(3),
-                values["metric"],
-                values["source"],
-                values["upright"],
-                {str(k): float(v) for k, v in values["residual"].items()},
-                [str(note) for note in values["notes"]],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SldError(
-                f"alignment: {type(error).__name__} {error}; expected what `sld map` writes to "
-                "metric.json"
-            ) from None
-        rigid = (
-            np.isfinite(out.R).all()
-            and np.allclose(out.R @ out.R.T, np.eye(3), atol=1e-6)
-            and np.linalg.det(out.R) > 0
-        )
-        if not (rigid and np.isfinite(out.t).all() and math.isfinite(out.scale) and out.scale > 0):
-            raise SldError(
-                "alignment: expected a scale > 0, a rotation and a translation, all finite"
-            )
-        if (
-            type(out.metric) is not bool
-            or out.source not in (*SOURCES, "none")
-            or out.upright not in UPRIGHT
-        ):
-            raise SldError(
-                f"alignment: metric={out.metric!r}, source={out.source!r}, "
-                f"upright={out.upright!r} are none of ours"
-            )
-        return out
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"R": self.R.tolist(), "t": self.t.tolist()}
 
 
 def align(
@@ -108,16 +58,15 @@ def align(
 ) -> Alignment:
     """The similarity that makes a reconstruction metric and upright.
 
-    Scale: `config.source`; "auto" takes the first that can tell of odometry (or TF, or poses of the
+    Scale: by `config.source`; "auto" takes the first usable of odometry (or TF, or poses of the
     user), depth images, tags (where `tag_size_m` is given) and measured distances (where `distance`
-    is given). All that are at hand are measured: the residual has the scale each gives relative to
-    the chosen one, and a note says where they differ by more than `max_disagreement`. So a tag size
-    or distance given beside odometry checks the odometry and does not replace it, as a robot
-    navigates in the frame and the metres of its odometry. Who trusts the tape measure more sets
-    `source` to "distance": the scale is then the measured one, and the frame still that of the
-    odometry. A source asked for by name, or a tag size or distance given where nothing else tells
-    the scale, raises SldError when it cannot be used. Without any scale the scene is not metric,
-    and sized so that the median depth is 3 units.
+    is given). All that are at hand are measured: the residual has the scale of each relative to the
+    chosen one, and a note says where they differ by more than `max_disagreement`. So a tag size or
+    distance given beside odometry checks the odometry and does not replace it, as a robot navigates
+    in the frame and the metres of its odometry; `source` "distance" trusts the tape measure more,
+    in the frame of the odometry still. A source asked for by name, or a tag size or distance given
+    where nothing else gives a scale, raises SldError when it cannot be used. Without any scale the
+    scene is not metric, and sized so that the median depth is 3 units.
 
     Frame: of the given poses (the robot's odom or map frame) wherever they fit the images; else
     origin at the first camera, z up by planes or views, x along the first view. A scene that is not
@@ -125,26 +74,36 @@ def align(
     _check(reconstruction)
     reconstruction = _with_depth_paths(reconstruction, frame_set)
     T_sfm, T_given = _posed_pairs(reconstruction, frame_set)
-    scales = _measure(reconstruction, frame_set, T_sfm, T_given, config, progress)
+    scales = {"odometry": _odometry(T_sfm, T_given, config)}
+    scales |= _other_scales(reconstruction, frame_set, config, progress)
     chosen = _choose(scales, config)
     residual, notes = _summary(scales, chosen, config)
     progress(Progress("finding up", 0.9))
-    metric = chosen is not None
-    scale = chosen.metres_per_unit if metric else UNSCALED_DEPTH / median_depth(reconstruction)
-    fit, reason = _frame_fit(
-        T_sfm, T_given, scale if metric and chosen.source != "odometry" else None, config
-    )
+    if chosen is None:
+        scale, fixed = UNSCALED_DEPTH / median_depth(reconstruction), None
+    else:
+        scale = chosen.metres_per_unit
+        fixed = None if chosen.source == "odometry" else scale
+    fit, reason = _frame_fit(T_sfm, T_given, fixed, config)
     if reason:
         notes.append(f"the frame of the given poses is not used: {reason}")
-    R, t, upright = _frame(reconstruction, frame_set, fit, scale, metric, config, residual, notes)
-    if not metric:
+    frame = _frame(reconstruction, frame_set, fit, scale, chosen is not None, config)
+    notes += frame.notes
+    if chosen is None:
         notes.append(
-            "nothing tells the scale: this scene is not metric (its unit is "
+            "nothing gives the scale: this scene is not metric (its unit is "
             f"1/{UNSCALED_DEPTH:g} of the median depth)"
         )
     progress(Progress("metric and upright", 1.0))
     out = Alignment(
-        float(scale), R, t, metric, chosen.source if metric else "none", upright, residual, notes
+        float(scale),
+        frame.R,
+        frame.t,
+        metric=chosen is not None,
+        source=chosen.source if chosen else "none",
+        upright=frame.upright,
+        residual=residual | frame.residual,
+        notes=notes,
     )
     log.info("scale %.5g from %s, up from %s", out.scale, out.source, out.upright)
     return out
@@ -152,10 +111,14 @@ def align(
 
 def moved(reconstruction: Reconstruction, alignment: Alignment) -> Reconstruction:
     """The reconstruction with points and camera poses in the frame and unit of `alignment`."""
-    place = lambda xyz: alignment.scale * xyz @ alignment.R.T + alignment.t
-    pose = lambda T: geometry.make_transform(alignment.R @ T[:3, :3], place(T[:3, 3]))
-    frames = tuple(replace(f, T_world_camera=pose(f.T_world_camera)) for f in reconstruction.frames)
-    return replace(reconstruction, frames=frames, points_N3=place(reconstruction.points_N3))
+    scale, R, t = alignment.scale, alignment.R, alignment.t
+    frames = []
+    for f in reconstruction.frames:
+        position = scale * f.T_world_camera[:3, 3] @ R.T + t
+        T = geometry.make_transform(R @ f.T_world_camera[:3, :3], position)
+        frames.append(replace(f, T_world_camera=T))
+    points_N3 = scale * reconstruction.points_N3 @ R.T + t
+    return replace(reconstruction, frames=tuple(frames), points_N3=points_N3)
 
 
 def _check(reconstruction: Reconstruction) -> None:
@@ -210,24 +173,29 @@ def _posed_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Poses (N, 4, 4) in the reconstruction and as given, of the frames that have both."""
     given = {f.name: f.T_world_camera for f in frame_set.frames if f.T_world_camera is not None}
-    pairs = [(f.T_world_camera, given[f.name]) for f in reconstruction.frames if f.name in given]
-    for f in reconstruction.frames:
-        if f.name in given:
-            _check_pose(f.name, given[f.name], f"frame {frame_set.world_frame!r}")
-    return tuple(np.array(side).reshape(-1, 4, 4) for side in (zip(*pairs) if pairs else ((), ())))
+    posed = [f for f in reconstruction.frames if f.name in given]
+    for f in posed:
+        _check_pose(f.name, given[f.name], f"frame {frame_set.world_frame!r}")
+    T_sfm = np.array([f.T_world_camera for f in posed]).reshape(-1, 4, 4)
+    T_given = np.array([given[f.name] for f in posed]).reshape(-1, 4, 4)
+    return T_sfm, T_given
 
 
-def _measure(
-    reconstruction, frame_set, T_sfm, T_given, config: MetricConfig, progress
+def _other_scales(
+    reconstruction: Reconstruction,
+    frame_set: FrameSet,
+    config: MetricConfig,
+    progress: Callable[[Progress], None],
 ) -> dict[str, Scale]:
-    """What every source says; all of them where any scale is wanted at all."""
-    parse_distance(config.distance)  # a mistake is told at once, not when it is first needed
-    scales = {"odometry": _odometry(T_sfm, T_given, config)}
-    if config.source != "none":
-        scales["depth"] = depth_scale(reconstruction, config, progress)
-        scales["tags"] = tag_scale(reconstruction, config, progress)
-        scales["distance"] = distance_scale(reconstruction, frame_set, config)
-    return scales
+    """What every source but odometry says, where any scale is wanted at all."""
+    parse_distance(config.distance)  # reports a mistake even where the distance is not needed
+    if config.source == "none":
+        return {}
+    return {
+        "depth": depth_scale(reconstruction, config, progress),
+        "tags": tag_scale(reconstruction, config, progress),
+        "distance": distance_scale(reconstruction, frame_set, config),
+    }
 
 
 def _odometry(T_sfm: np.ndarray, T_given: np.ndarray, config: MetricConfig) -> Scale:
@@ -243,8 +211,8 @@ def _odometry(T_sfm: np.ndarray, T_given: np.ndarray, config: MetricConfig) -> S
 
 
 def _choose(scales: dict[str, Scale], config: MetricConfig) -> Scale | None:
-    """The scale to use, None for a scene without one; SldError where what the user asked for cannot
-    be had."""
+    """The scale to use, or None for a scene without one; SldError where the one that the user asked
+    for cannot be used."""
     if config.source == "none":
         return None
     if config.source != "auto":
@@ -272,12 +240,12 @@ def _summary(
         elif not s.absent:
             notes.append(f"no scale from {s.source}: {s.reason}")
         if chosen and s.metres_per_unit is not None and s is not chosen:
-            ratio = residual[f"{s.source}_scale_ratio"] = s.metres_per_unit / chosen.metres_per_unit
+            ratio = s.metres_per_unit / chosen.metres_per_unit
+            residual[f"{s.source}_scale_ratio"] = ratio
             if abs(math.log(ratio)) > config.max_disagreement:
                 notes.append(
                     f"{s.source} gives a scale {100 * (ratio - 1):+.1f} % off that from "
-                    f"{chosen.source}, which is used "
-                    f"(metric.source={s.source} uses the other)"
+                    f"{chosen.source}, which is used (metric.source={s.source} uses the other)"
                 )
     return residual, notes
 
@@ -295,38 +263,49 @@ def _frame_fit(
     return (None, misfit) if misfit else (fit, "")
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """Rotation and translation into the frame of the map, what makes its z point up, and how planes
+    and views agree with that."""
+
+    R: np.ndarray
+    t: np.ndarray
+    upright: str
+    residual: dict[str, float]
+    notes: list[str]
+
+
 def _frame(
-    reconstruction,
+    reconstruction: Reconstruction,
     frame_set: FrameSet,
     fit: PoseFit | None,
     scale: float,
     metric: bool,
     config: MetricConfig,
-    residual: dict[str, float],
-    notes: list[str],
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """R, t and what makes z point up; adds to `residual` and `notes` how planes and views agree."""
+) -> _Frame:
+    residual, notes = {}, []
     up = find_up(reconstruction, config)
     if up.kind == "planes":
-        residual |= {"planes_to_views_deg": up.planes_to_views_deg, "planes_share": up.support}
+        residual = {"planes_to_views_deg": up.planes_to_views_deg, "planes_share": up.support}
     direction, upright = up.direction_3, up.kind
     if fit is not None and frame_set.world_z_up:
         direction, upright = fit.R[2], "tf"
-        residual["up_to_tf_deg"] = angle_deg(up.direction_3, direction)
-        if up.kind == "planes" and residual["up_to_tf_deg"] > 5:
+        off_deg = residual["up_to_tf_deg"] = angle_deg(up.direction_3, direction)
+        if up.kind == "planes" and off_deg > MAX_TILT_TO_TF_DEG:
             notes.append(
-                f"floors and walls are tilted by {residual['up_to_tf_deg']:.1f} deg in the "
-                "frame of the given poses"
+                f"floors and walls are tilted by {off_deg:.1f} deg in the frame of the given poses"
             )
     if fit is not None and metric:
         residual |= residual_of(fit)
-        if upright != "tf":
-            notes.append(
-                f"the frame of the given poses ({frame_set.world_frame or 'unnamed'}) is kept; "
-                "it is not known to have z up"
-            )
-        return fit.R, fit.t, upright if upright == "tf" else "none"
+        if upright == "tf":
+            return _Frame(fit.R, fit.t, "tf", residual, notes)
+        notes.append(
+            f"the frame of the given poses ({frame_set.world_frame or 'unnamed'}) is kept; it is "
+            "not known to have z up"
+        )
+        return _Frame(fit.R, fit.t, "none", residual, notes)
     if upright != "tf" and up.note:
         notes.append(up.note)
-    R = upright_rotation(direction, reconstruction.frames[0].T_world_camera)
-    return R, -scale * R @ reconstruction.frames[0].T_world_camera[:3, 3], upright
+    first = reconstruction.frames[0].T_world_camera
+    R = upright_rotation(direction, first)
+    return _Frame(R, -scale * R @ first[:3, 3], upright, residual, notes)

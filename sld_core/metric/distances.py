@@ -15,10 +15,10 @@ from sld_core.metric.scale import Scale, depths_in, log_median, median_depth
 from sld_core.types import FrameSet, Reconstruction, SldError
 
 HOW = (
-    'expected "NAME NAME METRES" for the distance between the camera positions of two images, '
-    'or "NAME:x,y NAME:x,y METRES" between '
-    'two points by their pixels; several are separated by ";"'
+    'expected "NAME NAME METRES" for the distance between the camera positions of two images, or '
+    '"NAME:x,y NAME:x,y METRES" between two points by their pixels; several are separated by ";"'
 )
+MAX_SPREAD = 0.25  # median deviation of the scales that several distances give, relative
 CLICK = re.compile(r"(?P<name>.+):(?P<x>\d+(\.\d+)?),(?P<y>\d+(\.\d+)?)")
 
 
@@ -36,9 +36,6 @@ class Distance:
     a: End
     b: End
     metres: float
-
-
-MAX_SPREAD = 0.25  # median deviation of the scales that several distances give, relative
 
 
 def parse_distance(text: str) -> list[Distance]:
@@ -84,68 +81,62 @@ def distance_scale(
 ) -> Scale:
     """From the distances of `config.distance`: the median of what each says.
 
-    A name that no frame has is an error; a frame that was not registered, or a click far from any
-    point, is a reason."""
+    A name that no frame has raises SldError; a frame that was not registered, or a click far from
+    any point, is the reason of a Scale without one."""
     measured = parse_distance(config.distance)
     if not measured:
-        return Scale(
-            "distance",
-            None,
-            'no distance is given (metric.distance="NAME NAME METRES")',
-            absent=True,
-        )
-    resolved = [
-        (_frame_id(d.a.name, frame_set), _frame_id(d.b.name, frame_set), d) for d in measured
-    ]
-    index = {f.name: i for i, f in enumerate(reconstruction.frames)}
+        reason = 'no distance is given (metric.distance="NAME NAME METRES")'
+        return Scale("distance", None, reason, absent=True)
+    # a name that is unknown is an error even after an end that cannot be used
+    names = {end.name: _frame_id(end.name, frame_set) for d in measured for end in (d.a, d.b)}
     logs = []
-    for a, b, d in resolved:
-        lost = [name for name in (a, b) if name not in index]
-        if lost:
-            return Scale(
-                "distance",
-                None,
-                f"{lost[0]} was not registered; measure between images that were, such as "
-                f"{reconstruction.frames[0].name} and {reconstruction.frames[-1].name}",
-            )
-        ends = [
-            _position(reconstruction, index[name], end, config)
-            for name, end in ((a, d.a), (b, d.b))
-        ]
-        for end in ends:
-            if isinstance(end, str):
-                return Scale("distance", None, end)
-        units = float(np.linalg.norm(ends[0] - ends[1]))
-        if units < 0.01 * median_depth(reconstruction):
-            return Scale(
-                "distance",
-                None,
-                f"the two ends of {d.a.name} - {d.b.name} ({d.metres:g} m) lie at the same "
-                "place in the "
-                "reconstruction; measure between places further apart",
-            )
-        logs.append(math.log(d.metres / units))
+    for distance in measured:
+        result = _log_scale(reconstruction, distance, names, config)
+        if isinstance(result, str):
+            return Scale("distance", None, result)
+        logs.append(result)
     scale, _ = log_median(np.array(logs))
-    spread = 100 * float(np.abs(np.array(logs) - math.log(scale)).max())
-    if np.median(np.abs(np.array(logs) - math.log(scale))) > MAX_SPREAD:
-        return Scale(
-            "distance",
-            None,
-            f"the measured distances contradict each other: they differ by up to {spread:.0f} "
-            "% from their "
-            "median; measure again, and check that the names are those of the images meant",
+    off = np.abs(np.array(logs) - math.log(scale))
+    spread = 100 * float(off.max())
+    if np.median(off) > MAX_SPREAD:
+        reason = (
+            f"the measured distances contradict each other: they differ by up to {spread:.0f} % "
+            "from their median; measure again, and check that the names are those of the images "
+            "meant"
         )
-    notes = (
-        [f"the measured distances differ by up to {spread:.1f} % from their median"]
-        if spread > 100 * config.max_disagreement
-        else []
-    )
-    return Scale(
-        "distance",
-        scale,
-        residual={"distance_count": float(len(logs)), "distance_spread_percent": spread},
-        notes=notes,
-    )
+        return Scale("distance", None, reason)
+    notes = []
+    if spread > 100 * config.max_disagreement:
+        notes.append(f"the measured distances differ by up to {spread:.1f} % from their median")
+    residual = {"distance_count": float(len(logs)), "distance_spread_percent": spread}
+    return Scale("distance", scale, residual=residual, notes=notes)
+
+
+def _log_scale(
+    reconstruction: Reconstruction, distance: Distance, names: dict[str, str], config: MetricConfig
+) -> float | str:
+    """log(metres / units) of one distance, or why it cannot be used. `names`: as given -> id."""
+    frames = reconstruction.frames
+    index = {f.name: i for i, f in enumerate(frames)}
+    ends = []
+    for end in (distance.a, distance.b):
+        name = names[end.name]
+        if name not in index:
+            return (
+                f"{name} was not registered; measure between images that were, such as "
+                f"{frames[0].name} and {frames[-1].name}"
+            )
+        position = _position(reconstruction, index[name], end, config)
+        if isinstance(position, str):
+            return position
+        ends.append(position)
+    units = float(np.linalg.norm(ends[0] - ends[1]))
+    if units < 0.01 * median_depth(reconstruction):
+        return (
+            f"the two ends of {distance.a.name} - {distance.b.name} ({distance.metres:g} m) lie at "
+            "the same place in the reconstruction; measure between places further apart"
+        )
+    return math.log(distance.metres / units)
 
 
 def _frame_id(name: str, frame_set: FrameSet) -> str:
@@ -163,10 +154,10 @@ def _frame_id(name: str, frame_set: FrameSet) -> str:
                 f"{matches[0]} and {matches[1]}; give the id"
             )
     first = frame_set.frames[0]
+    example = f" such as {first.source.rpartition('/')[2]}" if first.source else ""
     raise SldError(
-        f"distance: no image is called {name!r}; expected an id such as {first.name} or the "
-        "name of a source file"
-        + (f" such as {first.source.rpartition('/')[2]}" if first.source else "")
+        f"distance: no image is called {name!r}; expected an id such as {first.name} or the name "
+        f"of a source file{example}"
     )
 
 
@@ -192,12 +183,10 @@ def _position(
         nearest = f"the nearest is {away.min():.0f} px away" if len(away) else "it has none"
         return (
             f"{where}: no point is known within {config.pick_radius_px:g} px "
-            f"(metric.pick_radius_px), {nearest}; "
-            "click on a corner of something with texture"
+            f"(metric.pick_radius_px), {nearest}; click on a corner of something with texture"
         )
     z = depths_in(reconstruction, frame, reconstruction.obs_point_M[of_frame[near]])
-    # neighbours on the same surface steady the depth; what is behind or before the nearest says
-    # nothing
+    # neighbours on the same surface make the depth more precise; others are of no use
     same = np.abs(z - z[0]) <= 0.1 * abs(z[0])
     depth = 1 / np.average(1 / z[same], weights=1 / (1 + away[order][: len(z)][same] ** 2))
     ray = np.array([(xy[0] - f.camera.cx) / f.camera.fx, (xy[1] - f.camera.cy) / f.camera.fy, 1.0])

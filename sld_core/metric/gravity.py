@@ -16,9 +16,8 @@ HYPOTHESES = 400
 MAX_POINTS = 3000
 NEIGHBOURS = 40  # a plane is proposed by points near each other
 MAX_PLANES = 10
-HORIZONTAL_SHARE = (
-    0.35  # of the unit length of a viewing direction: below, it looks nearly straight up or down
-)
+# horizontal length of a viewing direction, below which it is nearly straight up or down
+HORIZONTAL_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Up:
 
 
 def find_up(reconstruction: Reconstruction, config: MetricConfig) -> Up:
-    """Up from the dominant horizontal and vertical planes within `config.max_tilt_deg` of what the
-    images say, or that."""
+    """Up by the dominant horizontal and vertical planes within `config.max_tilt_deg` of what the
+    images say; where there are none, what the images say."""
     prior = up_of_views(np.stack([f.T_world_camera for f in reconstruction.frames]))
     normals, support = dominant_planes(reconstruction, prior, config)
     found = _up_of_planes(normals, support, prior, config) if len(normals) else None
@@ -45,9 +44,8 @@ def find_up(reconstruction: Reconstruction, config: MetricConfig) -> Up:
             "views",
             0.0,
             0.0,
-            "no floor, table or pair of walls was found: up is what the images have on average "
-            "upwards, "
-            "and off by as much as the camera was tilted",
+            "no floor, table or pair of walls was found: up is the mean upward direction of the "
+            "images, and off by as much as the camera was tilted",
         )
     up, share = found
     return Up(up, "planes", angle_deg(up, prior), share)
@@ -100,9 +98,8 @@ def _largest_plane(
     length = np.linalg.norm(normals, axis=1)
     normals = normals / np.maximum(length, 1e-12)[:, None]
     cosine = np.abs(normals @ prior_3)
-    wanted = (length > 1e-12) & (
-        (cosine > np.cos(np.radians(max_tilt_deg))) | (cosine < np.sin(np.radians(max_tilt_deg)))
-    )
+    level = cosine > np.cos(np.radians(max_tilt_deg))
+    wanted = (length > 1e-12) & (level | (cosine < np.sin(np.radians(max_tilt_deg))))
     if not wanted.any():
         return None
     seeds, normals = seeds[wanted], normals[wanted]
@@ -142,8 +139,8 @@ def _up_of_planes(
     used = agree[best]
     if support_P[used].sum() < config.min_up_share:
         return None
-    sign = np.where(level, -1.0, 1.0) * used * support_P
-    M = np.einsum("p,pi,pj->ij", sign, normals_P3, normals_P3)
+    weight_P = np.where(level, -support_P, support_P)[used]
+    M = np.einsum("p,pi,pj->ij", weight_P, normals_P3[used], normals_P3[used])
     M -= 1e-3 * np.outer(candidates[best], candidates[best])  # holds what no plane says
     up = np.linalg.eigh(M)[1][:, 0]
     return up * np.sign(up @ prior_3), float(support_P[used].sum())
@@ -152,12 +149,9 @@ def _up_of_planes(
 def _agrees(
     normals_P3: np.ndarray, level_P: np.ndarray, up_3: np.ndarray, tolerance_deg: float
 ) -> np.ndarray:
-    cosine = np.abs(normals_P3 @ up_3)
-    return np.where(
-        level_P,
-        cosine >= np.cos(np.radians(tolerance_deg)),
-        cosine <= np.sin(np.radians(tolerance_deg)),
-    )
+    """Which planes (P,) are level or upright with respect to `up_3`, as they should be."""
+    cosine, tolerance = np.abs(normals_P3 @ up_3), np.radians(tolerance_deg)
+    return np.where(level_P, cosine >= np.cos(tolerance), cosine <= np.sin(tolerance))
 
 
 def upright_rotation(up_3: np.ndarray, T_first: np.ndarray) -> np.ndarray:
@@ -165,10 +159,10 @@ def upright_rotation(up_3: np.ndarray, T_first: np.ndarray) -> np.ndarray:
     (REP-103); of one that looks straight up or down, along the horizontal upward direction of its
     image."""
     z = up_3 / np.linalg.norm(up_3)
-    flat = lambda v: v - (v @ z) * z
-    x = flat(T_first[:3, 2])
+    level = np.eye(3) - np.outer(z, z)  # takes the vertical part of a vector away
+    x = level @ T_first[:3, 2]
     if np.linalg.norm(x) < HORIZONTAL_SHARE:
-        x = flat(-T_first[:3, 1])
+        x = level @ -T_first[:3, 1]
     x /= np.linalg.norm(x)
     return np.stack([x, np.cross(z, x), z])
 

@@ -43,10 +43,8 @@ def fit_poses(
 
     Hypotheses from three frames each (least median, then truncated sum), then iteratively
     reweighted Gauss-Newton with Cauchy weights on positions and orientations."""
-    middle_c, middle_p = (
-        np.median(T_sfm_N44[:, :3, 3], axis=0),
-        np.median(T_world_N44[:, :3, 3], axis=0),
-    )
+    middle_c = np.median(T_sfm_N44[:, :3, 3], axis=0)
+    middle_p = np.median(T_world_N44[:, :3, 3], axis=0)
     poses = _Poses(
         T_sfm_N44[:, :3, 3] - middle_c,
         T_sfm_N44[:, :3, :3],
@@ -72,44 +70,37 @@ def odometry_scale(fit: PoseFit | None, config: MetricConfig) -> Scale:
         return Scale("odometry", None, "the camera did not move: positions give no scale")
     residual = residual_of(fit) | {"odometry_scale_sigma_percent": 100 * fit.scale_sigma}
     if fit.baseline_m < config.min_baseline_m:
-        return Scale(
-            "odometry",
-            None,
+        reason = (
             f"the camera moved over {fit.baseline_m:.2f} m only; expected at least "
-            f"{config.min_baseline_m:g} m "
-            "(metric.min_baseline_m)",
-            residual,
+            f"{config.min_baseline_m:g} m (metric.min_baseline_m)"
         )
+        return Scale("odometry", None, reason, residual)
     misfit = misfit_of(fit, config)
     if misfit:
         return Scale("odometry", None, misfit, residual)
     if fit.scale_sigma > config.max_scale_sigma:
-        return Scale(
-            "odometry",
-            None,
+        reason = (
             f"the scale is uncertain by {100 * fit.scale_sigma:.0f} %; expected at most "
-            f"{100 * config.max_scale_sigma:g} % (metric.max_scale_sigma)",
-            residual,
+            f"{100 * config.max_scale_sigma:g} % (metric.max_scale_sigma)"
         )
+        return Scale("odometry", None, reason, residual)
     return Scale("odometry", fit.scale, residual=residual)
 
 
 def misfit_of(fit: PoseFit, config: MetricConfig) -> str:
     """Why the given poses cannot be those of the cameras; empty where they can."""
-    metres, degrees = (
-        float(np.median(fit.position_error_N)),
-        float(np.degrees(np.median(fit.angle_error_N))),
-    )
+    metres = float(np.median(fit.position_error_N))
+    degrees = float(np.degrees(np.median(fit.angle_error_N)))
     if degrees > config.max_odometry_deg:
         return (
             f"the given orientations do not fit those of the images: median {degrees:.0f} deg; "
-            "expected are poses of the camera "
-            "optical frame (z forward, x right, y down), camera to world"
+            "expected poses of the camera optical frame (z forward, x right, y down), camera to "
+            "world"
         )
     if metres > max(config.max_odometry_misfit * fit.baseline_m, config.min_baseline_m):
         return (
-            f"the given positions do not fit those of the images: median {metres:.2f} m in "
-            f"a drive over {fit.baseline_m:.2f} m"
+            f"the given positions do not fit those of the images: median {metres:.2f} m in a drive "
+            f"over {fit.baseline_m:.2f} m"
         )
     return ""
 
@@ -146,18 +137,17 @@ def _best_hypothesis(poses: _Poses, scale: float | None, config: MetricConfig):
     """The similarity of three frames that fits most frames best; None where none moves."""
     rng = np.random.default_rng(0)
     samples = [rng.choice(len(poses.c), 3, replace=False) for _ in range(HYPOTHESES)]
-    found = [
-        h
-        for h in [_closed_form(poses, scale), *(_closed_form(poses[s], scale) for s in samples)]
-        if h
-    ]
+    tried = [_closed_form(some, scale) for some in (poses, *(poses[s] for s in samples))]
+    found = [hypothesis for hypothesis in tried if hypothesis is not None]
     if not found:
         return None
     # a radian counts as much as half of the drive
     lever = max(float(np.median(np.linalg.norm(poses.p - np.median(poses.p, axis=0), axis=1))), 0.1)
-    errors = np.stack(
-        [metres + lever * radians for metres, radians in (_errors(poses, *h) for h in found)]
-    )
+    errors = []
+    for hypothesis in found:
+        metres, radians = _errors(poses, *hypothesis)
+        errors.append(metres + lever * radians)
+    errors = np.stack(errors)
     # the median alone is content with the frames of a robot that stood still most of the time
     limit = max(3 * float(np.median(errors, axis=1).min()), 10 * config.odometry_noise_m)
     return found[int(np.minimum(errors, limit).sum(1).argmin())]
@@ -187,9 +177,8 @@ def _errors(poses: _Poses, s: float, R: np.ndarray, t: np.ndarray) -> tuple[np.n
 def _rotation_vectors(A_N33: np.ndarray, B_N33: np.ndarray) -> np.ndarray:
     """The vectors (N, 3) with A = exp(vector) B."""
     D = A_N33 @ np.swapaxes(B_N33, 1, 2)
-    axis = (
-        np.stack([D[:, 2, 1] - D[:, 1, 2], D[:, 0, 2] - D[:, 2, 0], D[:, 1, 0] - D[:, 0, 1]], 1) / 2
-    )
+    twice = [D[:, 2, 1] - D[:, 1, 2], D[:, 0, 2] - D[:, 2, 0], D[:, 1, 0] - D[:, 0, 1]]
+    axis = np.stack(twice, 1) / 2
     sine = np.linalg.norm(axis, axis=1)
     angle = np.arctan2(sine, (np.trace(D, axis1=1, axis2=2) - 1) / 2)
     # half a turn has no unique axis; such a frame is an outlier along any
@@ -198,8 +187,7 @@ def _rotation_vectors(A_N33: np.ndarray, B_N33: np.ndarray) -> np.ndarray:
 
 
 def _sigma(error_N: np.ndarray, floor: float) -> float:
-    """ChannelNormalization deviation per axis of errors given by their length, as half of them
-    say."""
+    """Standard deviation per axis of errors given by their length, from their median."""
     return max(float(np.median(error_N)) / MEDIAN_OF_NORM, floor)
 
 
@@ -208,7 +196,7 @@ def _refine(
 ):
     """Gauss-Newton in (log scale, rotation, translation) with Cauchy weights; returns scale, R, t
     and the relative standard deviation of the scale, were all errors independent."""
-    first = 0 if free_scale else 1
+    first = 0 if free_scale else 1  # of the unknowns: a fixed scale is none
     sigma = 0.0
     for _ in range(60):
         H, g = _normal_equations(poses, s, R, t, config)
@@ -252,7 +240,7 @@ def _jackknife(
     poses: _Poses, s: float, R: np.ndarray, t: np.ndarray, config: MetricConfig
 ) -> float:
     """Relative standard deviation of the scale from leaving out one stretch of the drive after the
-    other: drift is no independent noise, so the formal one is far too small."""
+    other: drift is not independent noise, so the formal one is far too small."""
     blocks = min(5, len(poses.c) // 3)
     if blocks < 2:
         return 0.0

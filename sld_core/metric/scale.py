@@ -16,7 +16,7 @@ from sld_core.types import Camera, Progress, Reconstruction
 @dataclass(frozen=True)
 class Scale:
     """What one source says of the scale: metres per unit of the reconstruction, or None and the
-    `reason`; `absent` where the input simply has no such source."""
+    `reason`; `absent` where the input has no such source."""
 
     source: str
     metres_per_unit: float | None
@@ -58,28 +58,23 @@ def depth_scale(
         "depth_samples": float(len(samples)),
         "depth_frames": float(len(chosen)),
     }
-    if (off := spread_over_images(logs)) is not None:
-        residual["depth_frame_spread_percent"] = 100 * float(off[1])
     if mad > 100 * config.max_depth_spread:
-        return Scale(
-            "depth",
-            None,
+        reason = (
             "depth images and points do not fit together: half of the ratios are more than "
-            f"{mad:.0f} % off "
-            f"their median (expected at most {100 * config.max_depth_spread:.0f} %); are the "
-            "depth images "
-            "aligned with the images, and in millimetres?",
-            residual,
+            f"{mad:.0f} % off their median (expected at most {100 * config.max_depth_spread:.0f} "
+            "%); are the depth images aligned with the images, and in millimetres?"
         )
+        return Scale("depth", None, reason, residual)
     notes = []
-    if (
-        uneven := residual.get("depth_frame_spread_percent", 0.0)
-    ) > 100 * config.max_depth_frame_spread:
-        notes.append(
-            f"one image in ten disagrees with the map's scale by {uneven:.0f} % or more, by "
-            "its depth: parts of the map that "
-            "overlap little are of different size; add images on the way between them"
-        )
+    off = spread_over_images(logs)
+    if off is not None:
+        uneven = residual["depth_frame_spread_percent"] = 100 * float(off[1])
+        if uneven > 100 * config.max_depth_frame_spread:
+            notes.append(
+                f"one image in ten disagrees with the map's scale by {uneven:.0f} % or more, by "
+                "its depth: parts of the map that overlap little are of different size; add images "
+                "on the way between them"
+            )
     return Scale("depth", scale, residual=residual, notes=notes)
 
 
@@ -88,11 +83,9 @@ def spread_over_images(logs: Sequence[np.ndarray]) -> np.ndarray | None:
     image in ten exceeds). `logs` are log(measured depth / depth of the point) by image; None where
     no image has ten."""
     medians = np.array([np.median(log) for log in logs if len(log) >= 10])
-    return (
-        np.percentile(np.abs(medians - np.median(np.concatenate(logs))), [50, 90])
-        if len(medians)
-        else None
-    )
+    if not len(medians):
+        return None
+    return np.percentile(np.abs(medians - np.median(np.concatenate(logs))), [50, 90])
 
 
 def _log_ratios(reconstruction: Reconstruction, frame: int, config: MetricConfig) -> np.ndarray:
@@ -143,14 +136,10 @@ def depths_in(reconstruction: Reconstruction, frame: int, point_K: np.ndarray) -
 def median_depth(reconstruction: Reconstruction) -> float:
     """Median over all observations of the depth of the point seen, in units of the
     reconstruction."""
-    T = np.stack([f.T_world_camera for f in reconstruction.frames])[reconstruction.obs_frame_M]
-    return float(
-        np.median(
-            (
-                (reconstruction.points_N3[reconstruction.obs_point_M] - T[:, :3, 3]) * T[:, :3, 2]
-            ).sum(1)
-        )
-    )
+    r = reconstruction
+    T = np.stack([f.T_world_camera for f in r.frames])[r.obs_frame_M]
+    ray_M3 = r.points_N3[r.obs_point_M] - T[:, :3, 3]
+    return float(np.median((ray_M3 * T[:, :3, 2]).sum(1)))
 
 
 def log_median(log_N: np.ndarray) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,23 +15,24 @@ from sld_core.camera import images
 from sld_core.config.mapping import MetricConfig
 from sld_core.metric.scale import Scale, log_median
 from sld_core.spread import spread
-from sld_core.types import Camera, Progress, Reconstruction
+from sld_core.types import Camera, Progress, Reconstruction, SldError
 
-FAMILIES = {
-    "apriltag_36h11": cv2.aruco.DICT_APRILTAG_36h11,
-    "apriltag_25h9": cv2.aruco.DICT_APRILTAG_25h9,
-    "apriltag_16h5": cv2.aruco.DICT_APRILTAG_16h5,
-    "aruco_4x4_50": cv2.aruco.DICT_4X4_50,
+FAMILIES = {  # of tags, and what OpenCV calls them
+    "apriltag_36h11": "DICT_APRILTAG_36h11",
+    "apriltag_25h9": "DICT_APRILTAG_25h9",
+    "apriltag_16h5": "DICT_APRILTAG_16h5",
+    "aruco_4x4_50": "DICT_4X4_50",
 }
-EDGES = (
+DIAGONAL = 2**0.5
+EDGES = (  # two corners, and their distance in sides
     (0, 1, 1.0),
     (1, 2, 1.0),
     (2, 3, 1.0),
     (3, 0, 1.0),
-    (0, 2, 2**0.5),
-    (1, 3, 2**0.5),
-)  # corners, length in sides
-MAX_PAIRS = 200  # of views from which a tag is proposed
+    (0, 2, DIAGONAL),
+    (1, 3, DIAGONAL),
+)
+MAX_PAIRS = 200  # of views, from which the place of a tag is proposed
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,8 @@ def tag_scale(
     A tag whose sightings do not fit one place (printed twice, or moved) is left out, with a
     note."""
     if config.tag_size_m <= 0:
-        return Scale(
-            "tags",
-            None,
-            "the size of the tags is not given (metric.tag_size_m, metres)",
-            absent=True,
-        )
+        reason = "the size of the tags is not given (metric.tag_size_m, metres)"
+        return Scale("tags", None, reason, absent=True)
     sightings = find_tags(reconstruction, config, progress)
     if not sightings:
         return Scale(
@@ -66,23 +63,19 @@ def tag_scale(
             None,
             f"no tag of {config.tag_family} was found in the images; is metric.tag_family right?",
         )
-    notes, logs, views, used = [], [], 0, 0
+    notes, logs, views = [], [], 0
     for tag, seen in sorted(sightings.items()):
         result = _log_scales(reconstruction, seen, config)
         if isinstance(result, str):
             notes.append(f"tag {tag} is left out: {result}")
-            continue
-        logs.append(result)
-        views, used = views + len(seen), used + 1
+        else:
+            logs.append(result)
+            views += len(seen)
     if not logs:
         return Scale("tags", None, "; ".join(notes), notes=notes)
     scale, mad = log_median(np.concatenate(logs))
-    return Scale(
-        "tags",
-        scale,
-        residual={"tags_mad_percent": mad, "tags": float(used), "tags_views": float(views)},
-        notes=notes,
-    )
+    residual = {"tags_mad_percent": mad, "tags": float(len(logs)), "tags_views": float(views)}
+    return Scale("tags", scale, residual=residual, notes=notes)
 
 
 def find_tags(
@@ -96,9 +89,8 @@ def find_tags(
     for k, i in enumerate(chosen):
         progress(Progress("looking for tags", k / len(chosen)))
         frame = reconstruction.frames[i]
-        image, _ = images.fit(
-            images.read_image(frame.image_path), frame.camera, 10**6
-        )  # of the camera's size, or an error
+        # as large as the camera says, or an error
+        image, _ = images.fit(images.read_image(frame.image_path), frame.camera, 10**6)
         for tag, xy in detect(image, config.tag_family):
             sightings[tag].append(Sighting(i, xy))
     return dict(sightings)
@@ -106,19 +98,35 @@ def find_tags(
 
 def detect(image_HW3: np.ndarray, family: str) -> list[tuple[int, np.ndarray]]:
     """Ids and corners (4, 2; pixels, corner origin) of the tags in an RGB image."""
-    parameters = cv2.aruco.DetectorParameters()
-    parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-    dictionary, gray = (
-        cv2.aruco.getPredefinedDictionary(FAMILIES[family]),
-        cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY),
-    )
-    corners, ids, _ = cv2.aruco.ArucoDetector(dictionary, parameters).detectMarkers(gray)
-    if ids is None:
-        return []
-    sharp = [
-        _on_edges(gray, xy.reshape(4, 2).astype(float), dictionary.markerSize + 2) for xy in corners
-    ]
-    return [(int(tag), xy + 0.5) for tag, xy in zip(np.ravel(ids), sharp) if xy is not None]
+    if not hasattr(cv2, "aruco"):
+        raise SldError(
+            f"OpenCV {cv2.__version__} finds no tags: install OpenCV 4.7 or later, or an earlier "
+            "one with its contrib modules"
+        )
+    dictionary = cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, FAMILIES[family]))
+    gray = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY)
+    corners, ids = _detect_markers(gray, dictionary)
+    found = []
+    for tag, xy in zip(ids, corners):
+        sharp = _on_edges(gray, xy.reshape(4, 2).astype(float), dictionary.markerSize + 2)
+        if sharp is not None:
+            found.append((int(tag), sharp + 0.5))
+    return found
+
+
+def _detect_markers(gray_HW: np.ndarray, dictionary) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Corners and ids by OpenCV. Before 4.7, as in Ubuntu 24.04, there is no ArucoDetector, and
+    parameters made by their class instead of the function crash the process."""
+    if hasattr(cv2.aruco, "ArucoDetector"):
+        parameters = cv2.aruco.DetectorParameters()
+        parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
+        found = cv2.aruco.ArucoDetector(dictionary, parameters).detectMarkers(gray_HW)
+    else:
+        parameters = cv2.aruco.DetectorParameters_create()
+        parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
+        found = cv2.aruco.detectMarkers(gray_HW, dictionary, parameters=parameters)
+    corners, ids, _ = found
+    return corners, np.empty(0, int) if ids is None else np.ravel(ids)
 
 
 def _on_edges(gray_HW: np.ndarray, xy_42: np.ndarray, modules: int) -> np.ndarray | None:
@@ -147,13 +155,10 @@ def _edge(
     length = float(np.linalg.norm(along))
     normal = np.array([along[1], -along[0]]) / max(length, 1e-9)
     normal *= np.sign(normal @ (a_2 + b_2 - 2 * centre_2)) or 1.0
-    reach = np.clip(
-        0.6 * length / modules, 1.5, 4.0
-    )  # the border is one module wide, and so is the white around it
-    part, across = (
-        np.linspace(0.1, 0.9, int(np.clip(length, 8, 64))),
-        np.linspace(-reach, reach, 25),
-    )
+    # the border is one module wide, and so is the white around it
+    reach = np.clip(0.6 * length / modules, 1.5, 4.0)
+    part = np.linspace(0.1, 0.9, int(np.clip(length, 8, 64)))
+    across = np.linspace(-reach, reach, 25)
     xy = (a_2 + part[:, None] * along)[:, None] + across[:, None] * normal
     profile = cv2.remap(
         gray_HW, xy.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -164,9 +169,8 @@ def _edge(
     if good.sum() < 4:
         return None
     offset = (rise[good] @ ((across[1:] + across[:-1]) / 2)) / rise[good].sum(1)
-    kept = np.abs(offset - np.median(offset)) <= 3 * max(
-        float(np.median(np.abs(offset - np.median(offset)))), 0.05
-    )
+    away = np.abs(offset - np.median(offset))
+    kept = away <= 3 * max(float(np.median(away)), 0.05)
     slope, start = np.polyfit(part[good][kept], offset[kept], 1)
     p, q = a_2 + start * normal, b_2 + (start + slope) * normal
     return np.cross([*p, 1.0], [*q, 1.0])
@@ -188,26 +192,39 @@ def _log_scales(
     lost = len(seen) - int(good.sum())
     if good.sum() < 2 or lost >= max(2, 0.25 * len(seen)):
         return (
-            f"{lost} of {len(seen)} sightings do not fit the place of the others; was it "
-            "printed twice, or moved?"
+            f"{lost} of {len(seen)} sightings do not fit the place of the others; was it printed "
+            "twice, or moved?"
         )
     if _parallax_deg(T[good], corners.mean(0)) < config.min_tag_parallax_deg:
         return (
             "it was seen from one direction only (less than "
             f"{config.min_tag_parallax_deg:g} deg of parallax)"
         )
-    logs = np.array(
-        [
-            np.log(config.tag_size_m * sides / np.linalg.norm(corners[a] - corners[b]))
-            for a, b, sides in EDGES
-        ]
-    )
+    lengths = np.array([np.linalg.norm(corners[a] - corners[b]) for a, b, _ in EDGES])
+    logs = np.log(config.tag_size_m * np.array([sides for _, _, sides in EDGES]) / lengths)
     if np.ptp(logs) > config.max_tag_skew:
         return (
-            f"its sides differ by {100 * np.ptp(logs):.0f} %; it is not flat, or too small "
-            "in the images"
+            f"its sides differ by {100 * np.ptp(logs):.0f} %; it is not flat, or too small in the "
+            "images"
         )
     return logs
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A proposed place of a tag: its corners (4, 3), which views (V,) agree, and their summed
+    squared error."""
+
+    corners_43: np.ndarray
+    good_V: np.ndarray
+    error: float
+
+    def better(self, other: _Fit) -> _Fit:
+        """The one with more views or, at as many, the smaller error."""
+        mine, theirs = self.good_V.sum(), other.good_V.sum()
+        if mine != theirs:
+            return self if mine > theirs else other
+        return self if self.error <= other.error else other
 
 
 def _place(
@@ -216,32 +233,26 @@ def _place(
     """Corners (4, 3) that most views agree on, and which views (V,) do; proposed by pairs of views,
     refined with all that agree."""
     P = np.stack([c.K @ T[:3] for c, T in zip(cameras, T_V44)])
-    pairs = list(combinations(range(len(P)), 2))
-    best = np.zeros((4, 3)), np.zeros(len(P), bool), np.inf
-    for k in spread(range(len(pairs)), MAX_PAIRS):
-        two = list(pairs[k])
-        best = _better(best, _judge(P, xy_V42, _triangulate(P[two], xy_V42[two]), max_error_px))
+    best = _Fit(np.zeros((4, 3)), np.zeros(len(P), bool), np.inf)
+    for two in spread(list(combinations(range(len(P)), 2)), MAX_PAIRS):
+        corners = _triangulate(P[list(two)], xy_V42[list(two)])
+        best = best.better(_fit(P, xy_V42, corners, max_error_px))
     for _ in range(3):
-        if best[1].sum() >= 2:
-            best = _better(
-                best, _judge(P, xy_V42, _triangulate(P[best[1]], xy_V42[best[1]]), max_error_px)
-            )
-    return best[0], best[1]
+        if best.good_V.sum() >= 2:
+            corners = _triangulate(P[best.good_V], xy_V42[best.good_V])
+            best = best.better(_fit(P, xy_V42, corners, max_error_px))
+    return best.corners_43, best.good_V
 
 
-def _better(a, b):
-    """Of two (corners, views, error): the one with more views or, at as many, the smaller error."""
-    return min(a, b, key=lambda one: (-one[1].sum(), one[2]))
-
-
-def _judge(P_V34: np.ndarray, xy_V42: np.ndarray, corners_43: np.ndarray, max_error_px: float):
+def _fit(
+    P_V34: np.ndarray, xy_V42: np.ndarray, corners_43: np.ndarray, max_error_px: float
+) -> _Fit:
     h = np.einsum("vij,cj->vci", P_V34, np.column_stack([corners_43, np.ones(4)]))
     ahead = (h[:, :, 2] > 1e-9).all(1)
-    error = np.linalg.norm(
-        h[:, :, :2] / np.where(h[:, :, 2:] > 1e-9, h[:, :, 2:], np.inf) - xy_V42, axis=2
-    ).max(1)
+    xy = h[:, :, :2] / np.where(h[:, :, 2:] > 1e-9, h[:, :, 2:], np.inf)
+    error = np.linalg.norm(xy - xy_V42, axis=2).max(1)
     good = ahead & (error <= max_error_px)
-    return corners_43, good, float((error[good] ** 2).sum())
+    return _Fit(corners_43, good, float((error[good] ** 2).sum()))
 
 
 def _triangulate(P_V34: np.ndarray, xy_V42: np.ndarray) -> np.ndarray:

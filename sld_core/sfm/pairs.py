@@ -1,5 +1,5 @@
-"""Which pairs of images are worth matching: neighbours in time, and images that look alike wherever
-they are in time."""
+"""Which pairs of images are worth matching: neighbours in time, and images that look alike whenever
+they were taken."""
 
 from __future__ import annotations
 
@@ -30,11 +30,9 @@ VOCABULARY_FRAMES, VOCABULARY_CELLS = 100, 200
 
 def is_exhaustive(frames: Sequence[Frame], config: SfmConfig) -> bool:
     """Whether simply all pairs are matched."""
-    return (
-        config.matching == "exhaustive"
-        or config.matching == "auto"
-        and len(frames) <= config.exhaustive_up_to
-    )
+    if config.matching == "auto":
+        return len(frames) <= config.exhaustive_up_to
+    return config.matching == "exhaustive"
 
 
 def all_pairs(count: int) -> Pairs:
@@ -42,8 +40,8 @@ def all_pairs(count: int) -> Pairs:
 
 
 def propose(frames: Sequence[Frame], likeness_FF: np.ndarray, config: SfmConfig) -> Pairs:
-    """Pairs (i < j) of frames to match first: neighbours in time, what looks most alike, and that
-    of every other pass."""
+    """Pairs (i < j) of frames to match first: neighbours in time, the most alike, and the most
+    alike of every other pass."""
     return sorted(
         {
             *neighbours(frames, config.overlap),
@@ -54,8 +52,8 @@ def propose(frames: Sequence[Frame], likeness_FF: np.ndarray, config: SfmConfig)
 
 
 def bridges(likeness_FF: np.ndarray, verified_FF: np.ndarray, count: int) -> Pairs:
-    """Pairs that could join the parts into which verified matches fall: each frame with the `count`
-    most like it in other parts; none where all hangs together."""
+    """Pairs that could join the parts that verified matches leave: each frame with the `count` most
+    like it in other parts; none where there is one part."""
     parts, part_F = connected_components(csr_array(verified_FF), directed=False)
     if parts < 2:
         return []
@@ -75,9 +73,9 @@ def neighbours(frames: Sequence[Frame], overlap: int) -> Pairs:
 
 
 def closest(likeness_FF: np.ndarray, count: int, gap: int = 1) -> Pairs:
-    """Each frame with the `count` that are most like it, at least `gap` apart in their order and
-    from the frame itself: with a gap of 1 simply the nearest, with a larger one the best of every
-    other pass through the place."""
+    """Each frame with the `count` most like it that are at least `gap` apart in order, from each
+    other and from the frame: with a gap of 1 simply the nearest, with a larger one the best of
+    every other pass through the place."""
     pairs = set()
     for i, order in enumerate(np.argsort(-likeness_FF, axis=1, kind="stable")):
         free = np.ones(len(likeness_FF), bool)
@@ -95,19 +93,16 @@ def closest(likeness_FF: np.ndarray, count: int, gap: int = 1) -> Pairs:
 def global_descriptors(
     frames: Sequence[Frame], seed: int, progress: Callable[[Progress], None], words: int = 32
 ) -> np.ndarray:
-    """One unit vector (F, C) per frame: residuals of the frozen backbone's cells to `words` visual
-    words, summed per word (VLAD, Jégou et al., CVPR 2010), with words that are clustered from these
-    very images."""
+    """One unit vector (F, C) per frame: differences of the frozen backbone's cells to `words`
+    visual words, summed per word (VLAD, Jégou et al., CVPR 2010); the words are clustered from
+    these images."""
     backbone = Backbone("xfeat")
     cells = []
     for i, frame in enumerate(frames):
         image = read_image(frame.image_path)
         scale = DESCRIPTOR_SIDE_PX / max(image.shape[:2])
-        image = (
-            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            if scale < 1
-            else image
-        )
+        if scale < 1:
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         cells.append(functional.normalize(backbone.features(image).flatten(1).T, dim=1).half())
         progress(Progress("describing images", (i + 1) / len(frames)))
     word_KC = _words(cells, words, seed)
@@ -118,12 +113,11 @@ def _words(cells: Sequence[torch.Tensor], count: int, seed: int) -> torch.Tensor
     """Spherical k-means over cells of frames spread over the set."""
     generator = torch.Generator().manual_seed(seed)
     frames = spread(range(len(cells)), VOCABULARY_FRAMES)
-    sample_NC = torch.cat(
-        [
-            cells[i][torch.randperm(len(cells[i]), generator=generator)[:VOCABULARY_CELLS]]
-            for i in frames
-        ]
-    ).float()
+    sample = []
+    for i in frames:
+        drawn = torch.randperm(len(cells[i]), generator=generator)[:VOCABULARY_CELLS]
+        sample.append(cells[i][drawn])
+    sample_NC = torch.cat(sample).float()
     word_KC = sample_NC[torch.randperm(len(sample_NC), generator=generator)[:count]]
     for _ in range(15):
         nearest_N = (sample_NC @ word_KC.T).argmax(1)
@@ -137,7 +131,6 @@ def _words(cells: Sequence[torch.Tensor], count: int, seed: int) -> torch.Tensor
 def _vlad(cell_NC: torch.Tensor, word_KC: torch.Tensor) -> torch.Tensor:
     nearest_N = (cell_NC @ word_KC.T).argmax(1)
     residual_KC = torch.zeros_like(word_KC).index_add_(0, nearest_N, cell_NC - word_KC[nearest_N])
-    residual_KC = functional.normalize(
-        residual_KC, dim=1
-    )  # a wall of one texture must not drown the rest
+    # per word first: a wall of one texture must not drown the rest
+    residual_KC = functional.normalize(residual_KC, dim=1)
     return functional.normalize(residual_KC.flatten(), dim=0)

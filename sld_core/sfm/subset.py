@@ -10,7 +10,7 @@ import numpy as np
 from sld_core.types import Reconstruction
 
 
-def without(reconstruction: Reconstruction, left_out: Sequence[int]) -> Reconstruction:
+def without_frames(reconstruction: Reconstruction, left_out: Sequence[int]) -> Reconstruction:
     """The reconstruction as seen by all frames but those of `left_out`; indices of points stay as
     they are."""
     if not len(left_out):

@@ -18,7 +18,7 @@ from sld_core.landmarks.matchability import matchability
 from sld_core.landmarks.normals import normals_of
 from sld_core.models.backbone import Backbone
 from sld_core.sfm import triangulation
-from sld_core.sfm.subset import without
+from sld_core.sfm.subset import without_frames
 from sld_core.spread import spread
 from sld_core.types import Frame, Labels, Landmarks, Progress, SceneData, SldError, Visibility
 
@@ -57,17 +57,16 @@ def from_frames(
         whole = triangulation.reconstruct_once(frames, work, config.tracks, config.seed, progress)
     with stage("landmarks"):
         held_out = hold_out(len(frames), config.validation_fraction)
-        seen = without(whole, held_out)
+        seen = without_frames(whole, held_out)
         match_N = None
         if config.landmarks.matchability_weight > 0:
             match_N = matchability(
                 seen,
                 backbone,
-                config.image,
-                backbone.device,
+                config.image.max_side_px,
+                config.landmarks,
                 np.random.default_rng(config.seed),
                 progress,
-                config.landmarks,
                 upright_angles(seen.frames),
             )
         landmarks = landmarking.select(seen, config.landmarks, match_N)

@@ -1,7 +1,7 @@
 """The depth stage: a folder of depth images from sensor, PatchMatch or sparse points."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from sld_core.camera.images import read_depth
 from sld_core.config.mapping import DepthConfig
 from sld_core.config.settings import from_dict
-from sld_core.depth import complete, patch_match, stage
+from sld_core.depth import patch_match, stage
 from sld_core.depth.completion import METHODS
 from sld_core.geometry import make_transform
 from sld_core.types import Camera, Frame, Reconstruction, SldError
@@ -70,7 +70,9 @@ def blind(room):
 
 def run(reconstruction, folder, model=None, metric=True, **settings):
     seen = []
-    report = complete(reconstruction, folder, DepthConfig(**settings), model, seen.append, metric)
+    report = stage.complete(
+        reconstruction, folder, DepthConfig(**settings), model, seen.append, metric
+    )
     assert report.source == "none" or seen[-1].fraction == 1
     return report
 
@@ -111,7 +113,7 @@ def test_sparse_points_are_completed(blind, tmp_path, monkeypatch):
     written = read_depth(tmp_path / "depth/drive/image-000001.depth.png")
     assert written.shape == (32, 48)
     np.testing.assert_allclose(written, np.tile(2 + (np.arange(48) + 0.5) / 48, (32, 1)), rtol=0.03)
-    json.dumps(report.to_dict())
+    json.dumps(asdict(report))
 
 
 def test_points_land_in_the_pixel_that_shows_them(blind):
@@ -134,7 +136,8 @@ def test_patchmatch_maps_are_taken(blind, tmp_path, monkeypatch):
 
     def computed(reconstruction, workspace):
         path = workspace / "a.bin"
-        patch_match.write_map(path, np.full((16, 24), 2.5))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"24&16&1&" + np.full((16, 24), 2.5, "<f4").tobytes())
         return {reconstruction.frames[0].name: path}
 
     monkeypatch.setattr(patch_match, "patch_match", computed)

@@ -11,10 +11,10 @@ import torch
 
 from sld_core import cli, geometry, synthetic
 from sld_core.bench.landmarks import selection_rules
-from sld_core.config.scene import ImageConfig, LabelConfig, LandmarkConfig
+from sld_core.config.scene import LabelConfig, LandmarkConfig
 from sld_core.config.settings import from_dict, to_dict
 from sld_core.landmarks import matchability, normals, selection, visibility
-from sld_core.sfm.subset import without
+from sld_core.sfm.subset import without_frames
 from sld_core.types import Camera, Frame, Landmarks, Reconstruction, SldError, Visibility
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 32.0, 24.0)
@@ -66,7 +66,7 @@ def test_test_images_leave_no_trace(line):
     images alone."""
     rng = np.random.default_rng(1)
     few = LandmarkConfig(count=60, min_views=4)
-    expected = selection.select(without(line, [6, 7]), few)
+    expected = selection.select(without_frames(line, [6, 7]), few)
     test = line.obs_frame_M >= 6
     keep = ~test | (rng.random(len(test)) < 0.5)
     moved = [dataclasses.replace(f, T_world_camera=at(5.0), session="new") for f in line.frames[6:]]
@@ -83,7 +83,7 @@ def test_test_images_leave_no_trace(line):
         obs_xy_M2=noisy.obs_xy_M2[keep],
     )
     for changed in (noisy, gone):
-        got = selection.select(without(changed, [6, 7]), few)
+        got = selection.select(without_frames(changed, [6, 7]), few)
         np.testing.assert_array_equal(got.point_L, expected.point_L)
         np.testing.assert_array_equal(got.xyz_L3, expected.xyz_L3)
 
@@ -175,7 +175,7 @@ class FakeBackbone:
     """Sees nothing but the colour in the middle of each cell; different colours have features far
     apart."""
 
-    channels = 32
+    channels, device = 32, "cpu"
 
     def features(self, image_HW3, device="cpu"):
         colour = torch.from_numpy(image_HW3[4::8, 4::8].astype(np.float32))
@@ -211,7 +211,7 @@ def test_tiles_that_are_all_alike_match_worse_than_those_that_are_not(wall):
     config = LandmarkConfig(min_views=3, min_span_deg=1.0, matchability_views=6)
     said = []
     out = matchability.matchability(
-        r, FakeBackbone(), ImageConfig(), "cpu", np.random.default_rng(0), said.append, config
+        r, FakeBackbone(), 640, config, np.random.default_rng(0), said.append
     )
     candidate = selection.is_candidate(r, config)
     alike = candidate & (column >= 5) & (column < 8)
@@ -236,17 +236,13 @@ def test_frames_are_chosen_where_points_are_not_yet_seen():
 def test_a_candidate_that_no_two_chosen_frames_see_gets_the_median(wall):
     r, _ = wall
     config = LandmarkConfig(min_views=3, min_span_deg=1.0, matchability_frames=2)
-    out = matchability.matchability(
-        r, FakeBackbone(), ImageConfig(), "cpu", np.random.default_rng(0), lambda _: None, config
-    )
+    out = matchability.matchability(r, FakeBackbone(), 640, config, np.random.default_rng(0))
     assert (out[selection.is_candidate(r, config)] > 0).all()
 
 
 def test_without_candidates_nothing_is_compared(line):
     none = LandmarkConfig(min_views=100)
-    out = matchability.matchability(
-        line, FakeBackbone(), ImageConfig(), "cpu", np.random.default_rng(0), lambda _: None, none
-    )
+    out = matchability.matchability(line, FakeBackbone(), 640, none, np.random.default_rng(0))
     assert out.tolist() == [0.0] * 300
 
 

@@ -9,7 +9,7 @@ from sld_core.config.scene import LabelConfig, LandmarkConfig, TrackConfig
 from sld_core.data import frame_folder as folders
 from sld_core.landmarks import selection, visibility
 from sld_core.sfm import triangulation
-from sld_core.sfm.subset import without
+from sld_core.sfm.subset import without_frames
 from sld_core.training.training_set import hold_out
 from sld_core.types import Camera, Frame, Reconstruction, SldError, Visibility
 
@@ -83,7 +83,7 @@ def test_a_point_seen_too_rarely_or_from_one_side_is_no_candidate(reconstruction
     far = dataclasses.replace(reconstruction, points_N3=reconstruction.points_N3 * [1, 1, 50.0])
     assert not selection.is_candidate(far, LandmarkConfig()).any()
     assert selection.is_candidate(reconstruction, LandmarkConfig()).all()
-    rare = without(reconstruction, [0, 1, 2])
+    rare = without_frames(reconstruction, [0, 1, 2])
     assert not selection.is_candidate(rare, LandmarkConfig()).any()
     with pytest.raises(SldError, match="only 0 points"):
         selection.select(rare, LandmarkConfig())
@@ -105,7 +105,7 @@ def test_angular_span_by_hand(reconstruction):
 def test_held_out_frames_leave_no_trace(reconstruction):
     held_out = hold_out(8, 0.25, chunk=2)
     assert len(held_out) == 2 and held_out[1] == held_out[0] + 1
-    rest = without(reconstruction, held_out)
+    rest = without_frames(reconstruction, held_out)
     assert len(rest.frames) == 6 and len(rest.obs_point_M) == 6 * 300
     assert {rest.frames[i].name for i in rest.obs_frame_M} == {
         f.name for i, f in enumerate(reconstruction.frames) if i not in held_out
@@ -141,7 +141,7 @@ def test_labels_behind_an_occluder(tmp_path):
 
 def test_without_depth_only_tracks_tell(reconstruction):
     chosen = selection.select(reconstruction, LandmarkConfig(count=50))
-    first = without(reconstruction, [7])
+    first = without_frames(reconstruction, [7])
     first = dataclasses.replace(
         first, frames=reconstruction.frames
     )  # frame 7 stays, its observations are gone

@@ -10,7 +10,7 @@ from sld_core.config.settings import override
 from sld_core.data.formats.foreign_indoor6 import _chosen
 from sld_core.data.formats.indoor6 import read_scene_data
 from sld_core.mapping import pipeline
-from sld_core.mapping.settings import gone_back, settings_of
+from sld_core.mapping.pipeline import back_at_default, settings_of
 from sld_core.types import SldError
 
 
@@ -70,17 +70,17 @@ def test_settings_that_went_back_to_their_default_are_named():
         None,
     )
     now = settings_of("landmarks", override(MapConfig(), ["landmarks.min_views=5"]), None)
-    assert gone_back("landmarks", before, now) == [
+    assert back_at_default("landmarks", before, now) == [
         "landmarks.count was 200 and is the default 1000",
         "split.test was 0.2 and is the default 0.0",
     ]
     assert (
-        gone_back("landmarks", now, before)
-        == gone_back("landmarks", {}, now)
-        == gone_back("dataset", {}, {})
+        back_at_default("landmarks", now, before)
+        == back_at_default("landmarks", {}, now)
+        == back_at_default("dataset", {}, {})
         == []
     )
     modelled = settings_of("depth", MapConfig(), "net.onnx")
-    assert gone_back("depth", modelled, settings_of("depth", MapConfig(), None)) == [
+    assert back_at_default("depth", modelled, settings_of("depth", MapConfig(), None)) == [
         "--model was 'net.onnx' and is not given"
     ]

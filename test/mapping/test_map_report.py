@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection, PathCollection
 
 from sld_core import geometry, html
 from sld_core.mapping.report import close_ups, plan_view, timeline
-from sld_core.mapping.report.report import write_map_report
+from sld_core.mapping.report.report import MapReport, write_map_report
 from sld_core.types import Camera, Frame, FrameSet, Landmarks, Reconstruction, SldError, Visibility
 
 CAMERA = Camera(160, 120, 120.0, 120.0, 80.0, 60.0)
@@ -135,7 +135,7 @@ def test_axes_say_when_there_is_no_scale_and_sessions_beyond_the_colours_are_cou
     r = ring(image_path, range(0, 360, 20), sessions=[f"{HOSTILE}{i % 9}" for i in range(18)])
     figure = plan_view.plan(r, metric=False, up_3=None)
     assert figure.axes[0].get_xlabel() == "units (no scale)"
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert "4 more sessions" in labels
     drawn(figure)
 
@@ -249,7 +249,7 @@ def test_the_timeline_puts_lost_and_rejected_images_at_their_seconds(image_path)
         [0.0, 1.0, 2.0, 0.0, 1.0],
         rejected={"a.mp4 at 1.50 s": "blurred", "c.mp4": "no video"},
     )
-    figure = plan_view.timeline(frames, ["image-000000", "image-000002", "image-000003"])
+    figure = timeline.timeline(frames, ["image-000000", "image-000002", "image-000003"])
     axes = figure.axes[0]
     assert lines(axes, timeline.LOST) == [1.0, 1.0] and lines(axes, timeline.REGISTERED) == [
         0.0,
@@ -263,7 +263,7 @@ def test_the_timeline_puts_lost_and_rejected_images_at_their_seconds(image_path)
     )
     assert [t.get_text() for t in axes.get_yticklabels()] == ["a\n2 of 3", "b\n1 of 2"]
     assert "2 rejected before (1 of them at an unknown time)" in [
-        t.get_text() for t in figure.legends[0].get_texts()
+        t.get_text() for t in figure.axes[0].get_legend().get_texts()
     ]
 
 
@@ -279,26 +279,26 @@ def test_rejected_images_of_a_bag_have_the_seconds_of_its_clock(image_path):
         )
         for i in range(5)
     )
-    figure = plan_view.timeline(
+    figure = timeline.timeline(
         FrameSet(frames, True, rejected={"bag /image at 1700000002.500 s": "blurred"}), []
     )
     assert lines(figure.axes[0], timeline.REJECTED) == pytest.approx([2.5])
 
 
 def test_without_stamps_the_timeline_counts_images(image_path):
-    axes = plan_view.timeline(frame_set(image_path, "aaaa"), ["image-000003"]).axes[0]
+    axes = timeline.timeline(frame_set(image_path, "aaaa"), ["image-000003"]).axes[0]
     assert axes.get_xlabel() == "image" and lines(axes, timeline.LOST) == [0, 1, 2]
 
 
 def test_of_many_sessions_those_that_lost_most_are_shown(image_path):
     names = [f"s{i:02d}" for i in range(40) for _ in range(2)]
     frames = frame_set(image_path, names)
-    figure = plan_view.timeline(
+    figure = timeline.timeline(
         frames, [f.name for f in frames.frames if f.session not in ("s07", "s33")]
     )
     labels = " ".join(t.get_text() for t in figure.axes[0].get_yticklabels())
     assert "s07" in labels and "s33" in labels and "24 sessions" in figure.get_suptitle()
-    drawn(plan_view.timeline(FrameSet((), True), []))
+    drawn(timeline.timeline(FrameSet((), True), []))
 
 
 # photographs --------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def report(path, r, frames, **changes):
         seconds={"sfm": 12.0},
         notes=[],
     )
-    write_map_report(path, **(arguments | changes))
+    write_map_report(path, MapReport(**(arguments | changes)))
     return path.read_text()
 
 

@@ -21,6 +21,7 @@ from sld_core.camera.images import read_image
 from sld_core.commands import map as map_command
 from sld_core.config.mapping import MapConfig
 from sld_core.config.settings import override
+from sld_core.data.formats import indoor6
 from sld_core.data.formats.indoor6 import read_scene_data
 from sld_core.geometry import pose_error, similarity
 from sld_core.localizer import Localizer
@@ -30,6 +31,11 @@ from sld_core.types import SldError
 
 POSES = sway(14)
 STAGES = ["frames", "sfm", "metric", "depth", "landmarks", "labels", "dataset"]
+# settings that have a stage made again
+OTHERWISE = {
+    "metric": ["--set", "metric.max_tilt_deg=34"],
+    "labels": ["--set", "labels.depth_reach_px=2"],
+}
 FEW = ["--set", "landmarks.min_views=4", "--set", "landmarks.count=200"]
 
 
@@ -129,8 +135,12 @@ def test_what_is_done_is_not_done_again(mapped, photos, tmp_path, monkeypatch):
     output, told = mapped
     before = stamps_of(output)
     with monkeypatch.context() as patch:
-        for work in ("solve", "write_scene_data", "label_and_report"):
-            patch.setattr(pipeline, work, None)
+        for work in (
+            "sfm.solve.solve",
+            "data.formats.indoor6.write_scene_data",
+            "landmarks.visibility.label_and_report",
+        ):
+            patch.setattr(f"sld_core.{work}", None)
         assert (
             sld(
                 "all",
@@ -394,9 +404,10 @@ def test_depth_in_metres_is_not_used_in_a_scene_without_them(mapped, tmp_path, c
 def test_another_model_under_the_name_of_the_first_is_another_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.onnx").write_bytes(b"one")
-    key = lambda model: json.dumps(
-        pipeline.MapJob(tmp_path / "map", model=model)._settings("depth")
-    )
+
+    def key(model):
+        return pipeline.MapJob(tmp_path / "map", model=model)._own_key("depth")
+
     one = key("net.onnx")
     assert one == key(tmp_path / "net.onnx") != key(None)  # by whatever way it is named
     (tmp_path / "net.onnx").write_bytes(b"another")
@@ -405,9 +416,9 @@ def test_another_model_under_the_name_of_the_first_is_another_model(tmp_path, mo
     assert len({one, another, key("net.onnx")}) == 3
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
-    assert key("folder") != key("some/hub-name") == key("some/hub-name") and str(
-        tmp_path / "folder"
-    ) in key("folder")
+    assert key("folder") != key("some/hub-name") == key("some/hub-name")
+    ((path, _, _),) = pipeline.model_fingerprint("folder")
+    assert path == str(tmp_path / "folder" / "config.json")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -418,7 +429,7 @@ def test_damaged_depth_images_are_made_anew(mapped, tmp_path, capsys, caplog, da
     path.write_bytes(
         path.read_bytes()[: path.stat().st_size // 2]
     ) if damage == "truncated" else path.unlink()
-    assert sld("labels", "--output", output, "--seed", 5) == 2
+    assert sld("labels", "--output", output, *OTHERWISE["labels"]) == 2
     text = one_line(capsys)
     assert f"`sld map depth --output {output}`" in text
     words = (
@@ -453,7 +464,7 @@ def test_a_stage_that_names_images_of_before_is_not_called_damaged(
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "solve", stop)
+    monkeypatch.setattr("sld_core.sfm.solve.solve", stop)
     assert sld("all", "--output", output, *FEW) == 130
     assert not warnings_of(caplog) and (output / "work/sfm/stage.json").exists()
 
@@ -482,8 +493,8 @@ def test_a_damaged_scene_json_counts_as_missing(mapped, tmp_path, monkeypatch, t
     output, written = tmp_path / "map", []
     shutil.copytree(mapped[0], output)
     (output / "scene.json").write_text(text)
-    monkeypatch.setattr(pipeline, "write_scene_data", lambda folder, data: written.append(folder))
-    monkeypatch.setattr(pipeline, "write_map_report", lambda *_: None)
+    monkeypatch.setattr(indoor6, "write_scene_data", lambda folder, _: written.append(folder))
+    monkeypatch.setattr("sld_core.mapping.report.report.write_map_report", lambda *_: None)
     assert sld("all", "--output", output, *FEW) == 0 and written == [output]
 
 
@@ -498,13 +509,24 @@ def test_every_stage_says_at_its_start_that_it_works(mapped, tmp_path):
         assert seen and seen[0].fraction == 0, stage
 
 
+def test_a_seed_repeats_only_the_stages_that_draw_by_chance(mapped, tmp_path):
+    output = tmp_path / "map"
+    shutil.copytree(mapped[0], output)
+    before = stamps_of(output)
+    for stage in ("metric", "labels"):
+        assert sld(stage, "--output", output, "--seed", 5) == 0
+    assert stamps_of(output) == before
+    assert sld("landmarks", "--output", output, "--seed", 5, *FEW) == 0
+    assert stamps_of(output)["landmarks"] != before["landmarks"]
+
+
 @pytest.mark.parametrize("error", [SldError("the disk is full"), OSError(5, "Input/output error")])
 def test_frames_that_fail_leave_no_images(photos, tmp_path, monkeypatch, error):
     def fail(images, folder, *_):
         write(folder / "image-000000.jpg", np.zeros((48, 64, 3), np.uint8))
         raise error
 
-    monkeypatch.setattr(pipeline.sources, "from_photos", fail)
+    monkeypatch.setattr("sld_core.data.sources.from_photos", fail)
     assert sld("frames", "--images", photos, "--output", tmp_path / "map") == 2
     assert names(tmp_path / "map/work/frames.partial") == ["stage.json"]
 
@@ -812,7 +834,7 @@ def test_damaged_work_is_named(mapped, tmp_path, capsys, damage):
     for path in paths:
         path.write_bytes(path.read_bytes()[:300]) if damage == "truncated" else path.unlink()
     for stage, path in zip(("metric", "labels"), paths):
-        assert sld(stage, "--output", output, "--seed", 5) == 2
+        assert sld(stage, "--output", output, *OTHERWISE[stage]) == 2
         text = one_line(capsys)
         assert f"{path}: cannot be read" in text and f"delete {path.parent}" in text
 
@@ -846,7 +868,7 @@ def test_a_single_stage_says_what_to_run_for_a_damaged_one(
         path = output / "work" / part
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         stage = part.split("/")[0]
-        assert sld("metric", "--output", output, "--seed", 5) == 2
+        assert sld("metric", "--output", output, *OTHERWISE["metric"]) == 2
         text = one_line(capsys)
         assert (
             f"{path}: " in text
@@ -919,6 +941,6 @@ def test_json_is_written_before_anything_is_printed(mapped, tmp_path, monkeypatc
         raise BrokenPipeError
 
     monkeypatch.setattr(pipeline.MapJob, "run_all", lambda self: mapped[1])
-    monkeypatch.setattr(map_command, "_tell", gone)
+    monkeypatch.setattr(map_command, "_print_summary", gone)
     assert sld("all", "--output", tmp_path / "map", "--json", tmp_path / "out.json") == 141
     assert json.loads((tmp_path / "out.json").read_text()) == mapped[1]

@@ -1,7 +1,6 @@
-"""Pictures of a map. From above: camera path and points, and which viewpoints see enough landmarks.
-The others are in files of their own: `timeline`, and `close_ups` for those made of photographs.
+"""A map from above: camera paths and points, and which viewpoints see enough landmarks.
 
-Colours are ones that the colour-blind tell apart (Okabe and Ito)."""
+The colours can be told apart by the colour-blind (Okabe and Ito)."""
 
 from __future__ import annotations
 
@@ -20,12 +19,9 @@ from matplotlib.lines import Line2D
 from scipy.spatial import cKDTree
 
 from sld_core import geometry, html
-from sld_core.mapping.report.close_ups import depth_pair, landmark_track
-from sld_core.mapping.report.timeline import LOST, timeline
+from sld_core.mapping.report.timeline import LOST
 from sld_core.spread import spread
 from sld_core.types import Frame, Landmarks, Reconstruction, SldError, Visibility
-
-__all__ = ["coverage", "depth_pair", "landmark_track", "plan", "timeline", "visible_landmarks"]
 
 SESSIONS = ("#0072b2", "#cc79a7", "#009e73", "#56b4e9", "#e69f00")
 OTHERS = "#7b6a58"  # of all sessions beyond those with a colour of their own
@@ -50,37 +46,25 @@ def plan(
     dotted in orange. `up_3` is the world's up; None where that is not known: then it is that of the
     images. Stray points do not shrink the picture."""
     view = _view_of(reconstruction, landmarks, up_3, metric)
-    tall = view.shape > 0.8  # its legend is beside it, else below
-    figure, axes = html.figure_axes(9.4, view.height(6.5 if tall else 8.4) - 0.5 * tall)
+    tall = view.shape > 0.8  # its legend is beside it, else above
+    height = view.height(6.5) - 0.5 if tall else view.height(8.4)
+    figure, axes = html.figure_axes(9.4, height)
     _draw_cloud(axes, view, reconstruction.points_N3)
-    handles = [
-        Line2D(
-            [],
-            [],
-            color="#8b959f",
-            marker="s",
-            ls="",
-            label=f"{len(reconstruction.points_N3):,} points",
-        )
-    ]
+    label = f"{len(reconstruction.points_N3):,} points"
+    handles = [Line2D([], [], color="#8b959f", marker="s", ls="", label=label)]
     if landmarks is not None and len(landmarks):
         axes.scatter(*view.to_plan(landmarks.xyz_L3).T, s=7, color=DARK, lw=0, zorder=2)
-        handles.append(
-            Line2D([], [], color=DARK, marker=".", ls="", label=f"{len(landmarks):,} landmarks")
-        )
+        label = f"{len(landmarks):,} landmarks"
+        handles.append(Line2D([], [], color=DARK, marker=".", ls="", label=label))
     handles += _draw_sessions(axes, view, reconstruction.frames, lost)
-    figure.legend(
-        handles=handles,
-        loc="outside right upper" if tall else "outside lower left",
-        ncols=1 if tall else 4,
-        frameon=False,
-    )
+    html.legend(axes, handles, beside=tall)
     frames = len(reconstruction.frames)
     far = f"; {view.outside:,} of them outside the picture" if view.outside else ""
     html.headline(
         figure, f"From above: {frames:,} of {frames + len(lost):,} images have a pose{far}"
     )
-    figure.draw_without_rendering()  # the layout is right only once the ticks are known
+    for _ in range(2):  # the layout is right only once ticks and legend have their size
+        figure.draw_without_rendering()
     return figure
 
 
@@ -99,25 +83,22 @@ def coverage(
     count_F = visible_landmarks(reconstruction, landmarks, visibility_FL)
     view = _view_of(reconstruction, landmarks, up_3, metric)
     wide = view.shape < 0.5  # the histogram is below, else beside
-    figure = Figure(
-        figsize=(9.4, view.height(7.5) + 1.7 if wide else max(view.height(5.0), 3.8)),
-        layout="constrained",
-    )
+    height = view.height(7.5) + 1.7 if wide else max(view.height(5.0), 3.8)
+    figure = Figure(figsize=(9.4, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    above, histogram = (
-        figure.subplots(2, height_ratios=(view.height(7.5), 2))
-        if wide
-        else figure.subplots(1, 2, width_ratios=(2.4, 1))
-    )
+    if wide:
+        above, histogram = figure.subplots(2, height_ratios=(view.height(7.5), 2))
+    else:
+        above, histogram = figure.subplots(1, 2, width_ratios=(2.4, 1))
     for axes in (above, histogram):
         axes.spines[["top", "right"]].set_visible(False)
     _draw_counts(above, view, landmarks, count_F, minimum)
     _draw_histogram(histogram, count_F, minimum)
     few = int((count_F < minimum).sum())
+    ringed = " (ringed)" if few else ""
     html.headline(
         figure,
-        f"{few:,} of {len(count_F):,} viewpoints see fewer than {minimum:,} "
-        f"landmarks{' (ringed)' if few else ''}",
+        f"{few:,} of {len(count_F):,} viewpoints see fewer than {minimum:,} landmarks{ringed}",
     )
     figure.draw_without_rendering()
     return figure
@@ -204,13 +185,17 @@ def _view_of(
         mean = geometry.mean_up(finite)
         up = mean if np.linalg.norm(mean) > 0.5 else up  # as many upside down as upright: no up
     above = html.seen_from_above(up)
-    to_plan = lambda xyz_N3: np.stack(
-        above(np.where(np.isfinite(xyz_N3), xyz_N3, np.nan).reshape(-1, 3)), 1
-    )
+
+    def to_plan(xyz_N3: np.ndarray) -> np.ndarray:
+        finite_N3 = np.where(np.isfinite(xyz_N3), xyz_N3, np.nan).reshape(-1, 3)
+        return np.stack(above(finite_N3), 1)
+
     xy_F2 = to_plan(T_F44[:, :3, 3])
     near_F = _near(xy_F2)
-    clouds = [reconstruction.points_N3, *([landmarks.xyz_L3] if landmarks is not None else [])]
-    low, high = _corners(xy_F2[near_F], [to_plan(xyz_N3) for xyz_N3 in clouds])
+    clouds = [to_plan(reconstruction.points_N3)]
+    if landmarks is not None:
+        clouds.append(to_plan(landmarks.xyz_L3))
+    low, high = _corners(xy_F2[near_F], clouds)
     unit = html.length_unit(metric)
     level = up_3 is not None and up[2] > 0.999 * np.linalg.norm(up)
     return _View(
@@ -255,17 +240,13 @@ def _draw_cloud(axes: Axes, view: _View, points_N3: np.ndarray) -> None:
     extent = view.high_2 - view.low_2
     cells = np.maximum(np.round(extent / extent.max() * 200).astype(int), 1)
     cell = np.minimum(((xy - view.low_2) / extent * cells).astype(int), cells - 1)
-    count = (
-        np.bincount(cell @ [1, cells[0]], minlength=cells.prod())
-        .astype(np.float32)
-        .reshape(cells[::-1])
-    )
+    count = np.bincount(cell @ [1, cells[0]], minlength=cells.prod()).reshape(cells[::-1])
+    count = count.astype(np.float32)
     density = np.log1p(cv2.GaussianBlur(count, (0, 0), 1.2))[cell[:, 1], cell[:, 0]]
     drawn = np.array(spread(range(len(xy)), DOTS), int)
     drawn = drawn[np.argsort(density[drawn])]
-    axes.scatter(
-        *xy[drawn].T, c=density[drawn], cmap=CLOUD, s=7 if len(xy) < 5000 else 4, lw=0, zorder=1
-    )
+    size = 7 if len(xy) < 5000 else 4
+    axes.scatter(*xy[drawn].T, c=density[drawn], cmap=CLOUD, s=size, lw=0, zorder=1)
     view.frame(axes)
 
 
@@ -281,45 +262,21 @@ def _draw_sessions(
     for rank, (session, which) in enumerate(by_size):
         color = SESSIONS[rank] if rank < len(SESSIONS) else OTHERS
         gaps += _draw_path(axes, view.xy_F2[which], [frames[i].name for i in which], lost, color)
-        view.arrows(
-            axes,
-            spread(which, max(4, ARROWS // len(by_size))),
-            color=color,
-            zorder=4,
-        )
+        drawn = spread(which, max(4, ARROWS // len(by_size)))
+        view.arrows(axes, drawn, color=color, zorder=4)
         if rank < len(SESSIONS):
             axes.plot(*view.xy_F2[which[0]], "o", color=color, mfc="white", ms=8, mew=2, zorder=5)
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=color,
-                    marker="o",
-                    ms=4,
-                    label=f"{html.plain(session, 28) or 'cameras'} ({len(which):,})",
-                )
-            )
+            label = f"{html.plain(session, 28) or 'cameras'} ({len(which):,})"
+            handles.append(Line2D([], [], color=color, marker="o", ms=4, label=label))
     if len(by_size) > len(SESSIONS):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=OTHERS,
-                marker="o",
-                ms=4,
-                label=f"{len(by_size) - len(SESSIONS):,} more sessions",
-            )
-        )
+        label = f"{len(by_size) - len(SESSIONS):,} more sessions"
+        handles.append(Line2D([], [], color=OTHERS, marker="o", ms=4, label=label))
     if by_size:
-        handles.append(
-            Line2D(
-                [], [], color=DARK, marker="o", mfc="white", ms=8, mew=2, ls="", label="first image"
-            )
-        )
+        ring = dict(marker="o", mfc="white", ms=8, mew=2, ls="")
+        handles.append(Line2D([], [], color=DARK, label="first image", **ring))
     if gaps:
-        handles.append(
-            Line2D([], [], color=LOST, ls=":", lw=2.6, label=f"images lost here ({gaps:,} gaps)")
-        )
+        label = f"images lost here ({gaps:,} gaps)"
+        handles.append(Line2D([], [], color=LOST, ls=":", lw=2.6, label=label))
     return handles
 
 
@@ -333,11 +290,9 @@ def _draw_path(
     axes.plot(*xy_N2.T, ".", color=color, ms=5, zorder=3)
     if not _is_drive(xy_N2):
         return 0
-    order, missing = [_natural(name) for name in names], sorted(map(_natural, lost))
-    is_gap = np.array(
-        [bisect.bisect(missing, a) < bisect.bisect(missing, b) for a, b in zip(order, order[1:])],
-        bool,
-    )
+    missing = sorted(_natural(name) for name in lost)
+    before = [bisect.bisect(missing, _natural(name)) for name in names]  # lost images, of each
+    is_gap = np.diff(before) > 0
     segments = np.stack([xy_N2[:-1], xy_N2[1:]], 1)
     # a drive that goes on somewhere else is not joined through the walls
     step = np.linalg.norm(np.diff(xy_N2, axis=0), axis=1)
@@ -365,40 +320,29 @@ def _is_drive(xy_N2: np.ndarray) -> bool:
     if len(xy_N2) < 3:
         return len(xy_N2) == 2
     nearest = cKDTree(xy_N2).query(xy_N2, k=2)[0][:, 1]
-    return (
-        float(np.median(np.linalg.norm(np.diff(xy_N2, axis=0), axis=1)))
-        <= 6 * float(np.median(nearest)) + 1e-9
-    )
+    step = np.linalg.norm(np.diff(xy_N2, axis=0), axis=1)
+    return bool(np.median(step) <= 6 * np.median(nearest) + 1e-9)
 
 
 def _draw_counts(
     axes: Axes, view: _View, landmarks: Landmarks, count_F: np.ndarray, minimum: int
 ) -> None:
-    few_F, drawn = count_F < minimum, spread(range(len(count_F)), ARROWS)
+    few_F = count_F < minimum
+    drawn = spread(range(len(count_F)), ARROWS)
     top = max(minimum, float(np.percentile(count_F, 95)) if len(count_F) else 0, 1)
     scale = dict(cmap="viridis", clim=(0, top))
     axes.scatter(*view.to_plan(landmarks.xyz_L3).T, s=4, color="#b9c0c7", lw=0, zorder=1)
     view.arrows(axes, drawn, count_F[drawn], zorder=3, **scale)
-    dot, ring = (30, 90) if len(count_F) <= 50 else (16, 50) if len(count_F) <= 300 else (9, 32)
-    dots = axes.scatter(
-        *view.xy_F2.T,
-        c=count_F,
-        s=dot,
-        vmin=0,
-        vmax=top,
-        cmap="viridis",
-        lw=0.3 * (dot > 9),
-        edgecolor=DARK,
-        zorder=4,
-    )
-    axes.scatter(
-        *view.xy_F2[few_F].T,
-        s=ring,
-        edgecolor=LOST,
-        facecolor="none",
-        lw=0.3 * np.sqrt(dot),
-        zorder=5,
-    )
+    if len(count_F) <= 50:
+        dot, ring, line = 30, 90, 0.3
+    elif len(count_F) <= 300:
+        dot, ring, line = 16, 50, 0.3
+    else:
+        dot, ring, line = 9, 32, 0.0
+    colors = dict(c=count_F, vmin=0, vmax=top, cmap="viridis")
+    dots = axes.scatter(*view.xy_F2.T, s=dot, lw=line, edgecolor=DARK, zorder=4, **colors)
+    rings = dict(edgecolor=LOST, facecolor="none", lw=0.3 * np.sqrt(dot))
+    axes.scatter(*view.xy_F2[few_F].T, s=ring, zorder=5, **rings)
     bar = axes.figure.colorbar(
         dots,
         ax=axes,
@@ -416,25 +360,19 @@ def _draw_histogram(axes: Axes, count_F: np.ndarray, minimum: int) -> None:
     edges = np.arange(minimum % width - width, max(count_F, default=0) + width + 1, width)
     bars, _ = np.histogram(count_F, edges)
     below = edges[:-1] < minimum
-    axes.bar(
-        edges[:-1][~below],
-        bars[~below],
-        width,
-        align="edge",
-        color=SESSIONS[0],
-        edgecolor="white",
-        lw=0.5,
-    )
-    axes.bar(
-        edges[:-1][below],
-        bars[below],
-        width,
-        align="edge",
-        color=LOST,
-        edgecolor="white",
-        lw=0.5,
-        hatch="///",
-    )
+    for which, style in (
+        (~below, {"color": SESSIONS[0]}),
+        (below, {"color": LOST, "hatch": "///"}),
+    ):
+        axes.bar(
+            edges[:-1][which],
+            bars[which],
+            width,
+            align="edge",
+            edgecolor="white",
+            lw=0.5,
+            **style,
+        )
     axes.axvline(minimum, color=DARK, lw=1, ls=":")
     axes.set(xlabel="landmarks in view", ylabel="viewpoints", xlim=(0, edges[-1]))
     axes.yaxis.get_major_locator().set_params(integer=True)

@@ -68,31 +68,26 @@ def timeline(frame_set: FrameSet, registered: Collection[str]) -> Figure:
 
 
 def _describe(axes: Axes, frame_set: FrameSet, strips: list[_Strip], left_out: int) -> None:
-    lost, total, rejected = (
-        sum(s.lost for s in strips),
-        len(frame_set.frames),
-        len(frame_set.rejected),
-    )
+    total, rejected = len(frame_set.frames), len(frame_set.rejected)
+    lost = sum(s.lost for s in strips)
     handles = [
         Patch(color=REGISTERED, label=f"{total - lost:,} registered"),
         Patch(color=LOST, label=f"{lost:,} lost"),
     ]
     if rejected:
         placed = sum(len(s.x_rejected_R) for s in strips)
-        unknown = (
-            f" ({rejected - placed:,} of them at an unknown time)"
-            if placed
-            else " (not shown: no time known)"
-        )
-        where = "" if placed == rejected else unknown
+        if placed == rejected:
+            where = ""
+        elif placed:
+            where = f" ({rejected - placed:,} of them at an unknown time)"
+        else:
+            where = " (not shown: no time known)"
         handles.append(Patch(color=REJECTED, label=f"{rejected:,} rejected before{where}"))
-    axes.figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
+    html.legend(axes, handles)
+    found = f"All {total:,} images found their place in the map"
+    if lost:
+        found = f"{lost:,} of {total:,} images found no place in the map"
     rest = f" ({left_out:,} sessions that lost fewer are not shown)" if left_out else ""
-    found = (
-        f"{lost:,} of {total:,} images found no place in the map"
-        if lost
-        else f"All {total:,} images found their place in the map"
-    )
     html.headline(axes.figure, found + rest)
 
 
@@ -111,33 +106,23 @@ def _strips(frame_set: FrameSet, registered: frozenset[str]) -> tuple[list[_Stri
     rejected = [match.groups() for match in map(AT.fullmatch, frame_set.rejected) if match]
     strips = []
     for session, frames in by_session.items():
-        frames = sorted(frames, key=lambda f: f.stamp_ns) if timed else frames
-        x_F = (
-            np.array([(f.stamp_ns - frames[0].stamp_ns) / 1e9 for f in frames])
-            if timed
-            else np.arange(float(len(frames)))
-        )
+        x_F = np.arange(float(len(frames)))
+        if timed:
+            frames = sorted(frames, key=lambda f: f.stamp_ns)
+            x_F = np.array([(f.stamp_ns - frames[0].stamp_ns) / 1e9 for f in frames])
+        registered_F = np.array([f.name in registered for f in frames], bool)
         x_rejected = _times(frames, x_F, rejected)
-        strips.append(
-            _Strip(
-                session,
-                tuple(frames),
-                x_F,
-                np.array([f.name in registered for f in frames], bool),
-                x_rejected,
-            )
-        )
+        strips.append(_Strip(session, tuple(frames), x_F, registered_F, x_rejected))
     return strips, timed
 
 
 def _times(frames: list[Frame], x_F: np.ndarray, rejected: list[tuple[str, str]]) -> np.ndarray:
     """Where on the axis those rejected sources are that come from the same place (a video) as
     frames of this session."""
-    known = [
-        (match[1], float(match[2]), x)
-        for match, x in zip((AT.fullmatch(f.source) for f in frames), x_F)
-        if match
-    ]
+    known = []
+    for frame, x in zip(frames, x_F):
+        if match := AT.fullmatch(frame.source):
+            known.append((match[1], float(match[2]), x))
     out = []
     for place, seconds in rejected:
         same = np.array([(t, x) for p, t, x in known if p == place]).reshape(-1, 2)
@@ -153,26 +138,15 @@ def _draw(axes: Axes, y: int, strip: _Strip, length: float) -> None:
     # to be seen
     width = float(np.clip(560 * step / length, 0.7, 9))
     # images too close to be told apart make one bar, without the stripes of a fence
-    bar, bars = width * (0.75 if width > 4 else 1.2), dict(capstyle="butt")
+    bar = width * (0.75 if width > 4 else 1.2)
     axes.hlines(y, 0, float(strip.x_F[-1]), color="#dfe3e6", lw=1, zorder=1)
-    axes.vlines(
-        strip.x_F[strip.registered_F], y - 0.2, y + 0.2, color=REGISTERED, lw=bar, zorder=2, **bars
-    )
-    axes.vlines(
-        strip.x_F[~strip.registered_F],
-        y - 0.42,
-        y + 0.2,
-        color=LOST,
-        lw=max(bar, 1.4),
-        zorder=3,
-        **bars,
-    )
-    axes.vlines(
-        strip.x_rejected_R,
-        y + 0.26,
-        y + 0.42,
-        color=REJECTED,
-        lw=max(0.5 * width, 1),
-        zorder=2,
-        **bars,
-    )
+    registered, lost = strip.x_F[strip.registered_F], strip.x_F[~strip.registered_F]
+    _bars(axes, registered, y - 0.2, y + 0.2, REGISTERED, bar, 2)
+    _bars(axes, lost, y - 0.42, y + 0.2, LOST, max(bar, 1.4), 3)
+    _bars(axes, strip.x_rejected_R, y + 0.26, y + 0.42, REJECTED, max(0.5 * width, 1), 2)
+
+
+def _bars(
+    axes: Axes, x: np.ndarray, low: float, high: float, color: str, width: float, zorder: int
+) -> None:
+    axes.vlines(x, low, high, color=color, lw=width, zorder=zorder, capstyle="butt")
