@@ -7,26 +7,41 @@ and should not have to load all of it."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from sld_core.config.mapping import SfmConfig
+from sld_core.config.mapping import MapConfig, SfmConfig
 from sld_core.config.scene import TrackConfig
+from sld_core.data.sources import Source
 from sld_core.mapping.stage_outputs import LABELS, LANDMARKS, REPORT
 from sld_core.sfm.reconstruction_file import write_reconstruction
 from sld_core.sfm.subset import without_frames
+from sld_core.stages import Done
 from sld_core.types import FrameSet, Progress, Reconstruction, SceneData, SldError
-
-if TYPE_CHECKING:
-    from sld_core.mapping.pipeline import MapJob
 
 NOT_IN_REPORT = ("alignment", "pieces", "landmarks", "split")
 
 
-def make_frames(job: MapJob, folder: Path) -> dict[str, Any]:
+class Job(Protocol):
+    """What a stage sees of the job that it belongs to (pipeline.MapJob)."""
+
+    output: Path
+    work: Path
+    config: MapConfig
+    source: Source | None
+    model: Path | str | None
+    progress: Callable[[Progress], None]
+
+    def output_of(self, name: str) -> Any: ...
+    def done(self, name: str) -> Done: ...
+    def found_before(self, name: str) -> tuple[dict[str, Any], dict[str, float]]: ...
+
+
+def make_frames(job: Job, folder: Path) -> dict[str, Any]:
     images = folder / "images"
     shutil.rmtree(images, ignore_errors=True)  # of a run that was killed
     try:
@@ -43,7 +58,7 @@ def make_frames(job: MapJob, folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_source(job: MapJob, folder: Path) -> FrameSet:
+def _read_source(job: Job, folder: Path) -> FrameSet:
     from sld_core.camera.calibration import read_calibration
     from sld_core.data import sources
 
@@ -64,7 +79,7 @@ def _read_source(job: MapJob, folder: Path) -> FrameSet:
     )
 
 
-def make_sfm(job: MapJob, folder: Path) -> dict[str, Any]:
+def make_sfm(job: Job, folder: Path) -> dict[str, Any]:
     frame_set = job.output_of("frames")
     if job.config.sfm.mapper == "posed":
         reconstruction, found = _refine_poses(job, frame_set, folder)
@@ -79,7 +94,7 @@ def make_sfm(job: MapJob, folder: Path) -> dict[str, Any]:
 
 
 def _refine_poses(
-    job: MapJob, frame_set: FrameSet, folder: Path
+    job: Job, frame_set: FrameSet, folder: Path
 ) -> tuple[Reconstruction, dict[str, Any]]:
     from sld_core.sfm.triangulation import reconstruct
 
@@ -114,7 +129,7 @@ def _track_config(config: SfmConfig) -> TrackConfig:
     )
 
 
-def _solve(job: MapJob, frame_set: FrameSet, folder: Path) -> tuple[Reconstruction, dict[str, Any]]:
+def _solve(job: Job, frame_set: FrameSet, folder: Path) -> tuple[Reconstruction, dict[str, Any]]:
     from sld_core.sfm.solve import solve
 
     result = solve(frame_set, folder, job.config.sfm, job.config.seed, job.progress)
@@ -129,7 +144,7 @@ def _solve(job: MapJob, frame_set: FrameSet, folder: Path) -> tuple[Reconstructi
     }
 
 
-def make_metric(job: MapJob, folder: Path) -> dict[str, Any]:
+def make_metric(job: Job, folder: Path) -> dict[str, Any]:
     from sld_core.metric.align import align, moved
 
     reconstruction, frame_set = job.output_of("sfm"), job.output_of("frames")
@@ -148,7 +163,7 @@ def make_metric(job: MapJob, folder: Path) -> dict[str, Any]:
     }
 
 
-def make_depth(job: MapJob, folder: Path) -> dict[str, Any]:
+def make_depth(job: Job, folder: Path) -> dict[str, Any]:
     from sld_core.depth.stage import complete
 
     reconstruction, config = job.output_of("metric"), job.config
@@ -160,7 +175,7 @@ def make_depth(job: MapJob, folder: Path) -> dict[str, Any]:
     return {"notes": list(found.pop("notes")), "depth": found}
 
 
-def make_landmarks(job: MapJob, folder: Path) -> dict[str, Any]:
+def make_landmarks(job: Job, folder: Path) -> dict[str, Any]:
     from sld_core.data.formats.splits import split
     from sld_core.landmarks.selection import select
 
@@ -182,7 +197,7 @@ def make_landmarks(job: MapJob, folder: Path) -> dict[str, Any]:
     return {"landmarks": len(chosen), "split": counts}
 
 
-def _matchability(job: MapJob, training: Reconstruction) -> np.ndarray:
+def _matchability(job: Job, training: Reconstruction) -> np.ndarray:
     from sld_core.landmarks.matchability import matchability
     from sld_core.models.backbone import Backbone
 
@@ -197,7 +212,7 @@ def _matchability(job: MapJob, training: Reconstruction) -> np.ndarray:
     )
 
 
-def make_labels(job: MapJob, folder: Path) -> dict[str, Any]:
+def make_labels(job: Job, folder: Path) -> dict[str, Any]:
     from sld_core.landmarks.normals import normals_of
     from sld_core.landmarks.visibility import label_and_report
 
@@ -212,7 +227,7 @@ def make_labels(job: MapJob, folder: Path) -> dict[str, Any]:
     return {"labels": asdict(report)}
 
 
-def make_dataset(job: MapJob, folder: Path) -> dict[str, Any]:
+def make_dataset(job: Job, folder: Path) -> dict[str, Any]:
     from sld_core.data.formats.indoor6 import write_scene_data
     from sld_core.mapping.report.report import MapReport, write_map_report
 
@@ -250,7 +265,7 @@ def make_dataset(job: MapJob, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _with_depth(job: MapJob) -> Reconstruction:
+def _with_depth(job: Job) -> Reconstruction:
     """The metric reconstruction, whose frames have the completed depth where there is some."""
     reconstruction, path_of = job.output_of("metric"), job.output_of("depth")
     frames = tuple(replace(f, depth_path=path_of.get(f.name)) for f in reconstruction.frames)

@@ -417,7 +417,8 @@ def test_tags_give_the_scale(two_tags):
 
 
 def test_tags_are_found_with_the_opencv_of_ubuntu_24_04(two_tags, monkeypatch):
-    """OpenCV 4.6 has no ArucoDetector, and crashes where parameters are not made by its function."""
+    """OpenCV 4.6 has no ArucoDetector, and crashes where its function did not make the
+    parameters."""
     image = read_image(two_tags.frames[3].image_path)
     found = dict(tags.detect(image, "apriltag_36h11"))
     new, made = cv2.aruco, []
