@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sld_core.types import SldError
 log = logging.getLogger(__name__)
 MAX_MODEL_BYTES = 4 * 2**30
 MAX_INPUT_SIDE_PX = 4096
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}  # of inputs
 HUB_EXAMPLE = "depth-anything/Depth-Anything-V2-Small-hf"
 
 
@@ -45,8 +47,10 @@ class Preprocessing:
         return tuple(self._to_multiple(side * scale, least) for side in (width, height))
 
     def _to_multiple(self, side: float, least: int) -> int:
-        multiple = round(side / self.multiple_px) * self.multiple_px
-        return multiple if multiple >= least else -(-least // self.multiple_px) * self.multiple_px
+        nearest = round(side / self.multiple_px) * self.multiple_px
+        if nearest >= least:
+            return nearest
+        return math.ceil(least / self.multiple_px) * self.multiple_px
 
     def values(self, image_HW3: np.ndarray, width: int, height: int) -> np.ndarray:
         """(height, width, 3) float32 as the network wants it."""
@@ -103,10 +107,9 @@ class MonocularDepth:
         mono = _one_plane(np.asarray(self._predict(image_HW3), np.float32))
         if mono.ndim != 2 or not np.isfinite(mono).all():
             raise SldError(
-                f"{self.name}: its output has shape {mono.shape}, "
-                f"{np.isfinite(mono).mean():.0%} finite; "
-                "expected one finite number per pixel: is it a depth network, with the right "
-                "`preprocessing`?"
+                f"{self.name}: its output has shape {mono.shape}, {np.isfinite(mono).mean():.0%} "
+                "finite; expected one finite number per pixel: is it a depth network, with the "
+                "right `preprocessing`?"
             )
         return cv2.resize(mono, image_HW3.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
@@ -121,19 +124,12 @@ def _one_plane(output: np.ndarray) -> np.ndarray:
 def _onnx(path: Path, preprocessing: str) -> Callable[[np.ndarray], np.ndarray]:
     session = _session(path)
     inputs, output = session.get_inputs(), session.get_outputs()[0].name
-    shape = inputs[0].shape
-    if (
-        len(inputs) != 1
-        or len(shape) != 4
-        or 3 not in (shape[1], shape[3])
-        or inputs[0].type not in ("tensor(float)", "tensor(float16)")
-    ):
-        raise SldError(
-            f"{path}: takes {', '.join(f'{i.name} {i.type} {i.shape}' for i in inputs)}; "
-            "expected one image, float, 1x3xHxW or 1xHxWx3"
-        )
+    name, shape, kind = inputs[0].name, inputs[0].shape, inputs[0].type
+    is_image = len(shape) == 4 and 3 in (shape[1], shape[3]) and kind in DTYPES
+    if len(inputs) != 1 or not is_image:
+        takes = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        raise SldError(f"{path}: takes {takes}; expected one image, float, 1x3xHxW or 1xHxWx3")
     channels_first = shape[1] == 3
-    name = inputs[0].name
     wanted = PREPROCESSING[_chosen_preprocessing(path, name, shape, preprocessing)]
     fixed = [
         side if isinstance(side, int) and side > 0 else None
@@ -141,11 +137,10 @@ def _onnx(path: Path, preprocessing: str) -> Callable[[np.ndarray], np.ndarray]:
     ]
     if max(side or 0 for side in fixed) > MAX_INPUT_SIDE_PX:
         raise SldError(f"{path}: takes images of {shape}; expected sides up to {MAX_INPUT_SIDE_PX}")
-    dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
     def predict(image_HW3: np.ndarray) -> np.ndarray:
         width, height = wanted.size(*image_HW3.shape[1::-1])
-        x = wanted.values(image_HW3, fixed[1] or width, fixed[0] or height).astype(dtype)
+        x = wanted.values(image_HW3, fixed[1] or width, fixed[0] or height).astype(DTYPES[kind])
         x = x.transpose(2, 0, 1) if channels_first else x
         try:
             return session.run([output], {name: np.ascontiguousarray(x[None])})[0]

@@ -17,8 +17,8 @@ MIN_KNOWN = 10
 
 @dataclass(frozen=True)
 class PaperFit:
-    """The regressor of one image with its scaler, what its own held-out fifth of scattered pixels
-    says, and its loss curve."""
+    """The regressor of one image with its scaler, its errors on a held-out fifth of the pixels, and
+    its loss curve."""
 
     regressor: object  # sklearn.neural_network.MLPRegressor
     scaler: object  # sklearn.preprocessing.StandardScaler
@@ -91,6 +91,5 @@ def predict_depth(
 
 def predict_image(fitted: PaperFit, mono_HW: np.ndarray, rgb_HW3: np.ndarray) -> np.ndarray:
     """The depth (H, W) at every pixel, in one go."""
-    return fitted.regressor.predict(fitted.scaler.transform(features(mono_HW, rgb_HW3))).reshape(
-        mono_HW.shape
-    )
+    rows = fitted.scaler.transform(features(mono_HW, rgb_HW3))
+    return fitted.regressor.predict(rows).reshape(mono_HW.shape)

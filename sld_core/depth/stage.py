@@ -72,9 +72,8 @@ def complete(
     ignored = config.source == "auto" and not metric and _measured(reconstruction)
     notes = [UNUSED] if ignored else []
     if source == "none":
-        return DepthReport(
-            source, reason, 0, 0.0, 0.0, time.monotonic() - start, notes=tuple(notes)
-        )
+        seconds = time.monotonic() - start
+        return DepthReport(source, reason, 0, 0.0, 0.0, seconds, notes=tuple(notes))
     maps = {}
     if source == "patchmatch":
         maps = patch_match.patch_match(reconstruction, folder / "patchmatch")
@@ -92,9 +91,10 @@ def complete(
             known_hw = np.zeros(size[::-1], np.float32)
         fill = filler.of(frame, known_hw) if filler is not None else None
         depth_hw = fill(known_hw) if fill else known_hw
-        if i in judged:
-            hidden_share = config.held_out if source == "completion" else 0.0
-            judgements += _judge(depth_hw, known_hw, points, fill, hidden_share, config, seed)
+        if i in judged and source == "completion":
+            judgements += _judge_by_hiding(fill, points, size, config, seed)
+        elif i in judged:
+            judgements += _judge(depth_hw, known_hw, points, completed=fill is not None)
         if filler is not None and (depth_hw > 0).mean() < 0.999:
             unfilled += 1
         _write(folder, frame.name, depth_hw)
@@ -104,16 +104,10 @@ def complete(
     if len(unreadable) == len(frames):
         raise SldError(f"no depth image can be used: {unreadable[0]}")
     errors = _errors(judgements)
-    return DepthReport(
-        source,
-        reason,
-        len(frames),
-        float(np.mean(known_F)),
-        float(np.mean(filled_F)),
-        time.monotonic() - start,
-        errors,
-        (*notes, *_notes(source, errors, unfilled, unreadable)),
-    )
+    notes += _notes(source, errors, unfilled, unreadable)
+    known, filled = float(np.mean(known_F)), float(np.mean(filled_F))
+    seconds = time.monotonic() - start
+    return DepthReport(source, reason, len(frames), known, filled, seconds, errors, tuple(notes))
 
 
 def choose_source(
@@ -132,14 +126,13 @@ def choose_source(
         )
     if config.source == "sensor" and not metric:
         raise SldError(
-            "source sensor: measured depth is in metres and this scene is not; expected a "
-            "scale (--distance, --tag-size, "
-            "odometry, or depth that fits the images), or source auto"
+            "source sensor: measured depth is in metres and this scene is not; expected a scale "
+            "(--distance, --tag-size, odometry, or depth that fits the images), or source auto"
         )
     if config.source == "completion" and model is None:
         raise SldError(
-            "source completion: no monocular network was given; expected --model FILE.onnx, or "
-            "the name of a transformers model"
+            "source completion: no monocular network was given; expected --model FILE.onnx, or the "
+            "name of a transformers model"
         )
     if config.source == "none":
         return "none", "asked for"
@@ -269,29 +262,25 @@ class _Judgement:
 
 
 def _judge(
-    depth_hw: np.ndarray,
-    known_hw: np.ndarray,
-    points: _Points,
-    fill: Fill | None,
-    hidden_share: float,
-    config: DepthConfig,
-    seed: int,
+    depth_hw: np.ndarray, known_hw: np.ndarray, points: _Points, completed: bool
 ) -> list[_Judgement]:
-    """Judge the depth of a frame by its points; where it was made from them, hide a share of them
-    and complete it once more."""
-    if not len(points.z_K):
-        return []
-    if hidden_share:
-        hidden = np.random.default_rng(seed).random(len(points.z_K)) < hidden_share
-        if fill is None or not hidden.any() or (~hidden).sum() < config.min_known:
-            return []
-        depth_hw, asked = fill(points[~hidden].image(known_hw.shape[::-1])), points[hidden]
-        return [_Judgement("filled", depth_hw[asked.y_K, asked.x_K], asked.z_K)]
+    """The depth of a frame against points that it was not made from."""
     measured = known_hw[points.y_K, points.x_K] > 0
     parts = {"measured": points[measured]}
-    if fill:
+    if completed:
         parts["filled"] = points[~measured]
     return [_Judgement(kind, depth_hw[p.y_K, p.x_K], p.z_K) for kind, p in parts.items()]
+
+
+def _judge_by_hiding(
+    fill: Fill | None, points: _Points, size: tuple[int, int], config: DepthConfig, seed: int
+) -> list[_Judgement]:
+    """The same where depth was made from the points: some are hidden, and it is completed again."""
+    hidden = np.random.default_rng(seed).random(len(points.z_K)) < config.held_out
+    if fill is None or not hidden.any() or (~hidden).sum() < config.min_known:
+        return []
+    depth_hw, asked = fill(points[~hidden].image(size)), points[hidden]
+    return [_Judgement("filled", depth_hw[asked.y_K, asked.x_K], asked.z_K)]
 
 
 def _write(folder: Path, name: str, depth_hw: np.ndarray) -> None:
@@ -325,7 +314,7 @@ def _errors(judgements: list[_Judgement]) -> dict[str, float]:
 
 def _notes(
     source: str, errors: dict[str, float], unfilled: int, unreadable: list[str]
-) -> tuple[str, ...]:
+) -> list[str]:
     notes = [f"left out: {error}" for error in unreadable]
     scale = errors.get("measured_scale", 1.0)
     if abs(scale - 1) > SCALE_TOLERANCE:
@@ -335,4 +324,4 @@ def _notes(
         )
     if unfilled:
         notes.append(f"{unfilled} frames have too few known depths to be completed")
-    return tuple(notes)
+    return notes

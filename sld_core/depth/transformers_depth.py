@@ -40,13 +40,9 @@ def predictor(name: str) -> Callable[[np.ndarray], np.ndarray]:
     metric = getattr(model.config, "depth_estimation_type", "relative") == "metric"
 
     def predict(image_HW3: np.ndarray) -> np.ndarray:
+        inputs = processor(images=image_HW3, return_tensors="pt")
         with torch.inference_mode():
-            depth = (
-                model(**processor(images=image_HW3, return_tensors="pt"))
-                .predicted_depth[0]
-                .float()
-                .numpy()
-            )
+            depth = model(**inputs).predicted_depth[0].float().numpy()
         return 1 / np.maximum(depth, 1e-3) if metric else depth
 
     return predict
@@ -60,7 +56,6 @@ def _unusable(name: str, error: Exception) -> str:
             "preprocessor_config.json and model.safetensors"
         )
     return (
-        f"{name}: no such file or folder, and it cannot be had from the hub ({reason}); copy "
-        "the model here and give the path "
-        "of its folder, or of its .onnx file"
+        f"{name}: no such file or folder, and it cannot be had from the hub ({reason}); copy the "
+        "model here and give the path of its folder, or of its .onnx file"
     )

@@ -1,7 +1,7 @@
 """Which way the surface at each landmark faces, from depth images.
 
-The neighbouring points of a sparse reconstruction do not tell: 1-2 % of landmarks lay on a plane of
-their 16 neighbours, and on the desk these normals were off by 70 degrees in the median."""
+The neighbouring points of a sparse reconstruction are no help: 1 to 2 % of landmarks lay on a plane
+through their 16 neighbours, and on the desk these normals were off by 70 degrees in the median."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SAMPLES = 9  # along each side of the window
 SURFACE = 0.1  # relative: depths farther than this from the landmark's belong to another surface
 MIN_SHARE = 0.6  # of the window's samples on the surface
 FLAT = 0.05  # variance across the plane, as part of the smaller one along it
-MIN_VIEWS, MIN_AGREEMENT = 2, 0.94  # of the normals of single views: length of their mean
+MIN_VIEWS = 2  # that have a normal of the landmark
+MIN_AGREEMENT = 0.94  # length of the mean of their normals
 
 
 def normals_of(
@@ -29,18 +30,16 @@ def normals_of(
     normals_L3 = from_depth(reconstruction, landmarks)
     point, frame = observations(reconstruction, landmarks)
     centre_F3 = np.stack([f.T_world_camera[:3, 3] for f in reconstruction.frames])
-    normals_L3[
-        point[faces_away(normals_L3[point], centre_F3[frame] - landmarks.xyz_L3[point], config)]
-    ] = np.nan
+    away = faces_away(normals_L3[point], centre_F3[frame] - landmarks.xyz_L3[point], config)
+    normals_L3[point[away]] = np.nan
     return normals_L3
 
 
 def faces_away(normal_K3: np.ndarray, to_camera_K3: np.ndarray, config: LabelConfig) -> np.ndarray:
     """Which surfaces (K,) are seen from more than normal_max_deg off their normal; false where the
     normal is NaN."""
-    cosine = np.einsum("ki,ki->k", normal_K3, to_camera_K3) / np.maximum(
-        np.linalg.norm(to_camera_K3, axis=1), 1e-12
-    )
+    distance = np.maximum(np.linalg.norm(to_camera_K3, axis=1), 1e-12)
+    cosine = np.einsum("ki,ki->k", normal_K3, to_camera_K3) / distance
     return cosine < np.cos(np.radians(config.normal_max_deg))
 
 
@@ -75,17 +74,13 @@ def depth_normals(frame: Frame, depth_HW: np.ndarray, xyz_K3: np.ndarray) -> np.
     corner = np.floor(np.nan_to_num(xy_K2, nan=-1e6)).clip(-1e6, 1e6).astype(int)
     x, y = corner[:, :1] + dx, corner[:, 1:] + dy
     inside = (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height) & (z_K > 0)[:, None]
-    z = depth_HW[y * inside, x * inside]
+    z = depth_HW[np.where(inside, y, 0), np.where(inside, x, 0)]
     good = inside & (z > 0) & (np.abs(z - z_K[:, None]) < SURFACE * z_K[:, None])
-    points = np.stack(
-        [(x + 0.5 - camera.cx) / camera.fx * z, (y + 0.5 - camera.cy) / camera.fy * z, z], 2
-    )
-    normal_K3 = plane_normals(points, good)
+    column, row = (x + 0.5 - camera.cx) / camera.fx, (y + 0.5 - camera.cy) / camera.fy
+    normal_K3 = plane_normals(np.stack([column * z, row * z, z], 2), good)
     normal_K3[good.mean(1) < MIN_SHARE] = np.nan
-    towards = (
-        np.einsum("ki,ki->k", normal_K3, xyz_K3 @ T_camera_world[:3, :3].T + T_camera_world[:3, 3])
-        < 0
-    )
+    ray_K3 = geometry.transform(T_camera_world, xyz_K3)
+    towards = np.einsum("ki,ki->k", normal_K3, ray_K3) < 0
     return np.where(towards[:, None], normal_K3, -normal_K3) @ frame.T_world_camera[:3, :3].T
 
 

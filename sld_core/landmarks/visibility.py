@@ -17,7 +17,7 @@ from sld_core.types import Frame, Labels, Landmarks, Reconstruction, Visibility
 @dataclass(frozen=True)
 class LabelReport:
     """Shares (0..1) of visibility over all frames and landmarks, and what geometry alone says where
-    tracks say VISIBLE: the more `tracked_hidden`, the less depth and normals are to be trusted."""
+    a track saw the landmark: a large `tracked_hidden` means that depth or normals are wrong."""
 
     visible: float
     hidden: float
@@ -57,9 +57,8 @@ def label_and_report(
     inside = _inside(reconstruction.frames, xy_FL2)[frame, landmark]
     frame, landmark = frame[inside], landmark[inside]
     called = agreement(visibility_FL, frame, landmark)
-    visibility_FL[frame, landmark] = (
-        Visibility.VISIBLE
-    )  # a track was seen: no depth image knows better
+    # a track was seen: no depth image knows better
+    visibility_FL[frame, landmark] = Visibility.VISIBLE
     shares = {state.name.lower(): float((visibility_FL == state).mean()) for state in Visibility}
     fewest = int((visibility_FL == Visibility.VISIBLE).sum(1).min(initial=len(landmarks)))
     return Labels(visibility_FL, xy_FL2), LabelReport(**shares, **called, fewest_visible=fewest)
@@ -68,8 +67,8 @@ def label_and_report(
 def agreement(
     visibility_FL: np.ndarray, frame_M: np.ndarray, landmark_M: np.ndarray
 ) -> dict[str, float | None]:
-    """What `visibility_FL`, made without tracks, says of the observations of tracks: their number
-    and shares, None of none."""
+    """What `visibility_FL`, made without tracks, says of the observations of tracks: their number,
+    and the share of each state (None without observations)."""
     said = visibility_FL[frame_M, landmark_M]
     shares = {
         f"tracked_{state.name.lower()}": float((said == state).mean()) if len(said) else None
@@ -89,9 +88,8 @@ def label_frame(
         position = xy_L2[inside] / [frame.camera.width, frame.camera.height]
         visibility[inside] = from_depth(read_depth(frame.depth_path), position, z_L[inside], config)
     if normals_L3 is not None:
-        visibility[faces_away(normals_L3, frame.T_world_camera[:3, 3] - xyz_L3, config)] = (
-            Visibility.HIDDEN
-        )
+        away = faces_away(normals_L3, frame.T_world_camera[:3, 3] - xyz_L3, config)
+        visibility[away] = Visibility.HIDDEN
     return visibility, xy_L2
 
 
@@ -106,9 +104,9 @@ def from_depth(
     centre = np.floor(position_K2 * [width, height]).astype(int)
     reach = np.arange(-config.depth_reach_px, config.depth_reach_px + 1)
     dy, dx = (g.ravel() for g in np.meshgrid(reach, reach, indexing="ij"))
-    depth = depth_HW[
-        np.clip(centre[:, 1:] + dy, 0, height - 1), np.clip(centre[:, :1] + dx, 0, width - 1)
-    ]
+    row = np.clip(centre[:, 1:] + dy, 0, height - 1)
+    column = np.clip(centre[:, :1] + dx, 0, width - 1)
+    depth = depth_HW[row, column]
     known, z = depth > 0, z_K[:, None]
     agrees = (known & (np.abs(depth - z) < config.depth_tolerance * z)).any(1)
     behind = (known & (depth < config.occluded_ratio * z)).all(1)

@@ -9,7 +9,6 @@ it only harms: so it takes part where the images' depths contradict each other (
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -117,33 +116,13 @@ def _stereo(
     model: pycolmap.Reconstruction, samples: DepthSamples, baseline_m: float
 ) -> tuple[pycolmap.Reconstruction, dict[int, int]]:
     """`model` with the second cameras, and its ids of points -> those there. Ids of images are the
-    same."""
+    same; those of second cameras and images come after."""
     stereo = pycolmap.Reconstruction()
-    second_of_camera = {c: max(model.cameras) + c for c in model.cameras}
-    to_the_right = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([-baseline_m, 0, 0]))
-    for camera_id, camera in model.cameras.items():
-        second = pycolmap.Camera(
-            model=camera.model,
-            width=camera.width,
-            height=camera.height,
-            params=camera.params,
-            camera_id=second_of_camera[camera_id],
-        )
-        stereo.add_camera(camera)
-        stereo.add_camera(second)
-        rig = pycolmap.Rig(rig_id=camera_id)
-        rig.add_ref_sensor(camera.sensor_id)
-        rig.add_sensor(second.sensor_id, to_the_right)
-        stereo.add_rig(rig)
-    measured = defaultdict(list)
-    for image_id, *sample in zip(
-        samples.image_K.tolist(), samples.point_K.tolist(), samples.xy_K2, samples.depth_K
-    ):
-        measured[image_id].append(sample)
-    second_of_image = {i: max(model.images) + i for i in measured}
-    for image_id in model.reg_image_ids():
+    for camera in model.cameras.values():
+        _add_rig(stereo, camera, max(model.cameras) + camera.camera_id, baseline_m)
+    first_second = max(model.images)
+    for image_id in sorted(model.reg_image_ids()):
         image = model.image(image_id)
-        focal_px = model.cameras[image.camera_id].focal_length_x
         images = [
             pycolmap.Image(
                 name=image.name,
@@ -152,37 +131,64 @@ def _stereo(
                 keypoints=np.array([p.xy for p in image.points2D]),
             )
         ]
-        if image_id in measured:
-            shifted = np.array(
-                [xy - [focal_px * baseline_m / depth, 0] for _, xy, depth in measured[image_id]]
-            )
+        mine = samples.image_K == image_id
+        if mine.any():
+            focal_px = model.cameras[image.camera_id].focal_length_x
+            shifted_K2 = samples.xy_K2[mine].copy()
+            shifted_K2[:, 0] -= focal_px * baseline_m / samples.depth_K[mine]
             images.append(
                 pycolmap.Image(
                     name=f"depth of {image.name}",
-                    camera_id=second_of_camera[image.camera_id],
-                    image_id=second_of_image[image_id],
-                    keypoints=shifted,
+                    camera_id=max(model.cameras) + image.camera_id,
+                    image_id=first_second + image_id,
+                    keypoints=shifted_K2,
                 )
             )
-        frame = pycolmap.Frame(frame_id=image_id, rig_id=image.camera_id)
-        for each in images:
-            frame.add_data_id(each.data_id)
-            each.frame_id = image_id
-        frame.rig_from_world = image.cam_from_world()
-        stereo.add_frame(frame)
-        for each in images:
-            stereo.add_image(each)
-        stereo.register_frame(image_id)
+        _add_frame(stereo, image, images)
     point_of = {
         point_id: stereo.add_point3D(point.xyz, point.track)
         for point_id, point in model.points3D.items()
     }
-    for image_id, of_image in measured.items():
-        for keypoint, (point_id, _, _) in enumerate(of_image):
-            stereo.add_observation(
-                point_of[point_id], pycolmap.TrackElement(second_of_image[image_id], keypoint)
-            )
+    for image_id in np.unique(samples.image_K).tolist():
+        for keypoint, point_id in enumerate(samples.point_K[samples.image_K == image_id].tolist()):
+            element = pycolmap.TrackElement(first_second + image_id, keypoint)
+            stereo.add_observation(point_of[point_id], element)
     return stereo, point_of
+
+
+def _add_rig(
+    stereo: pycolmap.Reconstruction, camera: pycolmap.Camera, second_id: int, baseline_m: float
+) -> None:
+    """Add a camera and, as its rig, the same one `baseline_m` to its right."""
+    second = pycolmap.Camera(
+        model=camera.model,
+        width=camera.width,
+        height=camera.height,
+        params=camera.params,
+        camera_id=second_id,
+    )
+    stereo.add_camera(camera)
+    stereo.add_camera(second)
+    rig = pycolmap.Rig(rig_id=camera.camera_id)
+    rig.add_ref_sensor(camera.sensor_id)
+    to_the_right = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([-baseline_m, 0, 0]))
+    rig.add_sensor(second.sensor_id, to_the_right)
+    stereo.add_rig(rig)
+
+
+def _add_frame(
+    stereo: pycolmap.Reconstruction, image: pycolmap.Image, images: list[pycolmap.Image]
+) -> None:
+    """Add the images of a rig with the pose of `image`."""
+    frame = pycolmap.Frame(frame_id=image.image_id, rig_id=image.camera_id)
+    for each in images:
+        frame.add_data_id(each.data_id)
+        each.frame_id = image.image_id
+    frame.rig_from_world = image.cam_from_world()
+    stereo.add_frame(frame)
+    for each in images:
+        stereo.add_image(each)
+    stereo.register_frame(image.image_id)
 
 
 def _solve(stereo: pycolmap.Reconstruction) -> None:

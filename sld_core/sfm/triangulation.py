@@ -130,8 +130,11 @@ def reconstruct(
     root = Path(os.path.commonpath([f.image_path.parent for f in frames]))
     frame_of = {os.path.relpath(f.image_path, root): f for f in frames}
     names = list(frame_of)
-    lens = features.pinhole_lens(frames[0].camera, names)
-    features.extract(database, root, [lens], config.max_features, _part(progress, 0.0, 0.4))
+    lenses = [
+        features.pinhole_lens(camera, [name for name, f in frame_of.items() if f.camera == camera])
+        for camera in dict.fromkeys(f.camera for f in frames)
+    ]
+    features.extract(database, root, lenses, config.max_features, _part(progress, 0.0, 0.4))
     pairs = pairs_from_poses(frames, config.neighbours, config.max_view_angle_deg)
     if not pairs:
         raise SldError(
@@ -220,13 +223,13 @@ def _posed_model(database: Path, frame_of: Mapping[str, Frame]) -> pycolmap.Reco
     """A model with the database's camera and image ids and the frames' poses."""
     model = pycolmap.Reconstruction()
     with pycolmap.Database.open(database) as db:
-        camera = db.read_all_cameras()[0]
-        ids = {image.name: image.image_id for image in db.read_all_images()}
-    model.add_camera_with_trivial_rig(camera)
-    for name, frame in frame_of.items():
-        image = pycolmap.Image(name=name, camera_id=camera.camera_id, image_id=ids[name])
-        T = geometry.invert(frame.T_world_camera)
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(T[:3]))
+        cameras, images = db.read_all_cameras(), db.read_all_images()
+    for camera in cameras:
+        model.add_camera_with_trivial_rig(camera)
+    for image in images:
+        T = geometry.invert(frame_of[image.name].T_world_camera)
+        copy = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image.image_id)
+        model.add_image_with_trivial_frame(copy, pycolmap.Rigid3d(T[:3]))
     return model
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pycolmap
@@ -50,6 +51,17 @@ def test_points_are_in_the_order_of_their_first_observation(frames, tmp_path):
     x, y = found.obs_xy_M2[first].T
     assert np.array_equal(np.lexsort((y, x, found.obs_frame_M[first])), np.arange(len(first)))
     assert (np.diff(found.obs_point_M) >= 0).all()
+
+
+def test_frames_of_two_cameras_keep_theirs(frames, tmp_path, monkeypatch):
+    other = replace(CAMERA, fx=CAMERA.fx + 1e-3)
+    mixed = [replace(f, camera=other) if i % 2 else f for i, f in enumerate(frames)]
+    monkeypatch.setattr(triangulation, "check", lambda _: None)
+    found = triangulation.reconstruct(mixed, tmp_path, TrackConfig(refine_poses=False))
+    assert [f.camera for f in found.frames] == [f.camera for f in mixed]
+    with pycolmap.Database.open(tmp_path / "features.db") as db:
+        names = [image.name for image in db.read_all_images() if image.camera_id == 2]
+    assert names == [f.image_path.name for f in mixed[1::2]]
 
 
 def once(frames, work):

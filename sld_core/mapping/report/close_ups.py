@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch
@@ -49,25 +48,16 @@ def depth_pair(
     axes["image"].set_title("image", loc="left")
     for name, depth in (("before", before), ("after", after)):
         shown = _draw_depth(axes[name], depth, (width, height), low, max(high, low + 1e-6))
-        axes[name].set_title(
-            f"{name}: {_percent(1 - np.ma.getmaskarray(depth).mean())} known", loc="left"
-        )
+        known = 1 - np.ma.getmaskarray(depth).mean()
+        axes[name].set_title(f"{name}: {_percent(known)} known", loc="left")
     for name in ("image", "before", "after"):
         axes[name].set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal")
         axes[name].spines[:].set_visible(False)
-    axes["key"].legend(
-        handles=[Patch(color=UNKNOWN, label="no depth known")],
-        loc="upper left",
-        borderaxespad=0,
-        frameon=False,
-    )
+    unknown = Patch(color=UNKNOWN, label="no depth known")
+    axes["key"].legend(handles=[unknown], loc="upper left", borderaxespad=0, frameon=False)
     axes["key"].set_axis_off()
-    figure.colorbar(
-        shown,
-        cax=axes["scale"],
-        orientation="horizontal",
-        label=f"depth, {html.length_unit(metric)}",
-    )
+    label = f"depth, {html.length_unit(metric)}"
+    figure.colorbar(shown, cax=axes["scale"], orientation="horizontal", label=label)
     return figure
 
 
@@ -76,9 +66,8 @@ def sparse_depth(reconstruction: Reconstruction, frame: int) -> np.ndarray:
     that is known of a scene before its depth is completed."""
     r, camera = reconstruction, reconstruction.frames[frame].camera
     seen = np.flatnonzero(r.obs_frame_M == frame)
-    depth = geometry.transform(
-        geometry.invert(r.frames[frame].T_world_camera), r.points_N3[r.obs_point_M[seen]]
-    )[:, 2]
+    T_camera_world = geometry.invert(r.frames[frame].T_world_camera)
+    depth = geometry.transform(T_camera_world, r.points_N3[r.obs_point_M[seen]])[:, 2]
     cell = np.floor(np.nan_to_num(r.obs_xy_M2[seen], nan=-1)).astype(int)
     inside = (cell >= 0).all(1) & (cell < [camera.width, camera.height]).all(1) & (depth > 0)
     out = np.zeros((camera.height, camera.width), np.float32)
@@ -102,20 +91,12 @@ def landmark_track(
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     # of the patch, in pixels of an image at the median distance
     side = 0.11 * float(np.median([c.width for c in cameras]))
-    for axes, i, d in zip(panels, views, distance):
-        _draw_view(
-            axes,
-            reconstruction,
-            int(i),
-            float(np.clip(side * np.median(distance) / d, side / 2.5, 2.5 * side)),
-        )
-        axes.set_title(
-            _view_title(
-                reconstruction, int(i), int(views[0]), f"{d:.2g} {'m' if metric else 'units'}"
-            ),
-            loc="left",
-            fontsize=10,
-        )
+    unit = "m" if metric else "units"
+    for axes, i, d in zip(panels, views.tolist(), distance.tolist()):
+        patch_px = np.clip(side * np.median(distance) / d, side / 2.5, 2.5 * side)
+        _draw_view(axes, reconstruction, i, float(patch_px))
+        title = _view_title(reconstruction, i, int(views[0]), f"{d:.2g} {unit}")
+        axes.set_title(title, loc="left", fontsize=10)
     for axes in panels[len(views) :]:
         axes.set_visible(False)
     return figure
@@ -158,10 +139,8 @@ def different_views(reconstruction: Reconstruction, point: int, count: int = 4) 
     if (inner := _has_surroundings(r, seen)).sum() >= count:
         seen = seen[inner]
     seen = seen[spread(range(len(seen)), 400)]  # all pairs of them are compared
-    ray = (
-        np.stack([r.frames[i].T_world_camera[:3, 3] for i in r.obs_frame_M[seen]])
-        - r.points_N3[point]
-    )
+    centres = np.stack([r.frames[i].T_world_camera[:3, 3] for i in r.obs_frame_M[seen]])
+    ray = centres - r.points_N3[point]
     distance = np.maximum(np.linalg.norm(ray, axis=1), 1e-9)
     _, session = np.unique([r.frames[i].session for i in r.obs_frame_M[seen]], return_inverse=True)
     place = np.column_stack(
@@ -193,26 +172,17 @@ def _has_surroundings(reconstruction: Reconstruction, views: np.ndarray) -> np.n
     """Which of these observations (V,) are not near the border of their image."""
     cameras = [reconstruction.frames[i].camera for i in reconstruction.obs_frame_M[views]]
     size = np.array([(c.width, c.height) for c in cameras])
-    return (
-        np.minimum(reconstruction.obs_xy_M2[views], size - reconstruction.obs_xy_M2[views])
-        > 0.08 * size
-    ).all(1)
+    xy = reconstruction.obs_xy_M2[views]
+    return (np.minimum(xy, size - xy) > 0.08 * size).all(1)
 
 
 def _are_points_of(landmarks: Landmarks, reconstruction: Reconstruction) -> bool:
-    """Whether `point_L` are points of this reconstruction: those of a data set that was read are
-    ids of their own."""
-    inside = (
-        len(landmarks) > 0
-        and landmarks.point_L.min() >= 0
-        and landmarks.point_L.max() < len(reconstruction.points_N3)
-    )
-    return bool(
-        inside
-        and np.allclose(
-            reconstruction.points_N3[landmarks.point_L], landmarks.xyz_L3, equal_nan=True
-        )
-    )
+    """Whether `point_L` are points of this reconstruction: those of a dataset that was read are ids
+    of their own."""
+    point_L, points_N3 = landmarks.point_L, reconstruction.points_N3
+    if not len(landmarks) or point_L.min() < 0 or point_L.max() >= len(points_N3):
+        return False
+    return np.allclose(points_N3[point_L], landmarks.xyz_L3, equal_nan=True)
 
 
 def _known(depth_HW: np.ndarray) -> np.ma.MaskedArray:
@@ -229,60 +199,40 @@ def _draw_depth(
 ):
     """The depth in the image's pixels; returns what a colour bar belongs to."""
     axes.set_facecolor(UNKNOWN)
-    colors = colormaps["viridis"]
+    colors = dict(cmap="viridis", vmin=low, vmax=high)
+    width, height = size
     known = ~np.ma.getmaskarray(depth_HW)
-    if known.mean() < SPARSE:
-        y, x = np.nonzero(known)
-        return axes.scatter(
-            (x + 0.5) * size[0] / depth_HW.shape[1],
-            (y + 0.5) * size[1] / depth_HW.shape[0],
-            c=depth_HW[known],
-            s=5,
-            lw=0,
-            cmap=colors,
-            vmin=low,
-            vmax=high,
-        )
-    return axes.imshow(
-        depth_HW,
-        extent=(0, size[0], size[1], 0),
-        cmap=colors,
-        vmin=low,
-        vmax=high,
-        interpolation="nearest",
-    )
+    if known.mean() >= SPARSE:
+        extent = (0, width, height, 0)
+        return axes.imshow(depth_HW, extent=extent, interpolation="nearest", **colors)
+    y, x = np.nonzero(known)
+    x = (x + 0.5) * width / depth_HW.shape[1]
+    y = (y + 0.5) * height / depth_HW.shape[0]
+    return axes.scatter(x, y, c=depth_HW[known], s=5, lw=0, **colors)
 
 
 def _small(image_HW3: np.ndarray) -> np.ndarray:
-    scale = min(1.0, PANEL / image_HW3.shape[1])
-    return (
-        cv2.resize(image_HW3, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        if scale < 1
-        else image_HW3
-    )
+    scale = PANEL / image_HW3.shape[1]
+    if scale >= 1:
+        return image_HW3
+    return cv2.resize(image_HW3, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _distances(reconstruction: Reconstruction, views: np.ndarray) -> np.ndarray:
     centres = np.stack(
         [reconstruction.frames[i].T_world_camera[:3, 3] for i in reconstruction.obs_frame_M[views]]
     )
-    return np.maximum(
-        np.linalg.norm(
-            reconstruction.points_N3[reconstruction.obs_point_M[views]] - centres, axis=1
-        ),
-        1e-9,
-    )
+    rays = reconstruction.points_N3[reconstruction.obs_point_M[views]] - centres
+    return np.maximum(np.linalg.norm(rays, axis=1), 1e-9)
 
 
 def _view_title(reconstruction: Reconstruction, view: int, first: int, distance: str) -> str:
     r = reconstruction
     frame = r.frames[r.obs_frame_M[view]]
     session = f" of {html.plain(frame.session, 20)}" if frame.session else ""
-    ray = [
-        r.points_N3[r.obs_point_M[view]] - r.frames[r.obs_frame_M[i]].T_world_camera[:3, 3]
-        for i in (first, view)
-    ]
-    angle_deg = np.degrees(np.arctan2(np.linalg.norm(np.cross(*ray)), np.dot(*ray)))
+    point = r.points_N3[r.obs_point_M[view]]
+    a, b = (point - r.frames[r.obs_frame_M[i]].T_world_camera[:3, 3] for i in (first, view))
+    angle_deg = np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b)), a @ b))
     aside = "" if view == first else f", {angle_deg:.0f}° off the first view"
     return f"{html.plain(frame.name, 30)}{session}\nfrom {distance} away{aside}"
 
@@ -300,26 +250,21 @@ def _draw_view(axes: Axes, reconstruction: Reconstruction, view: int, side_px: f
     tall, wide = 0.42, 0.42 * height / width
     inset = axes.inset_axes((1 - wide if right else 0, 0 if bottom else 1 - tall, wide, tall))
     half = side_px / 2
-    inset.imshow(
-        _patch(image, x, y, side_px),
-        extent=(x - half, x + half, y + half, y - half),
-        interpolation="bicubic",
-    )
+    extent = (x - half, x + half, y + half, y - half)
+    inset.imshow(_patch(image, x, y, side_px), extent=extent, interpolation="bicubic")
     inset.set(xticks=[], yticks=[])
     for spine in inset.spines.values():
         spine.set(color=MARK, lw=2)
     for where, radius in ((axes, side_px / 2), (inset, side_px / 14)):
-        where.add_patch(Circle((x, y), radius, fill=False, color="black", lw=3))
-        where.add_patch(Circle((x, y), radius, fill=False, color=MARK, lw=1.8))
+        for color, width in (("black", 3), (MARK, 1.8)):
+            where.add_patch(Circle((x, y), radius, fill=False, color=color, lw=width))
 
 
 def _patch(image_HW3: np.ndarray, x: float, y: float, side_px: float) -> np.ndarray:
     """A square around a pixel (corner origin), grey where it leaves the image."""
     pixels = 160
     scale = pixels / side_px
-    A = index_warp(
-        np.array([[scale, 0, pixels / 2 - scale * x], [0, scale, pixels / 2 - scale * y]])
-    )
-    return cv2.warpAffine(
-        image_HW3, A, (pixels, pixels), flags=cv2.INTER_CUBIC, borderValue=(200, 200, 200)
-    )
+    shift_x, shift_y = pixels / 2 - scale * x, pixels / 2 - scale * y
+    A = index_warp(np.array([[scale, 0, shift_x], [0, scale, shift_y]]))
+    grey = (200, 200, 200)
+    return cv2.warpAffine(image_HW3, A, (pixels, pixels), flags=cv2.INTER_CUBIC, borderValue=grey)
