@@ -62,7 +62,7 @@ def run(
     if done is not None and done.key == key:
         log.info("%s is up to date", folder.name)
         return done
-    partial = folder.with_name(folder.name + ".partial")
+    partial = _partial(folder)
     with explained(folder, "written"):
         if _key_in(partial) != key:
             shutil.rmtree(partial, ignore_errors=True)
@@ -87,6 +87,10 @@ def run(
     return Done(folder, key, found, seconds, made, settings or {})
 
 
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
 @contextmanager
 def explained(folder: Path, verb: str) -> Iterator[None]:
     """Errors of the disk, SQLite and COLMAP as one SldError: which file, or else which folder,
@@ -103,7 +107,7 @@ def explained(folder: Path, verb: str) -> Iterator[None]:
             reason += _room(folder)
         raise SldError(f"{error.filename or folder}: cannot be {verb} ({reason})") from None
     except (RuntimeError, ValueError, sqlite3.Error) as error:
-        if isinstance(error, ValueError) and folder.parent.is_dir():
+        if isinstance(error, ValueError) and (folder.is_dir() or _partial(folder).is_dir()):
             raise  # a mistake of ours; COLMAP raises it where a folder is gone
         log.info("%s", error, exc_info=True)
         reason = " ".join(str(error).split())[:200]

@@ -35,12 +35,12 @@ def solve_poses(
     folder: Path,
     progress: Callable[[Progress], None],
 ) -> tuple[list[pycolmap.Reconstruction], float]:
-    """The pieces that hang together, largest first, and how well the largest agrees with the pairs
-    matched (sfm.pair_agreement).
+    """The connected pieces, largest first, and how well the largest agrees with the matched pairs
+    (sfm.pair_agreement).
 
-    Image by image is precise and fast where images overlap well; where rooms hang together by a few
-    views it breaks or folds them, which the agreement shows: then all poses are solved at once,
-    weak images are placed again, and the better of both is taken."""
+    Image by image is precise and fast where images overlap well; rooms that a few views connect
+    come out broken or folded, which the agreement shows: then all poses are solved at once, weak
+    images are placed again, and the better of both is taken."""
     job = _Job(database, frame_set, config, seed, folder, progress)
     best: tuple[list[pycolmap.Reconstruction], float] = [], -1.0
     with pycolmap.Database.open(database) as db:
@@ -198,9 +198,9 @@ def polish(
 def drop_what_is_loose(
     model: pycolmap.Reconstruction, config: SfmConfig
 ) -> tuple[dict[str, str], list[int]]:
-    """Take the poses of images away that too few points hold, and of parts that hardly share a
-    point with the largest. Returns these images' names with the reason, and how many images each
-    such part has."""
+    """Remove the poses of images that too few points hold, and of parts that hardly share a point
+    with the largest; returns these images' names with the reason, and the size of each such
+    part."""
     dropped = _drop_loose(model)
     apart = parts(model, config.min_shared)[1:]
     for part in apart:
@@ -212,9 +212,9 @@ def drop_what_is_loose(
 
 
 def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
-    """Ids of the images of each part that hangs together by pairs that share at least `min_shared`
-    points, largest first. Parts that a few points join lie wherever these few are wrong, and are of
-    any size."""
+    """Ids of the images of each part that is connected by pairs that share at least `min_shared`
+    points, largest first. Where only a few points join two parts, and these are wrong, one part
+    lies anywhere and has any size."""
     image_ids = sorted(model.reg_image_ids())
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     # a set, for an image may show a point twice
@@ -234,8 +234,8 @@ def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
 
 
 def _drop_loose(model: pycolmap.Reconstruction) -> dict[str, str]:
-    """Take the poses of images away that too few points hold, until there is no such image: each
-    takes points from others with it."""
+    """Remove the poses of images that too few points hold, until there is no such image: with each,
+    others lose points."""
     dropped: dict[str, str] = {}
     while True:
         shown = {i: model.image(i).num_points3D for i in sorted(model.reg_image_ids())}
@@ -250,7 +250,7 @@ def _drop_loose(model: pycolmap.Reconstruction) -> dict[str, str]:
 
 
 def _drop(model: pycolmap.Reconstruction, reasons: dict[int, str]) -> dict[str, str]:
-    """Take the poses of these images away; the reasons by name of image."""
+    """Remove the poses of these images; returns the reasons by name of image."""
     for image_id, reason in reasons.items():
         log.info("%s loses its pose: %s", model.image(image_id).name, reason)
         model.deregister_frame(model.image(image_id).frame_id)

@@ -144,9 +144,8 @@ def reconstruct(
     pairs = [(names[i], names[j]) for i, j in pairs]
     features.match(database, pairs, config.neighbours, seed, _part(progress, 0.4, 0.4))
     progress(Progress("triangulating", 0.8))
-    model = _triangulated(
-        _posed_model(database, frame_of), database, config.reprojection_px, config, seed
-    )
+    error_px, angle_deg = config.reprojection_px, config.min_triangulation_deg
+    model = triangulate(_posed_model(database, frame_of), database, error_px, angle_deg, seed)
     if (
         config.refine_poses
         and model.compute_mean_reprojection_error() > config.good_reprojection_px
@@ -259,16 +258,6 @@ def triangulate(
     return pycolmap.triangulate_points(model, database, out, out, True, options, False)
 
 
-def _triangulated(
-    model: pycolmap.Reconstruction,
-    database: Path,
-    max_error_px: float,
-    config: TrackConfig,
-    seed: int,
-) -> pycolmap.Reconstruction:
-    return triangulate(model, database, max_error_px, config.min_triangulation_deg, seed)
-
-
 def _refined(
     model: pycolmap.Reconstruction,
     database: Path,
@@ -279,7 +268,7 @@ def _refined(
     """Poses and points adjusted together: once from loosely triangulated points, once from
     those of the poses that this gives."""
     for max_error_px in (config.loose_reprojection_px, config.reprojection_px):
-        model = _triangulated(model, database, max_error_px, config, seed)
+        model = triangulate(model, database, max_error_px, config.min_triangulation_deg, seed)
         _adjust(model, frame_of, config)
     return model
 

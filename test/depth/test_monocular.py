@@ -210,9 +210,11 @@ def transformers(monkeypatch):
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    processor = lambda images, return_tensors: {
-        "pixel_values": torch.from_numpy(images[::2, ::2].copy()).permute(2, 0, 1)[None].float()
-    }
+    def processor(images, return_tensors):
+        return {
+            "pixel_values": torch.from_numpy(images[::2, ::2].copy()).permute(2, 0, 1)[None].float()
+        }
+
     config = load(lambda: SimpleNamespace(model_type=asked.model_type))
     module = SimpleNamespace(
         AutoConfig=config,

@@ -224,9 +224,10 @@ def test_frames_are_chosen_where_points_are_not_yet_seen():
     """Frames 0 and 1 see points 0-9, frame 2 sees 10-14, frame 3 sees nothing new."""
     point = np.concatenate([np.arange(10), np.arange(10), np.arange(10, 15), [0]])
     frame = np.repeat([0, 1, 2, 3], [10, 10, 5, 1])
-    choose = lambda **settings: matchability.covering_frames(
-        point, frame, 4, LandmarkConfig(**settings)
-    )
+
+    def choose(**settings):
+        return matchability.covering_frames(point, frame, 4, LandmarkConfig(**settings))
+
     assert choose(matchability_frames=2, matchability_views=2) == [0, 1]
     assert choose(matchability_frames=3, matchability_views=2) == [0, 1, 2]
     assert choose(matchability_views=2) == [0, 1, 2]  # the last one brings nothing

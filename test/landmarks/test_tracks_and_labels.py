@@ -121,7 +121,10 @@ def test_labels_behind_an_occluder(tmp_path):
     depth[:, 60:] = 0  # no measurement
     cv2.imwrite(str(tmp_path / "d.png"), depth)
     frame = Frame("f", tmp_path / "f.jpg", CAMERA, np.eye(4), tmp_path / "d.png")
-    at = lambda x_px, z: [(x_px - 32) / 50 * z, 0, z]
+
+    def at(x_px, z):
+        return [(x_px - 32) / 50 * z, 0, z]
+
     xyz = np.array(
         [at(16, 2.0), at(48, 2.0), at(16, 1.0), at(62, 2.0), at(70, 2.0), [0, 0, -1.0], at(48, 2.4)]
     )

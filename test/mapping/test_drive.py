@@ -43,9 +43,12 @@ def sld_map(output, arguments):
 
 def against(data, folder):
     """Mapped and given poses (N, 4, 4) of the images that `folder` has poses of."""
-    number = lambda f: round(
-        (float(re.search(r"at ([\d.]+) s", f.source)[1]) - START / SECOND) * drive_bag.RATE_HZ
-    )
+
+    def number(f):
+        return round(
+            (float(re.search(r"at ([\d.]+) s", f.source)[1]) - START / SECOND) * drive_bag.RATE_HZ
+        )
+
     known = [
         (f.T_world_camera, path)
         for f in data.frames

@@ -67,7 +67,10 @@ def test_torn_parts_come_together_in_metres(place):
 def test_a_few_torn_images_are_reason_enough(place):
     """Most images agree before and after: it is the others that count."""
     frame_set, folder = place
-    renewed = lambda model: model
+
+    def renewed(model):
+        return model
+
     model, notes = retriangulation._held_by_depth(
         torn(folder, every=5, nearer=0.3), renewed, by_name(frame_set), SfmConfig()
     )

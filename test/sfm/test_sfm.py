@@ -271,9 +271,12 @@ def test_an_unknown_lens_is_estimated_and_its_images_undistorted(tmp_path):
     frame = found.reconstruction.frames[3]
     assert frame.image_path.parent == frame.depth_path.parent == tmp_path / "sfm" / "images"
     straight, depth_mm = shoot(POSES[3], 3)
-    off = lambda path: np.abs(read_image(path).astype(int) - straight)[
-        20:-20, 20:-20
-    ].mean()  # black borders aside
+
+    def off(path):
+        return np.abs(read_image(path).astype(int) - straight)[
+            20:-20, 20:-20
+        ].mean()  # black borders aside
+
     assert off(frame.image_path) < 0.7 * off(frame_set.frames[3].image_path)
     assert frame.camera.width == 320 and depth_mm.shape == (240, 320)
 
@@ -412,7 +415,7 @@ def test_what_is_placed_again_is_taken_only_where_it_is_no_worse(place, tmp_path
     smaller.deregister_frame(smaller.image(min(smaller.reg_image_ids())).frame_id)
     monkeypatch.setattr(mapper, "_all_at_once", lambda *_: [whole])
     for again in (smaller, misplaced(tmp_path, place, range(5)), None):
-        monkeypatch.setattr(mapper, "_placed_again", lambda *_: again)
+        monkeypatch.setattr(mapper, "_placed_again", lambda *_, again=again: again)
         models, _ = mapper.solve_poses(
             tmp_path / "features.db", place, SfmConfig(mapper="global"), 0, tmp_path, lambda _: None
         )
@@ -639,7 +642,7 @@ class Scene:
         )
         self.points, self.keypoints = [], [[] for _ in AT]
 
-    def point(self, xyz, images, word=None, keypoints=range(4), words={}):
+    def point(self, xyz, images, word=None, keypoints=range(4), words=None):
         """`keypoints`: images that have a keypoint for it, of its word unless `words` says
         another."""
         word = len(self.points) if word is None else word
@@ -648,9 +651,9 @@ class Scene:
             if i in images:
                 self.points[-1][1][i] = len(self.keypoints[i])
             xy = 300 * (self.points[-1][0][:2] - [AT[i], 0]) / xyz[2] + [160, 120]
-            self.keypoints[i].append((xy, descriptor(words.get(i, word))))
+            self.keypoints[i].append((xy, descriptor((words or {}).get(i, word))))
 
-    def complete(self, config=SfmConfig(), radius_px=8.0):
+    def complete(self, radius_px=8.0):
         camera = pycolmap.Camera(
             model="PINHOLE", width=320, height=240, params=[300, 300, 160, 120], camera_id=1
         )
@@ -675,7 +678,7 @@ class Scene:
                 xyz, pycolmap.Track([pycolmap.TrackElement(i + 1, k) for i, k in track.items()])
             )
         before = {i: point.xyz.copy() for i, point in self.model.points3D.items()}
-        changed = complete_tracks(self.model, self.database, radius_px, config)
+        changed = complete_tracks(self.model, self.database, radius_px, SfmConfig())
         assert all(
             np.array_equal(p.xyz, before[i]) for i, p in self.model.points3D.items() if i in before
         )
