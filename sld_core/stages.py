@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,7 +61,7 @@ def run(
     if done is not None and done.key == key:
         log.info("%s is up to date", folder.name)
         return done
-    partial = _partial(folder)
+    partial = folder.with_name(folder.name + ".partial")
     with explained(folder, "written"):
         if _key_in(partial) != key:
             shutil.rmtree(partial, ignore_errors=True)
@@ -87,40 +86,25 @@ def run(
     return Done(folder, key, found, seconds, made, settings or {})
 
 
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
-
-
 @contextmanager
 def explained(folder: Path, verb: str) -> Iterator[None]:
-    """Errors of the disk, SQLite and COLMAP as one SldError: which file, or else which folder,
-    cannot be `verb`, and how much room its disk has. The log has the whole error (-v)."""
+    """An OSError as an SldError: which file, or else which folder, cannot be `verb`; where its disk
+    is full, with the room left."""
     try:
         yield
-    except SldError:
-        raise
     except OSError as error:
         if error.errno in ONLY_WRITING:
             verb = "written"
         reason = str(error.strerror or error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason += _room(folder)
+            reason += f"; {room(folder)}"
         raise SldError(f"{error.filename or folder}: cannot be {verb} ({reason})") from None
-    except (RuntimeError, ValueError, sqlite3.Error) as error:
-        if isinstance(error, ValueError) and (folder.is_dir() or _partial(folder).is_dir()):
-            raise  # a mistake of ours; COLMAP raises it where a folder is gone
-        log.info("%s", error, exc_info=True)
-        reason = " ".join(str(error).split())[:200]
-        raise SldError(f"{folder}: work there failed ({reason}{_room(folder)})") from None
 
 
-def _room(folder: Path) -> str:
-    for place in (folder, *folder.parents):
-        try:
-            return f"; {shutil.disk_usage(place).free / 1e6:.0f} MB are free in {place}"
-        except OSError:
-            continue
-    return ""
+def room(folder: Path) -> str:
+    """How much room the disk of a folder has, in words."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return f"{shutil.disk_usage(place).free / 1e6:.0f} MB are free in {place}"
 
 
 def read_record(folder: Path) -> Done | None:

@@ -1,11 +1,9 @@
 """Stages of a job: done once, gone on with after a kill, and what they store."""
 
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import pytest
 
 from sld_core import stages
@@ -101,22 +99,6 @@ def test_what_a_stage_cannot_read_is_not_said_to_be_unwritable(tmp_path, error, 
     (tmp_path / "file").write_text("")
     with pytest.raises(SldError, match=r"file.*: cannot be written \(Not a directory\)"):
         stages.run(tmp_path / "file" / "sfm", "a", Make())
-
-
-def test_errors_of_colmap_and_sqlite_name_the_folder_and_its_room(tmp_path):
-    work = tmp_path / "sfm"
-    words = r"sfm: work there failed \(.*; \d+ MB are free in "
-    with pytest.raises(SldError, match=words), stages.explained(work, "used"):
-        pycolmap.Database.open(work / "gone" / "features.db")
-    full, lost = sqlite3.OperationalError("database is full"), ValueError("ExistsDir(path)")
-    with pytest.raises(SldError, match=words + str(tmp_path)), stages.explained(work, "used"):
-        raise full
-    # COLMAP raises ValueError where a folder is missing
-    with pytest.raises(SldError, match=words), stages.explained(work, "used"):
-        raise lost
-    work.mkdir()
-    with pytest.raises(ValueError, match="ExistsDir"), stages.explained(work, "used"):
-        raise lost  # else it is a mistake of ours
 
 
 @pytest.mark.parametrize(

@@ -80,12 +80,15 @@ def _read_source(job: Job, folder: Path) -> FrameSet:
 
 
 def make_sfm(job: Job, folder: Path) -> dict[str, Any]:
+    from sld_core.sfm.colmap import errors_named
+
     frame_set = job.output_of("frames")
-    if job.config.sfm.mapper == "posed":
-        reconstruction, found = _refine_poses(job, frame_set, folder)
-    else:
-        reconstruction, found = _solve(job, frame_set, folder)
-    write_reconstruction(folder, reconstruction)
+    with errors_named(folder):
+        if job.config.sfm.mapper == "posed":
+            reconstruction, found = _refine_poses(job, frame_set, folder)
+        else:
+            reconstruction, found = _solve(job, frame_set, folder)
+        write_reconstruction(folder, reconstruction)
     return (
         {"registered": len(reconstruction.frames)}
         | found

@@ -5,18 +5,36 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from sld_core import geometry
+from sld_core import geometry, stages
 from sld_core.optional import pycolmap
 from sld_core.types import Frame, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def errors_named(folder: Path) -> Iterator[None]:
+    """What COLMAP, SQLite or the disk raise while structure from motion works in `folder`, as one
+    SldError with the room on its disk. The log has the whole error (-v)."""
+    try:
+        with stages.explained(folder, "used"):
+            yield
+    except (RuntimeError, ValueError, sqlite3.Error) as error:
+        # COLMAP raises ValueError where a folder is gone; any other is a mistake of ours
+        if isinstance(error, SldError) or isinstance(error, ValueError) and folder.is_dir():
+            raise
+        log.info("%s", error, exc_info=True)
+        reason = " ".join(str(error).split())[:200]
+        raise SldError(
+            f"{folder}: structure from motion failed ({reason}); {stages.room(folder)}"
+        ) from None
 
 
 def quiet(seed: int) -> None:

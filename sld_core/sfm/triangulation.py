@@ -29,7 +29,7 @@ from sld_core.config.scene import TrackConfig
 from sld_core.files import write_atomically
 from sld_core.optional import pycolmap
 from sld_core.sfm import features
-from sld_core.sfm.colmap import bundle_setup, pose_of, quiet, read_model, registered
+from sld_core.sfm.colmap import bundle_setup, errors_named, pose_of, quiet, read_model, registered
 from sld_core.sfm.reconstruction_file import ARRAYS, read_arrays
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
@@ -57,7 +57,7 @@ def reconstruct_once(
     if (stored := _stored(path, key, frames)) is not None:
         log.info("tracks are up to date in %s", path)
         return stored
-    with stages.explained(work, "used"):
+    with errors_named(work):
         result = reconstruct(frames, work, config, seed, progress)
         arrays = {name: getattr(result, name) for name in ARRAYS}
         poses = np.stack([f.T_world_camera for f in result.frames])

@@ -1,6 +1,7 @@
 """Tracks from given poses: what a seed holds still, and what happens on a full disk."""
 
 import shutil
+import sqlite3
 from collections import namedtuple
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from small_room import CAMERA, sway, write_photos
 from sld_core.config.scene import LandmarkConfig, TrackConfig
 from sld_core.landmarks import selection
 from sld_core.sfm import features, triangulation
+from sld_core.sfm.colmap import errors_named
 from sld_core.sfm.reconstruction_file import ARRAYS
 from sld_core.types import Frame, SldError
 
@@ -95,5 +97,23 @@ def test_an_error_of_colmap_is_one_clear_error(frames, tmp_path, monkeypatch):
         pycolmap.Database.open(tmp_path / "none" / "features.db")  # sqlite cannot open it
 
     monkeypatch.setattr(pycolmap, "triangulate_points", fail)
-    with pytest.raises(SldError, match=rf"{tmp_path}: work there failed .*MB are free in"):
+    with pytest.raises(
+        SldError, match=rf"{tmp_path}: structure from motion failed .*MB are free in"
+    ):
         once(frames, tmp_path)
+
+
+def test_errors_of_colmap_and_sqlite_name_the_folder_and_its_room(tmp_path):
+    work = tmp_path / "sfm"
+    words = r"sfm: structure from motion failed \(.*\); \d+ MB are free in "
+    with pytest.raises(SldError, match=words), errors_named(work):
+        pycolmap.Database.open(work / "gone" / "features.db")
+    full, lost = sqlite3.OperationalError("database is full"), ValueError("ExistsDir(path)")
+    with pytest.raises(SldError, match=words + str(tmp_path)), errors_named(work):
+        raise full
+    # COLMAP raises ValueError where a folder is missing
+    with pytest.raises(SldError, match=words), errors_named(work):
+        raise lost
+    work.mkdir()
+    with pytest.raises(ValueError, match="ExistsDir"), errors_named(work):
+        raise lost  # else it is a mistake of ours
