@@ -121,7 +121,8 @@ class MapJob:
     def run_all(self) -> dict[str, Any]:
         """Make all stages, from the images that are there where no source is given; returns the
         summary that `sld map --json` writes."""
-        if not self.source and (reason := self._damage("frames")):
+        reason = "" if self.source else self._damage("frames")
+        if reason:
             raise SldError(
                 f"{reason}: give the images once more, by --images DIR, --video FILE… or --bag DIR"
             )
@@ -169,10 +170,12 @@ class MapJob:
         done = stages.read_record(self.work / name)
         # with other inputs it is made again in any case, and may name images that are gone with
         # them
-        if (done is None or done.key == key) and (reason := self._damage(name)):
+        reason = self._damage(name) if done is None or done.key == key else ""
+        changes = back_at_default(name, done.settings, settings) if done else []
+        if reason:
             log.warning("the stage %r is damaged and is done anew (%s)", name, reason)
             stages.invalidate(self.work / name)
-        elif done and (changes := back_at_default(name, done.settings, settings)):
+        elif changes:
             log.warning(
                 "the stage %r is done anew: %s (settings are not remembered, give them each time)",
                 name,

@@ -248,7 +248,9 @@ def _draw_view(axes: Axes, reconstruction: Reconstruction, view: int, side_px: f
     axes.spines[:].set_visible(False)
     right, bottom = x < width / 2, y < height / 2
     tall, wide = 0.42, 0.42 * height / width
-    inset = axes.inset_axes((1 - wide if right else 0, 0 if bottom else 1 - tall, wide, tall))
+    corner_x = 1 - wide if right else 0
+    corner_y = 0 if bottom else 1 - tall
+    inset = axes.inset_axes((corner_x, corner_y, wide, tall))
     half = side_px / 2
     extent = (x - half, x + half, y + half, y - half)
     inset.imshow(_patch(image, x, y, side_px), extent=extent, interpolation="bicubic")
