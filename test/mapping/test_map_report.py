@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.figure import Figure
 
 from sld_core import geometry, html
 from sld_core.mapping.report import close_ups, plan_view, timeline
@@ -440,6 +441,23 @@ def test_the_report_tells_numbers_losses_and_reasons(image_path, tmp_path):
         text.count("<img") == 7 and text.count("data:image/jpeg") == 3
     )  # two depths and one track are photographs
     assert "There is no picture" not in text and "http" not in re.sub(r"base64,[^\"]*", "", text)
+
+
+def test_legends_are_drawn_by_matplotlib_3_6_too(image_path, monkeypatch):
+    """There, a legend of a figure knows no place outside of the axes (Ubuntu 24.04)."""
+
+    def old_legend(*_, loc="", **__):
+        assert not loc.startswith("outside"), "needs matplotlib 3.7"
+
+    monkeypatch.setattr(Figure, "legend", old_legend)
+    r = ring(image_path, range(0, 120, 10))
+    frames = FrameSet(r.frames, True)
+    for figure in (plan_view.plan(r), timeline.timeline(frames, [f.name for f in r.frames])):
+        drawn(figure)
+        axes = figure.axes[0]
+        legend = axes.get_legend().get_window_extent()
+        assert legend.y0 >= axes.bbox.y1 - 1 or legend.x0 >= axes.bbox.x1 - 1  # above, or beside
+        assert figure.bbox.x1 >= legend.x1 and figure.bbox.y1 >= legend.y1  # all of it is seen
 
 
 def test_names_from_outside_are_escaped(image_path, tmp_path):
