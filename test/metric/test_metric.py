@@ -205,7 +205,7 @@ def test_poses_of_the_base_instead_of_the_camera_are_recognised(room):
     ]
     with pytest.raises(
         SldError,
-        match="do not fit those of the images: median .* expected are poses of the camera "
+        match="do not fit those of the images: median .* expected poses of the camera "
         "optical frame",
     ):
         align(room, frame_set_of(room, base), MetricConfig(source="odometry"))
