@@ -17,9 +17,9 @@ EYE_HEIGHT_M = 1.2
 
 
 def drive(seed: int, n: int, kind: str = "map") -> list[np.ndarray]:
-    """Poses (4x4, camera optical frame to world) of a smooth drive with looks around. `map` goes
-    round twice and turns to see every wall; `query` takes other places, the other way round, in the
-    same space."""
+    """Poses (4x4, camera optical frame to world) of a smooth drive that looks around. `map` goes
+    round twice and turns to see every wall; `query` goes the other way round, through other places
+    of the same space."""
     if kind not in ("map", "query"):
         raise ValueError(f"drive kind {kind!r}: expected 'map' or 'query'")
     rng = np.random.default_rng([seed, kind == "query"])
@@ -61,8 +61,8 @@ def write_sequence(
     seed: int = 0,
     on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> None:
-    """Renders both drives into `folder`: frames/frame-NNNNNN.{color.jpg,depth.png,pose.txt},
-    camera-intrinsics.txt (OpenCV convention), map.txt and query.txt. Depth is uint16
+    """Render both drives into `folder`: frames/frame-NNNNNN.{color.jpg,depth.png,pose.txt},
+    camera-intrinsics.txt (OpenCV convention), map.txt and query.txt. Depth is uint16, in
     millimetres."""
     folder = Path(folder)
     (folder / "frames").mkdir(parents=True, exist_ok=True)
@@ -80,8 +80,8 @@ def write_sequence(
         )
         np.savetxt(folder / f"{name}.pose.txt", pose, fmt="%.8f")
         on_progress((i + 1) / len(poses))
-    for list_name, chosen in (("map", names[: len(map_poses)]), ("query", names[len(map_poses) :])):
-        (folder / f"{list_name}.txt").write_text("\n".join(chosen) + "\n")
+    (folder / "map.txt").write_text("\n".join(names[: len(map_poses)]) + "\n")
+    (folder / "query.txt").write_text("\n".join(names[len(map_poses) :]) + "\n")
 
 
 def _write_image(path: Path, image: np.ndarray, options: list[int]) -> None:

@@ -1,5 +1,4 @@
-"""What stands in the room: walls, and furniture along them, in an order that the random generator
-deals.
+"""The walls of the room, and furniture along them in random order.
 
 Every piece is built in the frame of its wall: x to the right along the wall, y into the wall (so
 the room is at y < 0), z up from the floor."""
@@ -18,14 +17,14 @@ from sld_core.synthetic.raster import Quad
 HEIGHT_M = 2.6
 WALL_TEXELS_PER_M = 330
 FURNITURE_TEXELS_PER_M = 420
-FLUSH_M = 0.012  # what hangs on a wall or lies on the floor is this thick
+FLUSH_M = 0.012  # thickness of what hangs on a wall or lies on the floor
 WOODS = ((150, 104, 62), (112, 72, 44), (196, 160, 112), (92, 60, 40))
 PAINTS = ((214, 208, 192), (120, 142, 150), (168, 84, 64), (86, 112, 92), (222, 214, 170))
 
 
 def furnish(rng: np.random.Generator) -> tuple[list[Quad], list[Lamp]]:
-    """All surfaces, floor at z = 0 and the room centred on the origin, and its lamps. The middle,
-    1.3 m by 1 m to each side, stays free."""
+    """All surfaces and lamps, floor at z = 0 and the room centred on the origin. The middle, 1.3 m
+    by 1 m to each side, stays free."""
     width, depth = rng.uniform(5.6, 6.2), rng.uniform(4.6, 5.0)
     builder = Builder(rng)
     _shell(builder, width, depth)
@@ -38,7 +37,7 @@ def furnish(rng: np.random.Generator) -> tuple[list[Quad], list[Lamp]]:
 
 
 class Builder:
-    """Collects the surfaces of a room; `frame` (4x4, to world) is where coordinates are given."""
+    """Collects the surfaces of a room. Coordinates are given in `frame` (4x4, to world)."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -54,9 +53,8 @@ class Builder:
         texels_per_m: float = FURNITURE_TEXELS_PER_M,
     ) -> None:
         """A textured parallelogram from its top-left corner."""
-        rows, columns = (
-            max(8, int(np.linalg.norm(edge) * texels_per_m)) for edge in (edge_v, edge_u)
-        )
+        rows = max(8, int(np.linalg.norm(edge_v) * texels_per_m))
+        columns = max(8, int(np.linalg.norm(edge_u) * texels_per_m))
         R = self.frame[:3, :3]
         self.quads.append(
             Quad(
@@ -78,8 +76,7 @@ class Builder:
         texture: tx.Texture,
         front_texture: tx.Texture | None = None,
     ) -> None:
-        """A box by its lower left front corner (the one nearest to the viewer of the wall) and its
-        size."""
+        """A box from its lower left front corner (front: towards the room) and its size."""
         back, right, top = front + depth, left + width, bottom + height
         self.panel((left, front, top), (width, 0, 0), (0, 0, -height), front_texture or texture)
         self.panel((right, back, top), (-width, 0, 0), (0, 0, -height), texture)
@@ -113,15 +110,10 @@ def _shell(builder: Builder, width: float, depth: float) -> None:
     builder.panel((-x, y, 0), (width, 0, 0), (0, -depth, 0), tx.planks, WALL_TEXELS_PER_M)
     builder.panel((-x, -y, HEIGHT_M), (width, 0, 0), (0, depth, 0), tx.ceiling, 200)
     builder.panel((-1.3, 0.9, FLUSH_M), (2.6, 0, 0), (0, -1.8, 0), tx.rug, 300)
-    walls = [
-        tx.bricks,
-        *(
-            tx.plaster(
-                tuple(int(c) for c in builder.rng.integers((170, 165, 150), (225, 222, 210)))
-            )
-            for _ in range(3)
-        ),
-    ]
+    walls = [tx.bricks]
+    for _ in range(3):
+        color = builder.rng.integers((170, 165, 150), (225, 222, 210))
+        walls.append(tx.plaster(tuple(int(c) for c in color)))
     for turn, i in enumerate(builder.rng.permutation(4)):
         span, distance = (width, y) if turn % 2 == 0 else (depth, x)
         builder.frame = _wall_frame(turn, distance)
@@ -133,7 +125,7 @@ def _shell(builder: Builder, width: float, depth: float) -> None:
 
 
 def _along_wall(builder: Builder, pieces: list[Piece], span: float) -> None:
-    """Pieces side by side, clear of the corners, where the next wall's furniture stands."""
+    """Pieces side by side, away from the corners, where the next wall's furniture stands."""
     corner = 0.6
     slot = (span - 2 * corner) / len(pieces)
     for i, piece in enumerate(pieces):
@@ -143,7 +135,7 @@ def _along_wall(builder: Builder, pieces: list[Piece], span: float) -> None:
 
 
 def _lamps(width: float, depth: float) -> list[Lamp]:
-    """Two ceiling lamps, each of some points for soft shadows, and weak light from all over the
+    """Two ceiling lamps, each of several points for soft shadows, and weak light from all over the
     room."""
     spots = [
         (x + dx, dy, HEIGHT_M - 0.25)
@@ -157,9 +149,8 @@ def _lamps(width: float, depth: float) -> list[Lamp]:
         for y in (-0.25 * depth, 0.25 * depth)
         for z in (0.9, 1.8)
     ]
-    return [Lamp(np.array(p), np.array([0.42, 0.40, 0.36])) for p in spots] + [
-        Lamp(np.array(p), np.array([0.09, 0.10, 0.11])) for p in fill
-    ]
+    lamps = [Lamp(np.array(p), np.array([0.42, 0.40, 0.36])) for p in spots]
+    return lamps + [Lamp(np.array(p), np.array([0.09, 0.10, 0.11])) for p in fill]
 
 
 # ---- pieces: (builder, left end, width), all along the wall ----
@@ -179,10 +170,8 @@ def bookshelf(b: Builder, left: float, width: float) -> None:
         x = left + 0.035
         while x < left + width - 0.12:
             thickness = b.rng.uniform(0.025, 0.07)
-            book_height, book_depth = (
-                b.rng.uniform(0.62, 0.92) * (above - z - 0.025),
-                b.rng.uniform(0.16, 0.26),
-            )
+            book_height = b.rng.uniform(0.62, 0.92) * (above - z - 0.025)
+            book_depth = b.rng.uniform(0.16, 0.26)
             b.box(
                 x,
                 -0.02 - book_depth,
@@ -307,10 +296,8 @@ def noticeboard(b: Builder, left: float, width: float) -> None:
     for column in range(4):
         for row in range(3):
             w, h = b.rng.uniform(0.14, 0.22) * width, b.rng.uniform(0.22, 0.3)
-            x, top = (
-                left + (column * 0.245 + b.rng.uniform(0.01, 0.03)) * width,
-                2.08 - 0.36 * row - b.rng.uniform(0, 0.04),
-            )
+            x = left + (column * 0.245 + b.rng.uniform(0.01, 0.03)) * width
+            top = 2.08 - 0.36 * row - b.rng.uniform(0, 0.04)
             b.panel(
                 (x, -3 * FLUSH_M, top),
                 (w, 0, b.rng.normal(0, 0.01)),
@@ -357,11 +344,9 @@ def _clutter(
     """Small things standing on a surface."""
     x = left + 0.03
     while x < left + width - 0.2:
-        w, d, h = (
-            b.rng.uniform(0.07, 0.2),
-            b.rng.uniform(0.4, 0.8) * depth,
-            b.rng.uniform(0.3, 1.0) * tallest,
-        )
+        w = b.rng.uniform(0.07, 0.2)
+        d = b.rng.uniform(0.4, 0.8) * depth
+        h = b.rng.uniform(0.3, 1.0) * tallest
         sides = b.pick((tx.carton, tx.spine, tx.abstract, tx.fabric(tx.vivid(b.rng))))
         b.box(
             x,

@@ -1,5 +1,5 @@
-"""Light baked into the textures once: lamps with ray-traced soft shadows, fill light and a constant
-ambient part."""
+"""Light baked into the textures once: lamps with ray-traced soft shadows, fill light and constant
+ambient light."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SMALLEST_OCCLUDER_M2 = 0.02
 
 @dataclass(frozen=True)
 class Lamp:
-    """A point that shines: `color` is the irradiance (1 = the texture's own colours) at one metre,
-    square on."""
+    """A point light: `color` is the irradiance at a distance of one metre, perpendicular to the
+    surface (1: the texture's own colours)."""
 
     position: np.ndarray
     color: np.ndarray
@@ -34,9 +34,8 @@ def bake(quads: Sequence[Quad], lamps: Sequence[Lamp]) -> list[Quad]:
 
 
 def _lit(quad: Quad, lamps: Sequence[Lamp], occluders: _Occluders) -> Quad:
-    columns, rows = (
-        int(np.clip(np.linalg.norm(edge) / GRID_M, 2, 60)) for edge in (quad.edge_u, quad.edge_v)
-    )
+    columns = int(np.clip(np.linalg.norm(quad.edge_u) / GRID_M, 2, 60))
+    rows = int(np.clip(np.linalg.norm(quad.edge_v) / GRID_M, 2, 60))
     u, v = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
     points_N3 = quad.at(np.stack([u.ravel(), v.ravel()], 1)) + 0.01 * quad.normal
     from_points_3NQ = occluders.coordinates(points_N3)
@@ -47,18 +46,16 @@ def _lit(quad: Quad, lamps: Sequence[Lamp], occluders: _Occluders) -> Quad:
         cosine_N = np.maximum(ray_N3 @ quad.normal / distance_N, 0)
         if cosine_N.any():
             shadow_N = _blocked(from_points_3NQ, occluders.coordinates(lamp.position[None]))
-            light_N3 += (cosine_N * ~shadow_N / np.maximum(distance_N, 0.3) ** 2)[
-                :, None
-            ] * lamp.color
+            lit_N = np.where(shadow_N, 0, cosine_N) / np.maximum(distance_N, 0.3) ** 2
+            light_N3 += lit_N[:, None] * lamp.color
     height, width = quad.texture.shape[:2]
-    light = cv2.resize(
-        cv2.blur(light_N3.reshape(rows, columns, 3).astype(np.float32), (3, 3)), (width, height)
-    )
+    light = cv2.blur(light_N3.reshape(rows, columns, 3).astype(np.float32), (3, 3))
+    light = cv2.resize(light, (width, height))
     return replace(quad, texture=np.clip(quad.texture * light, 0, 255).astype(np.uint8))
 
 
 class _Occluders:
-    """Parallelograms, each with coordinates of its own: u and v within it (0..1) and the distance
+    """Parallelograms, each with its own coordinates: u and v within it (0..1), and the distance
     from its plane."""
 
     def __init__(self, quads: Sequence[Quad]):
@@ -80,9 +77,8 @@ def _blocked(start_3NQ: np.ndarray, end_31Q: np.ndarray) -> np.ndarray:
     """Whether each segment, given by the coordinates of its ends in every quad, cuts one of the
     quads."""
     (u0, v0, d0), (u1, v1, d1) = start_3NQ, end_31Q
-    crossed = np.flatnonzero(
-        ((d0 > 0) != (d1 > 0)).any(axis=0)
-    )  # only quads whose plane some segment crosses
+    # only quads whose plane some segment crosses
+    crossed = np.flatnonzero(((d0 > 0) != (d1 > 0)).any(axis=0))
     u0, v0, d0, u1, v1, d1 = (a[:, crossed] for a in (u0, v0, d0, u1, v1, d1))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = d0 / (d0 - d1)

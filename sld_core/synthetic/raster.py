@@ -18,8 +18,8 @@ from sld_core.geometry import invert, transform
 from sld_core.types import Camera
 
 NEAR_M = 0.05
-SUPERSAMPLING = 2  # samples a pixel along each axis; `Rasterizer._depth` is written for two
-TILE_M = 1.0  # surfaces are cut into parts of this size, each with a texture resolution of its own
+SUPERSAMPLING = 2  # samples per pixel along each axis; `Rasterizer._depth` is written for two
+TILE_M = 1.0  # surfaces are cut into tiles of this size, each with its own texture resolution
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,10 @@ class Quad:
         return self.origin + uv_N2[:, :1] * self.edge_u + uv_N2[:, 1:] * self.edge_v
 
     def tiles(self, side_m: float) -> list[Quad]:
-        """The same surface cut into parts of about `side_m`, so that each part can have its own
-        texture resolution."""
+        """The same surface cut into parts of about `side_m`."""
         height, width = self.texture.shape[:2]
-        columns, rows = (
-            np.linspace(
-                0, texels, np.clip(round(np.linalg.norm(edge) / side_m), 1, texels) + 1
-            ).astype(int)
-            for edge, texels in ((self.edge_u, width), (self.edge_v, height))
-        )
+        columns = _cuts(self.edge_u, width, side_m)
+        rows = _cuts(self.edge_v, height, side_m)
         return [
             Quad(
                 self.at(np.array([[left / width, top / height]]))[0],
@@ -73,15 +68,20 @@ class Quad:
         return replace(self, origin=self.origin + self.edge_u, edge_u=-self.edge_u)
 
 
+def _cuts(edge: np.ndarray, texels: int, side_m: float) -> np.ndarray:
+    """Texels at which an edge is cut into parts of about `side_m`, both ends included."""
+    parts = np.clip(round(np.linalg.norm(edge) / side_m), 1, texels)
+    return np.linspace(0, texels, parts + 1).astype(int)
+
+
 class Rasterizer:
-    """Quads made ready for rendering: cut into tiles, corners and normals stacked, textures with
-    their mip levels."""
+    """Quads ready for rendering: cut into tiles, corners and normals stacked, textures with their
+    mip levels."""
 
     def __init__(self, quads: Sequence[Quad]):
-        surfaces, tiles = zip(
-            *((surface, tile) for surface, quad in enumerate(quads) for tile in quad.tiles(TILE_M))
-        )
-        self.surface_Q = np.array(surfaces, np.int16)
+        tiles_of = [quad.tiles(TILE_M) for quad in quads]
+        tiles = [tile for part in tiles_of for tile in part]
+        self.surface_Q = np.repeat(np.arange(len(quads), dtype=np.int16), [*map(len, tiles_of)])
         self.corners_Q43 = np.stack([tile.corners_43 for tile in tiles])
         self.normal_Q3 = np.stack([tile.normal for tile in tiles])
         self.mipmaps = [_mipmap(tile.texture) for tile in tiles]
@@ -96,21 +96,17 @@ class Rasterizer:
             left, top, width, height = cv2.boundingRect(mask)
             if width:
                 seen = slice(top, top + height), slice(left, left + width)
-                patch = _warp(
-                    self.mipmaps[i],
-                    G,
-                    (window[0].start + top, window[1].start + left),
-                    (height, width),
-                )
+                corner = window[0].start + top, window[1].start + left
+                patch = _warp(self.mipmaps[i], G, corner, (height, width))
                 cv2.copyTo(patch, mask[seen], image[window][seen])
-        return cv2.resize(
-            image, (camera.width, camera.height), interpolation=cv2.INTER_AREA
-        ), self._depth(index_HW, inverse_HW)
+        size = camera.width, camera.height
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return image, self._depth(index_HW, inverse_HW)
 
     def _depth(self, index_HW: np.ndarray, inverse_HW: np.ndarray) -> np.ndarray:
-        """Depth at pixel centres from four samples around each: inverse depth is affine on a
-        surface, so their mean is exact; where the samples are of several surfaces, that of the
-        nearest."""
+        """Depth at pixel centres from the four samples around each. Inverse depth is affine on a
+        surface, so their mean is exact; where they are on several surfaces, the nearest sample
+        counts."""
         samples_4HW = np.stack([inverse_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)])
         surface_HW = self.surface_Q[index_HW]
         first = surface_HW[::2, ::2]
@@ -129,12 +125,8 @@ class Rasterizer:
         inverse_HW = np.zeros((camera.height, camera.width), np.float32)
         chosen_C, corners_C43 = self._candidates(camera, T_world_camera)
         origin_C3 = corners_C43[:, 0]
-        G_C33 = np.linalg.inv(
-            camera.K
-            @ np.stack(
-                [corners_C43[:, 1] - origin_C3, corners_C43[:, 3] - origin_C3, origin_C3], axis=2
-            )
-        )
+        edge_u_C3, edge_v_C3 = corners_C43[:, 1] - origin_C3, corners_C43[:, 3] - origin_C3
+        G_C33 = np.linalg.inv(camera.K @ np.stack([edge_u_C3, edge_v_C3, origin_C3], axis=2))
         projected = {}
         for i, corners_43, G in zip(chosen_C, corners_C43, G_C33):
             window = _window(camera, corners_43)
@@ -153,13 +145,11 @@ class Rasterizer:
         self, camera: Camera, T_world_camera: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Quads that face the camera and are not wholly outside one side of its view, nearest
-        first: indices, and corners (C, 4, 3) in camera axes."""
-        facing = np.flatnonzero(
-            ((T_world_camera[:3, 3] - self.corners_Q43[:, 0]) * self.normal_Q3).sum(1) > 1e-3
-        )
-        corners = transform(
-            invert(T_world_camera), self.corners_Q43[facing].reshape(-1, 3)
-        ).reshape(-1, 4, 3)
+        first: indices (C,), and corners (C, 4, 3) in camera axes."""
+        towards_Q3 = T_world_camera[:3, 3] - self.corners_Q43[:, 0]
+        facing = np.flatnonzero((towards_Q3 * self.normal_Q3).sum(1) > 1e-3)
+        corners_N3 = self.corners_Q43[facing].reshape(-1, 3)
+        corners = transform(invert(T_world_camera), corners_N3).reshape(-1, 4, 3)
         x, y, z = np.moveaxis(corners, 2, 0)
         outside = [
             z < NEAR_M,
@@ -184,19 +174,17 @@ def _planes(G: np.ndarray, roi: tuple[slice, slice]) -> tuple[np.ndarray, np.nda
 
 def _window(camera: Camera, corners_43: np.ndarray) -> tuple[slice, slice] | None:
     """Rows and columns that a parallelogram (camera axes), cut at the near plane, can touch; None
-    if none."""
+    where it touches none."""
     corners = _clip_near(corners_43)
     if not len(corners):
         return None
     x = np.clip(camera.fx * corners[:, 0] / corners[:, 2] + camera.cx, 0, camera.width)
     y = np.clip(camera.fy * corners[:, 1] / corners[:, 2] + camera.cy, 0, camera.height)
-    left, right, top, bottom = (
-        int(x.min()),
-        int(np.ceil(x.max())),
-        int(y.min()),
-        int(np.ceil(y.max())),
-    )
-    return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None
+    left, right = int(x.min()), int(np.ceil(x.max()))
+    top, bottom = int(y.min()), int(np.ceil(y.max()))
+    if right <= left or bottom <= top:
+        return None
+    return slice(top, bottom), slice(left, right)
 
 
 def _clip_near(polygon_N3: np.ndarray) -> np.ndarray:
@@ -217,27 +205,21 @@ def _mipmap(texture: np.ndarray) -> list[np.ndarray]:
     levels = [np.ascontiguousarray(texture)]
     while min(levels[-1].shape[:2]) >= 8:
         height, width = levels[-1].shape[:2]
-        levels.append(
-            cv2.resize(
-                levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA
-            )
-        )
+        half = (width + 1) // 2, (height + 1) // 2
+        levels.append(cv2.resize(levels[-1], half, interpolation=cv2.INTER_AREA))
     return levels
 
 
 def _warp(
     mipmap: list[np.ndarray], G: np.ndarray, top_left: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """The texture as the pixels of a window see it, from the level with about one texel a pixel."""
+    """The texture in the pixels of a window, from the level with about one texel per pixel."""
     (top, left), (height, width) = top_left, size
-    texels = (
-        mipmap[0].shape[0]
-        * mipmap[0].shape[1]
-        * _texture_area(G, left + width / 2, top + height / 2)
-    )
+    rows, columns = mipmap[0].shape[:2]
+    texels = rows * columns * _texture_area(G, left + width / 2, top + height / 2)
     level = int(np.clip(np.floor(np.log2(max(texels, 1e-6)) / 2 + 0.3), 0, len(mipmap) - 1))
     texture = mipmap[level]
-    # OpenCV counts pixels and texels from the centre of the first: shift by half at both ends
+    # OpenCV counts pixels and texels from the centre of the first one: shift both by a half
     to_texels = np.array([[texture.shape[1], 0, -0.5], [0, texture.shape[0], -0.5], [0, 0, 1]]) @ G
     to_texels = to_texels @ np.array([[1, 0, left + 0.5], [0, 1, top + 0.5], [0, 0, 1]])
     return cv2.warpPerspective(
@@ -250,7 +232,7 @@ def _warp(
 
 
 def _texture_area(G: np.ndarray, x: float, y: float) -> float:
-    """Share of the texture that a pixel at (x, y) covers: the Jacobian of (u, v) there."""
+    """Fraction of the texture that a pixel at (x, y) covers: the Jacobian of (u, v) there."""
     u, v, w = G @ [x, y, 1]
     if w <= 0:
         return 1e-6

@@ -26,10 +26,12 @@ class Room:
         self, camera: Camera, T_world_camera: np.ndarray, noise: np.random.Generator | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and depth (H, W) float32 metres at pixel centres, 0 where
-        nothing is seen. With `noise` the image looks as a real camera's: vignetting, a drawn
+        nothing is seen. With `noise` the image is like a real camera's: vignetting, a random
         exposure, sensor noise."""
         image, depth = self.rasterizer.render(camera, T_world_camera)
-        return (image if noise is None else _sense(image, noise)), depth
+        if noise is not None:
+            image = _sense(image, noise)
+        return image, depth
 
 
 def _sense(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Procedural textures with local detail that does not repeat: (H, W, 3) uint8 RGB, drawn from a
-random generator."""
+"""Procedural textures with local detail that does not repeat: (H, W, 3) uint8 RGB, from a random
+generator."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 def clouds(
     rng: Rng, height: int, width: int, coarse: int = 3, octaves: int = 6, decay: float = 0.6
 ) -> np.ndarray:
-    """Fractal noise (H, W) float32 with mean 0 and deviation 1; `coarse` cells along the longer
-    side at first."""
+    """Fractal noise (H, W) float32 with mean 0 and standard deviation 1; the first octave has
+    `coarse` cells along the longer side."""
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         cells = coarse * 2**octave / max(height, width)
-        grid = rng.standard_normal(
-            (max(2, int(height * cells)), max(2, int(width * cells))), np.float32
-        )
+        size = max(2, int(height * cells)), max(2, int(width * cells))
+        grid = rng.standard_normal(size, np.float32)
         total += decay**octave * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
     return (total - total.mean()) / (total.std() + 1e-6)
 
@@ -33,6 +32,11 @@ def vivid(rng: Rng, low: int = 40, high: int = 230) -> Color:
     """A saturated random colour."""
     hsv = np.uint8([[[rng.integers(180), rng.integers(110, 230), rng.integers(low, high)]]])
     return tuple(int(c) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
+
+
+def shade(color: Color, by: int) -> Color:
+    """A colour made darker or lighter by grey levels."""
+    return tuple(min(255, max(0, c + by)) for c in color)
 
 
 def tint(color: Color, amount_HW: np.ndarray) -> np.ndarray:
@@ -123,9 +127,8 @@ def wood(color: Color) -> Texture:
     def draw(rng, height, width):
         if width < height:
             return np.ascontiguousarray(draw(rng, width, height).swapaxes(0, 1))
-        y = np.linspace(0, max(3.0, height / 22), height, dtype=np.float32)[:, None] + np.zeros(
-            (1, width), np.float32
-        )
+        y = np.linspace(0, max(3.0, height / 22), height, dtype=np.float32)[:, None]
+        y = y + np.zeros((1, width), np.float32)
         y += 0.5 * clouds(rng, height, width, 3, 3) * np.linspace(0.6, 1.4, width, dtype=np.float32)
         x_grid, y_grid = np.meshgrid(
             np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
@@ -197,11 +200,9 @@ def rug(rng, height, width):
         dx = int(inset * min(height, width))
         cv2.rectangle(image, (dx, dx), (width - dx, height - dx), color, -1)
     for _ in range(170):
-        x, y, size = (
-            rng.uniform(0.04, 0.96) * width,
-            rng.uniform(0.05, 0.95) * height,
-            rng.uniform(0.01, 0.06) * width,
-        )
+        x = rng.uniform(0.04, 0.96) * width
+        y = rng.uniform(0.05, 0.95) * height
+        size = rng.uniform(0.01, 0.06) * width
         sides, turn = int(rng.integers(3, 9)), rng.uniform(0, 7)
         angle = turn + np.arange(2 * sides) * np.pi / sides
         radius = size * np.where(np.arange(2 * sides) % 2, rng.uniform(0.4, 1), 1)
@@ -217,18 +218,13 @@ def rug(rng, height, width):
 
 def landscape(rng, height, width):
     """A painted view: sky, ridges, a sun or moon."""
-    sky = np.float32(
-        [(120, 170, 215), (225, 170, 130), (190, 200, 205), (110, 110, 160)][rng.integers(4)]
-    ) + rng.normal(0, 12, 3)
-    ground = np.float32(
-        [(70, 100, 60), (120, 95, 60), (70, 85, 110), (110, 60, 60)][rng.integers(4)]
-    ) + rng.normal(0, 10, 3)
+    skies = [(120, 170, 215), (225, 170, 130), (190, 200, 205), (110, 110, 160)]
+    grounds = [(70, 100, 60), (120, 95, 60), (70, 85, 110), (110, 60, 60)]
+    sky = np.float32(skies[rng.integers(4)]) + rng.normal(0, 12, 3)
+    ground = np.float32(grounds[rng.integers(4)]) + rng.normal(0, 10, 3)
     y = np.linspace(0, 1, height, dtype=np.float32)[:, None]
-    image = (
-        sky * (1 - 0.5 * y[..., None])
-        + 100 * y[..., None]
-        + 12 * clouds(rng, height, width, 3, 5)[..., None]
-    )
+    haze = 12 * clouds(rng, height, width, 3, 5)[..., None]
+    image = sky * (1 - 0.5 * y[..., None]) + 100 * y[..., None] + haze
     sun = int(rng.uniform(0.2, 0.8) * width), int(rng.uniform(0.15, 0.35) * height)
     cv2.circle(image, sun, int(0.09 * height), (250, 240, 190), -1, cv2.LINE_AA)
     for ridge in range(5):
@@ -283,15 +279,8 @@ def chart(rng, height, width):
             image, [(road * [width, height]).astype(np.int32)], False, vivid(rng), 2, cv2.LINE_AA
         )
     for _ in range(26):
-        words(
-            rng,
-            image,
-            rng.uniform(0, 0.9) * width,
-            rng.uniform(0.05, 1) * height,
-            0.025 * width,
-            (20, 20, 30),
-            int(rng.integers(4, 9)),
-        )
+        x, y = rng.uniform(0, 0.9) * width, rng.uniform(0.05, 1) * height
+        words(rng, image, x, y, 0.025 * width, (20, 20, 30), int(rng.integers(4, 9)))
     return image
 
 
@@ -303,15 +292,8 @@ def page(rng, height, width):
     left, right = int(0.08 * width), int(0.92 * width)
     image[top:bottom, left:right] = landscape(rng, bottom - top, right - left)
     for y in np.arange(0.57, 0.96, 0.05):
-        words(
-            rng,
-            image,
-            0.08 * width,
-            y * height,
-            0.05 * width,
-            (40, 40, 45),
-            int(rng.integers(12, 20)),
-        )
+        letters = int(rng.integers(12, 20))
+        words(rng, image, 0.08 * width, y * height, 0.05 * width, (40, 40, 45), letters)
     return image
 
 
@@ -319,30 +301,13 @@ def whiteboard(rng, height, width):
     image = tint((238, 240, 240), 2 * clouds(rng, height, width))
     for _ in range(14):
         x, y = rng.uniform(0.03, 0.75) * width, rng.uniform(0.12, 0.95) * height
-        words(
-            rng,
-            image,
-            x,
-            y,
-            rng.uniform(0.03, 0.07) * height,
-            vivid(rng, 40, 170),
-            int(rng.integers(3, 10)),
-        )
+        size = rng.uniform(0.03, 0.07) * height
+        words(rng, image, x, y, size, vivid(rng, 40, 170), int(rng.integers(3, 10)))
     for _ in range(7):
-        x, y, w, h = (
-            rng.uniform(0.03, 0.8) * width,
-            rng.uniform(0.05, 0.8) * height,
-            0.14 * width,
-            0.17 * height,
-        )
-        cv2.rectangle(
-            image,
-            (int(x), int(y)),
-            (int(x + w), int(y + h * rng.uniform(0.4, 1))),
-            vivid(rng, 40, 170),
-            3,
-            cv2.LINE_AA,
-        )
+        x, y = rng.uniform(0.03, 0.8) * width, rng.uniform(0.05, 0.8) * height
+        w, h = 0.14 * width, 0.17 * height
+        corner = int(x + w), int(y + h * rng.uniform(0.4, 1))
+        cv2.rectangle(image, (int(x), int(y)), corner, vivid(rng, 40, 170), 3, cv2.LINE_AA)
         tip = int(x + w * rng.uniform(1.2, 2.0)), int(y + h * rng.normal(0, 0.7))
         cv2.arrowedLine(image, (int(x + w), int(y)), tip, vivid(rng, 40, 170), 3, cv2.LINE_AA)
     cv2.rectangle(image, (0, 0), (width - 1, height - 1), (120, 124, 130), max(4, height // 50))
@@ -351,28 +316,19 @@ def whiteboard(rng, height, width):
 
 def carton(rng, height, width):
     """Cardboard with tape and a shipping label."""
-    image = tint(
-        (178, 138, 92),
-        5 * clouds(rng, height, width) + 4 * rng.standard_normal((height, width), np.float32),
-    )
-    image[:, int(0.44 * width) : int(0.56 * width)] = tint(
-        (196, 164, 116), 4 * clouds(rng, height, width)[:, : int(0.56 * width) - int(0.44 * width)]
-    )
+    grain = 5 * clouds(rng, height, width) + 4 * rng.standard_normal((height, width), np.float32)
+    image = tint((178, 138, 92), grain)
+    left, right = int(0.44 * width), int(0.56 * width)
+    tape = 4 * clouds(rng, height, width)[:, : right - left]
+    image[:, left:right] = tint((196, 164, 116), tape)
     x, y = int(rng.uniform(0.05, 0.3) * width), int(rng.uniform(0.1, 0.4) * height)
     label = image[y : y + int(0.45 * height), x : x + int(0.55 * width)]
     label[:] = 240
+    side = label.shape[0]
     for line in range(3):
-        words(
-            rng,
-            label,
-            4,
-            (0.25 + 0.2 * line) * label.shape[0],
-            0.15 * label.shape[0],
-            (20, 20, 20),
-            9,
-        )
+        words(rng, label, 4, (0.25 + 0.2 * line) * side, 0.15 * side, (20, 20, 20), 9)
     bars = np.repeat(rng.random(label.shape[1] // 3) < 0.5, 3)
-    label[int(0.72 * label.shape[0]) : int(0.95 * label.shape[0]), : len(bars)][:, bars] = 25
+    label[int(0.72 * side) : int(0.95 * side), : len(bars)][:, bars] = 25
     words(rng, image, 0.5 * width, 0.93 * height, 0.1 * width, vivid(rng, 60, 130), 6)
     return scuff(rng, image, 1500, 24)
 
@@ -383,12 +339,12 @@ def spine(rng, height, width):
     image = tint(color, 6 * clouds(rng, height, width, 6, 4))
     ink = (245, 235, 200) if sum(color) < 380 else (25, 25, 30)
     for y in rng.uniform(0.03, 0.97, int(rng.integers(2, 6))):
-        image[int(y * height) : int(y * height) + int(rng.integers(2, 9))] = (
-            ink if rng.random() < 0.6 else vivid(rng)
-        )
-    title = np.ascontiguousarray(image[int(0.2 * height) : int(0.8 * height)].swapaxes(0, 1)[::-1])
+        color = ink if rng.random() < 0.6 else vivid(rng)
+        image[int(y * height) : int(y * height) + int(rng.integers(2, 9))] = color
+    middle = image[int(0.2 * height) : int(0.8 * height)]
+    title = np.ascontiguousarray(middle.swapaxes(0, 1)[::-1])
     words(rng, title, 4, 0.72 * title.shape[0], 0.5 * title.shape[0], ink, 11)
-    image[int(0.2 * height) : int(0.8 * height)] = title[::-1].swapaxes(0, 1)
+    middle[:] = title[::-1].swapaxes(0, 1)
     return image
 
 
@@ -399,35 +355,16 @@ def panelled(color: Color) -> Texture:
         image = wood(color)(rng, height, width)
         dx, dy = int(0.12 * width), int(0.07 * height)
         for top, bottom in ((dy, int(0.45 * height)), (int(0.53 * height), height - dy)):
-            image[top:bottom, dx : width - dx] = wood(tuple(c - 9 for c in color))(
-                rng, bottom - top, width - 2 * dx
-            )
-            cv2.rectangle(
-                image,
-                (dx, top),
-                (width - dx, bottom),
-                tuple(max(0, c - 60) for c in color),
-                3,
-                cv2.LINE_AA,
-            )
-            cv2.line(
-                image,
-                (dx, bottom + 2),
-                (width - dx, bottom + 2),
-                tuple(min(255, c + 30) for c in color),
-                2,
-            )
-        cv2.rectangle(
-            image, (0, 0), (width - 1, height - 1), tuple(max(0, c - 80) for c in color), 4
-        )
-        cv2.circle(
-            image,
-            (int(0.9 * width), int(0.5 * height)),
-            max(3, int(0.025 * max(height, width))),
-            (196, 190, 170),
-            -1,
-            cv2.LINE_AA,
-        )
+            panel = wood(shade(color, -9))(rng, bottom - top, width - 2 * dx)
+            image[top:bottom, dx : width - dx] = panel
+            corners = (dx, top), (width - dx, bottom)
+            cv2.rectangle(image, *corners, shade(color, -60), 3, cv2.LINE_AA)
+            ends = (dx, bottom + 2), (width - dx, bottom + 2)
+            cv2.line(image, *ends, shade(color, 30), 2)
+        cv2.rectangle(image, (0, 0), (width - 1, height - 1), shade(color, -80), 4)
+        handle = int(0.9 * width), int(0.5 * height)
+        radius = max(3, int(0.025 * max(height, width)))
+        cv2.circle(image, handle, radius, (196, 190, 170), -1, cv2.LINE_AA)
         return scuff(rng, image, 500, 25)
 
     return draw
@@ -438,19 +375,10 @@ def window(rng, height, width):
     image = cv2.GaussianBlur(landscape(rng, height, width), (5, 5), 0)
     image = np.clip(image * 0.8 + 60, 0, 255).astype(np.uint8)
     for _ in range(45):
-        x, y, r = (
-            rng.uniform(0, width),
-            rng.uniform(0.45, 1) * height,
-            rng.uniform(0.01, 0.05) * height,
-        )
-        cv2.circle(
-            image,
-            (int(x), int(y)),
-            int(r),
-            tuple(int(c) for c in rng.integers((40, 90, 30), (120, 180, 90))),
-            -1,
-            cv2.LINE_AA,
-        )
+        x, y = rng.uniform(0, width), rng.uniform(0.45, 1) * height
+        radius = rng.uniform(0.01, 0.05) * height
+        leaf = tuple(int(c) for c in rng.integers((40, 90, 30), (120, 180, 90)))
+        cv2.circle(image, (int(x), int(y)), int(radius), leaf, -1, cv2.LINE_AA)
     for x in (0, width // 2, width - 1):
         cv2.line(image, (x, 0), (x, height), (236, 234, 228), max(6, width // 24))
     for y in (0, int(0.3 * height), height - 1):
@@ -466,31 +394,20 @@ def clock(rng, height, width):
         angle = hour * np.pi / 6
         x, y = width / 2 + 0.8 * radius * np.sin(angle), height / 2 - 0.8 * radius * np.cos(angle)
         place = int(x - 0.1 * radius), int(y + 0.08 * radius)
-        cv2.putText(
-            image,
-            str(hour or 12),
-            place,
-            cv2.FONT_HERSHEY_SIMPLEX,
-            radius / 170,
-            (20, 20, 20),
-            2,
-            cv2.LINE_AA,
-        )
-    for length, angle in ((0.5, rng.uniform(0, 6.28)), (0.75, rng.uniform(0, 6.28))):
-        tip = (
-            int(width / 2 + length * radius * np.sin(angle)),
-            int(height / 2 - length * radius * np.cos(angle)),
-        )
+        font, size = cv2.FONT_HERSHEY_SIMPLEX, radius / 170
+        cv2.putText(image, str(hour or 12), place, font, size, (20, 20, 20), 2, cv2.LINE_AA)
+    for length in (0.5, 0.75):
+        angle = rng.uniform(0, 6.28)
+        x, y = length * radius * np.sin(angle), length * radius * np.cos(angle)
+        tip = int(width / 2 + x), int(height / 2 - y)
         cv2.line(image, center, tip, (20, 20, 20), 5, cv2.LINE_AA)
     return image
 
 
 def foliage(rng, height, width):
     """One leaf: veins and spots."""
-    image = tint(
-        tuple(int(c) for c in rng.integers((30, 90, 30), (90, 160, 70))),
-        14 * clouds(rng, height, width, 4, 5),
-    )
+    color = tuple(int(c) for c in rng.integers((30, 90, 30), (90, 160, 70)))
+    image = tint(color, 14 * clouds(rng, height, width, 4, 5))
     cv2.line(image, (0, 0), (width, height), (170, 200, 120), max(2, width // 24), cv2.LINE_AA)
     for along in np.linspace(0.1, 0.9, 6):
         x, y = int(along * width), int(along * height)
