@@ -1,8 +1,9 @@
-"""`sld bench backbones`: how large every backbone is, and how long it takes for one image."""
+"""`sld bench backbones`: the size of every backbone and its time for one image."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -15,11 +16,10 @@ MAX_SIDE_PX = 4096
 
 
 def add(commands) -> None:
-    """`backbones` among the subcommands of `sld bench`."""
     parser = commands.add_parser(
         "backbones",
         help="parameters, multiplications and time per image of every backbone",
-        description="Weights are random: they change neither size nor time, and need no download.",
+        description="Weights are random: that changes neither size nor time and needs no download.",
     )
     parser.add_argument(
         "--only", nargs="+", default=BACKBONES, metavar="NAME", help="backbones (default: all)"
@@ -32,7 +32,7 @@ def add(commands) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="images that are timed, after one that is not (default 5)",
+        help="images that are timed, after a first one that is not (default 5)",
     )
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
@@ -65,8 +65,8 @@ def _run(args) -> None:
 
 
 def measure(name: str, height: int, width: int, repeat: int, device: str) -> dict[str, float]:
-    """Channels, parameters, multiplications (MACs) and milliseconds of one image, as `Backbone`
-    computes it for a query."""
+    """Channels, parameters, multiplications (MACs) and milliseconds of one image, computed by
+    `Backbone` as in a query."""
     import torch
 
     from sld_core.models.backbone import RANDOM, Backbone
@@ -90,15 +90,11 @@ def measure(name: str, height: int, width: int, repeat: int, device: str) -> dic
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (
-        width.isdigit()
-        and height.isdigit()
-        and min(int(width), int(height)) >= 32
-        and max(int(width), int(height)) <= MAX_SIDE_PX
-    ):
+    match = re.fullmatch("([0-9]{1,5})x([0-9]{1,5})", text)
+    sides = [int(side) for side in match.groups()] if match else [0, 0]
+    if not all(32 <= side <= MAX_SIDE_PX for side in sides):
         raise SldError(
             f"--size {text}: expected WIDTHxHEIGHT, such as 640x480, 32 to {MAX_SIDE_PX} "
             "pixels a side"
         )
-    return int(width), int(height)
+    return sides[0], sides[1]

@@ -1,4 +1,4 @@
-"""`sld bench query`: where the time of a query goes."""
+"""`sld bench query`: the time of each step of a query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sld_core.types import SldError
 
 def add(commands) -> None:
     parser = commands.add_parser(
-        "query", help="time the pieces of a query: decode, backbone, head, PnP, guided pass"
+        "query", help="time the steps of a query: backbone, head, decode, PnP, guided pass"
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument(
@@ -34,10 +34,10 @@ def add(commands) -> None:
 def _query(args) -> None:
     if args.repeat < 1:
         raise SldError(f"--repeat {args.repeat}: expected at least 1")
-    pieces = time_queries(args.scene, args.images, args.repeat, args.device)
-    print(f"{'piece':10s} {'p50 ms':>8s} {'p95 ms':>8s}")
+    steps = time_queries(args.scene, args.images, args.repeat, args.device)
+    print(f"{'step':10s} {'p50 ms':>8s} {'p95 ms':>8s}")
     out = {}
-    for name, seconds in pieces.items():
+    for name, seconds in steps.items():
         p50, p95 = 1000 * np.percentile(seconds, [50, 95])
         out[name] = {"p50_ms": float(p50), "p95_ms": float(p95)}
         print(f"{name:10s} {p50:8.1f} {p95:8.1f}")
@@ -50,27 +50,28 @@ def _query(args) -> None:
 def time_queries(
     scene: Path, images: list[Path], repeat: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each piece of each query, "read" (image file to pixels) and "total" among them;
-    one round warms up."""
+    """Seconds of each step of each query, with "read" (image file to pixels) and "total". A first
+    round over the images is not counted."""
     from sld_core.camera.images import read_image
     from sld_core.localizer import Localizer
 
     localizer = Localizer.load(scene, device)
-    pieces: dict[str, list[float]] = {}
+    camera = localizer.scene.camera
+    steps: dict[str, list[float]] = {}
     for round_ in range(repeat + 1):
         for path in images:
             start = time.perf_counter()
             image = read_image(path)
             read = time.perf_counter() - start
-            camera = localizer.scene.camera
             if image.shape[:2] != (camera.height, camera.width):
                 raise SldError(
                     f"{path}: {image.shape[1]}x{image.shape[0]}, the scene's camera is "
                     f"{camera.width}x{camera.height}"
                 )
-            answer = localizer.localize(image, camera)
-            if round_:
-                seconds = {"read": read, **answer.seconds}
-                for name, value in {**seconds, "total": sum(seconds.values())}.items():
-                    pieces.setdefault(name, []).append(value)
-    return pieces
+            seconds = {"read": read, **localizer.localize(image, camera).seconds}
+            seconds["total"] = sum(seconds.values())
+            if round_ == 0:
+                continue
+            for name, value in seconds.items():
+                steps.setdefault(name, []).append(value)
+    return steps

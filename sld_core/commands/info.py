@@ -1,4 +1,4 @@
-"""`sld info`: what a scene file holds."""
+"""`sld info`: the contents of a scene file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sld_core.commands.common import held_out_text
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("info", help="show what a scene file holds")
+    parser = commands.add_parser("info", help="show the contents of a scene file")
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.set_defaults(run=_info)
 

@@ -1,8 +1,8 @@
 """A scene's frame against a reference: which images two sets of poses share, and the similarity
 between their frames.
 
-A dataset mapped without poses has a frame of its own. Images of it whose reference poses are known
-tell how to compare."""
+A dataset mapped without poses has a frame of its own. It is compared through those of its images
+whose reference poses are known."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MIN_COMMON = 3
 
 @dataclass(frozen=True)
 class FrameAlignment:
-    """x_reference = scale * R @ x_scene + t, and what is left between the poses of the `common`
-    images: median metres (units of the reference) and radians."""
+    """x_reference = scale * R @ x_scene + t, and the median differences between the poses of the
+    `common` images that remain: in the unit of the reference, and radians."""
 
     scale: float
     R: np.ndarray
@@ -38,20 +38,22 @@ class FrameAlignment:
         return self.scale * xyz_N3 @ self.R.T + self.t
 
     def pose(self, T_scene_camera: np.ndarray) -> np.ndarray:
-        """A camera's pose (4x4) in the reference frame; its axes stay of length 1."""
+        """A camera's pose (4x4) in the reference frame."""
         return geometry.make_transform(
             self.R @ T_scene_camera[:3, :3], self.points(T_scene_camera[None, :3, 3])[0]
         )
 
 
-def align_poses(T_scene_N44: np.ndarray, T_reference_N44: np.ndarray) -> FrameAlignment:
-    """The robust similarity that lays camera poses over reference poses of the same images.
+def align_poses(
+    T_scene_N44: np.ndarray, T_reference_N44: np.ndarray, config: MetricConfig = MetricConfig()
+) -> FrameAlignment:
+    """The robust similarity from camera poses to reference poses of the same images.
 
-    Positions and orientations both take part: a camera moved along a straight line will do. The
-    scale is the ratio of the spreads of the positions (Horn, JOSA 1987): where errors are not small
-    against the camera's motion, that of least squares is too small by those of the scene, while
-    here those of scene and reference cancel as far as they are alike. SldError for fewer than three
-    images, or where the camera does not move and there is no scale."""
+    Positions and orientations both take part, so a camera that moved along a straight line is
+    enough. The scale is the ratio of the spreads of the positions (Horn, JOSA 1987). Where errors
+    are not small compared with the camera's motion, the errors of the scene make the least-squares
+    scale too small; here those of scene and reference cancel as far as they are alike. SldError for
+    fewer than three images, or where the camera does not move and there is no scale."""
     scene, reference = np.asarray(T_scene_N44), np.asarray(T_reference_N44)
     common = len(scene)
     if common < MIN_COMMON:
@@ -59,16 +61,15 @@ def align_poses(T_scene_N44: np.ndarray, T_reference_N44: np.ndarray) -> FrameAl
             f"{common} images with poses in both frames: expected at least {MIN_COMMON} to "
             "align them"
         )
-    fit = fit_poses(scene, reference, MetricConfig())
+    fit = fit_poses(scene, reference, config)
     if fit is None:
         raise SldError(
-            f"the {common} images with poses in both frames were taken from one place; "
-            "expected a camera that moved, "
-            "for the scale"
+            f"the {common} images with poses in both frames were taken from one place; expected a "
+            "camera that moved, for the scale"
         )
-    extents = [_extent(side[fit.inlier_N]) for side in (reference, scene)]
-    if min(extents) > 0:
-        fit = fit_poses(scene, reference, MetricConfig(), extents[0] / extents[1])
+    extent, extent_reference = _extent(scene[fit.inlier_N]), _extent(reference[fit.inlier_N])
+    if min(extent, extent_reference) > 0:
+        fit = fit_poses(scene, reference, config, extent_reference / extent)
     return FrameAlignment(
         fit.scale,
         fit.R,
@@ -89,10 +90,10 @@ def common_images(
 ) -> list[tuple[int, int]]:
     """Pairs (row of `sources`, row of `references`) that name the same image file.
 
-    `references` are paths relative to a folder, `places` the same ones absolute; `sources` are
-    paths as a user gave them, from any folder up. Two match where one path ends in the other, or as
-    far as they go on alike above the folder: of several, the one with most trailing parts in common
-    is the image; where that leaves two, none is."""
+    `references` are paths relative to a folder, `places` the same paths absolute; `sources` are
+    paths as a user gave them, relative to any folder. Two match where one path ends in the other.
+    Of several matches, the one with most trailing parts in common counts; where two have as many,
+    none does."""
     by_name: dict[str, list[int]] = defaultdict(list)
     for j, path in enumerate(references):
         by_name[PurePosixPath(path).name].append(j)
@@ -108,25 +109,25 @@ def common_images(
 
 def _trailing(a: tuple[str, ...], b: tuple[str, ...]) -> int:
     """How many trailing parts are the same."""
-    return next(
-        (k for k, (x, y) in enumerate(zip(reversed(a), reversed(b))) if x != y), min(len(a), len(b))
-    )
+    count = 0
+    for x, y in zip(reversed(a), reversed(b)):
+        if x != y:
+            break
+        count += 1
+    return count
 
 
 def _clear_best(score: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
-    """The pairs that score higher than any other pair of their row or column."""
-    scores: dict[tuple[int, int], list[int]] = defaultdict(
-        list
-    )  # (0, row) or (1, column) -> those of its pairs
-    for pair, value in score.items():
-        for line in enumerate(pair):
-            scores[line].append(value)
-    highest = {
-        line: max(values) if values.count(max(values)) == 1 else None
-        for line, values in scores.items()
-    }
+    """The pairs that score higher than any other pair of their row and of their column."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    columns: dict[int, list[int]] = defaultdict(list)
+    for (i, j), value in score.items():
+        rows[i].append(value)
+        columns[j].append(value)
     return [
-        pair
-        for pair, value in score.items()
-        if all(highest[line] == value for line in enumerate(pair))
+        (i, j)
+        for (i, j), value in score.items()
+        if all(
+            value == max(rivals) and rivals.count(value) == 1 for rivals in (rows[i], columns[j])
+        )
     ]

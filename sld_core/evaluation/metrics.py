@@ -14,21 +14,17 @@ from sld_core.types import SceneReport
 RECALL_CM_DEG = ((2, 2), (5, 5), (10, 10))
 WRONG_FIX_M = 0.5
 WRONG_FIX_RAD = np.radians(10.0)
-UNITLESS = (
-    "queries",
-    "accepted",
-    "median_deg",
-)  # what of `accuracy` holds in a scene that is not metric
-HEAD_STAGE = "head"  # the key of SceneReport.seconds under which head training is counted
+UNITLESS = ("queries", "accepted", "median_deg")  # of `accuracy`: valid in scenes without scale
+HEAD_STAGE = "head"  # of SceneReport.seconds: head training
 
 Metrics = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What localization said about one query image whose pose is known. Poses are camera to map,
-    4x4, metres; `T_estimated` is None where there was no fix, and `reason` then says why. `seconds`
-    of computation is NaN if unknown."""
+    """The localization of one query image whose pose is known. Poses are camera to map, 4x4,
+    metres; where there was no fix, `T_estimated` is None and `reason` says why. `seconds` of
+    computation, NaN if unknown."""
 
     name: str
     T_true: np.ndarray
@@ -42,13 +38,10 @@ class QueryResult:
 
     @cached_property
     def errors(self) -> tuple[float, float]:
-        """Position (metres) and rotation (radians); infinite where there was no fix, so that it
-        counts as failed."""
-        return (
-            (np.inf, np.inf)
-            if self.T_estimated is None
-            else pose_error(self.T_true, self.T_estimated)
-        )
+        """Position (metres) and rotation (radians); infinite where there was no fix."""
+        if self.T_estimated is None:
+            return np.inf, np.inf
+        return pose_error(self.T_true, self.T_estimated)
 
     @property
     def position_error_m(self) -> float:
@@ -71,8 +64,7 @@ def summarize(
     report: SceneReport | None = None,
     scene_bytes: int | None = None,
 ) -> Metrics:
-    """Accuracy of the results with the cost of teaching the scene, of a query and of storage; None
-    where unknown."""
+    """Accuracy of the results, and what teaching, a query and storage cost; None where unknown."""
     ms = 1000 * np.array([r.seconds for r in results])
     return accuracy(results) | {
         "teach_s": report.teach_s if report else None,
@@ -84,8 +76,8 @@ def summarize(
 
 
 def accuracy(results: Sequence[QueryResult]) -> Metrics:
-    """Recall (0..1) counts over all queries, so a query without a fix failed; medians and 99 % are
-    over accepted fixes."""
+    """Recall (0..1) over all queries, those without a fix included; medians and 99 % over accepted
+    fixes."""
     if not results:
         raise ValueError("no query results: expected at least one to evaluate")
     metres, radians = np.array([r.errors for r in results]).T
@@ -126,8 +118,7 @@ ROWS = (  # label, key of the metrics, how to print the value
 
 
 def table_rows(metrics: Metrics) -> list[list[str]]:
-    """Label and printed value of every metric; a third column holds the `tf_` metrics where there
-    are any."""
+    """Label and printed value of every metric, and of its `tf_` counterpart where there are any."""
     prefixes = ("", "tf_") if any(key.startswith("tf_") for key in metrics) else ("",)
     return [
         [label, *(_printed(metrics, prefix + key, form) for prefix in prefixes)]

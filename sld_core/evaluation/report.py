@@ -1,4 +1,4 @@
-"""A self-contained HTML page about a scene and how well queries were localized in it."""
+"""A self-contained HTML page about a scene and the accuracy of queries in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sld_core.evaluation.metrics import Metrics, QueryResult, table_rows
 from sld_core.types import Camera, Localization, SceneReport
 
 TRUTH, ESTIMATE, FAILED = "#2a7f62", "#d1495b", "#e6a100"
+GREEN, RED, ORANGE = (60, 220, 90), (235, 60, 60), (255, 170, 0)  # of `overlay`
 
 
 def write_report(
@@ -28,14 +29,14 @@ def write_report(
     overlays: Sequence[tuple[str, np.ndarray]] = (),
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes one HTML file with all pictures inside. `map_poses` are cameras to map, 4x4;
-    `overlays` are captions with images (H, W, 3) uint8 RGB, such as `overlay` draws."""
-    sections = [_metrics_table(metrics)] + [html.paragraph(note) for note in notes]
+    """Write one HTML file with all pictures inside. `map_poses` are camera to map, 4x4; `overlays`
+    are captions with images (H, W, 3) uint8 RGB, such as `overlay` draws."""
+    sections = [_metrics_table(metrics), *map(html.paragraph, notes)]
     sections.append(
         html.figure(
             _trajectory(results, map_poses, landmarks_L3),
-            "From above: the mapping drive, the true and the "
-            "estimated position of every query. Red lines join each estimate to its truth.",
+            "From above: the mapping drive, and the true and the estimated position of every "
+            "query. Red lines join each estimate to its truth.",
         )
     )
     sections += [html.figure(image, caption) for caption, image in overlays]
@@ -54,7 +55,7 @@ def write_report(
                 f"Where the {scene.teach_s:.0f} s of teaching the scene went.",
             )
         )
-        sections += [html.paragraph(note) for note in scene.notes]
+        sections += map(html.paragraph, scene.notes)
     sections.append(_failures(results))
     html.write_page(path, title, sections)
 
@@ -62,47 +63,35 @@ def write_report(
 def overlay(
     image_HW3: np.ndarray, camera: Camera, localization: Localization, landmarks_L3: np.ndarray
 ) -> np.ndarray:
-    """The image with every landmark that was found (a dot), joined to where the estimated pose
-    projects it: green where it carried the pose, red where it did not, orange where there is no
-    pose."""
+    """The image with a dot for every detection, joined to the projection of its landmark: green
+    where it carried the pose, red where it did not, orange where there is no pose."""
     image, scale = _enlarged(image_HW3)
-    found = localization.detections
-    projected, inlier = found.xy_px_K2, np.zeros(len(found), bool)
-    if localization.pose is not None:
-        inlier = np.asarray(localization.pose.inlier_K, bool)
-        T_camera_world = geometry.invert(localization.pose.T_world_camera)
+    found, pose = localization.detections, localization.pose
+    if pose is None:
+        projected, colors = found.xy_px_K2, [ORANGE] * len(found)
+    else:
+        T_camera_world = geometry.invert(pose.T_world_camera)
         projected, _ = geometry.project(camera, T_camera_world, landmarks_L3[found.landmark_K])
-    for xy, target, good in zip(found.xy_px_K2, projected, inlier):
-        color = (
-            (60, 220, 90)
-            if good
-            else (235, 60, 60)
-            if localization.pose is not None
-            else (255, 170, 0)
-        )
+        colors = [GREEN if inlier else RED for inlier in pose.inlier_K]
+    for xy, target, color in zip(found.xy_px_K2, projected, colors):
+        dot = _sixteenths(xy * scale)
         if np.isfinite(target).all():
-            cv2.line(
-                image,
-                _sixteenths(xy * scale),
-                _sixteenths(target * scale),
-                color,
-                1,
-                cv2.LINE_AA,
-                shift=4,
-            )
-        cv2.circle(image, _sixteenths(xy * scale), 16 * 3, (0, 0, 0), 2, cv2.LINE_AA, shift=4)
-        cv2.circle(image, _sixteenths(xy * scale), 16 * 3, color, 1, cv2.LINE_AA, shift=4)
+            end = _sixteenths(target * scale)
+            cv2.line(image, dot, end, color, 1, cv2.LINE_AA, shift=4)
+        cv2.circle(image, dot, 16 * 3, (0, 0, 0), 2, cv2.LINE_AA, shift=4)
+        cv2.circle(image, dot, 16 * 3, color, 1, cv2.LINE_AA, shift=4)
     return image
 
 
 def _enlarged(image_HW3: np.ndarray) -> tuple[np.ndarray, float]:
-    """A copy at least 960 pixels wide, so that marks do not hide what they mark."""
+    """A copy at least 960 pixels wide, on which the marks are small."""
     scale = max(1.0, 960 / image_HW3.shape[1])
     return cv2.resize(image_HW3, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), scale
 
 
 def _sixteenths(xy: np.ndarray) -> tuple[int, int]:
-    """A position for OpenCV's drawing with shift=4: sixteenths of a pixel, centres at integers."""
+    """A position for OpenCV's drawing with shift=4: in sixteenths of a pixel, centres at
+    integers."""
     x, y = np.round(16 * (np.clip(xy, -2000, 9000) - 0.5)).astype(int)
     return int(x), int(y)
 
@@ -159,7 +148,7 @@ def _trajectory(
         )
     axes.set(aspect="equal", xlabel="metres", ylabel="metres")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    # a wrong fix far away or a stray landmark must not shrink the picture
+    # wrong fixes far away and stray landmarks must not shrink the picture
     points = np.stack(true, 1)
     if landmarks_L3 is not None:
         points = np.concatenate(
@@ -190,7 +179,6 @@ def _error_histogram(results: Sequence[QueryResult]) -> Figure:
 
 def _loss_curve(scene: SceneReport) -> Figure:
     figure, axes = html.figure_axes(8.4, 3)
-    steps, losses = zip(*scene.loss_curve)
-    axes.plot(steps, losses, color=TRUTH)
+    axes.plot(*np.transpose(scene.loss_curve), color=TRUTH)
     axes.set(xlabel="step", ylabel="loss")
     return figure
