@@ -1,5 +1,5 @@
-"""Files on disk: written whole or not at all; text that a user names is read with limits, so that a
-hostile or mistaken file does not fill the memory."""
+"""Files on disk. They are written whole or not at all; text files of a user are read with limits,
+so that a hostile or mistaken file does not fill the memory."""
 
 from __future__ import annotations
 
@@ -15,32 +15,26 @@ MAX_TEXT_BYTES = 2**20
 def read_text(
     path: Path, max_bytes: int = MAX_TEXT_BYTES, expected: str = "a small text file"
 ) -> str:
-    """The text (UTF-8) of a regular file of at most `max_bytes`; SldError says what was `expected`
-    of any other."""
+    """The text (UTF-8) of a regular file of at most `max_bytes`; SldError with `expected` for any
+    other."""
     try:
-        size = path.stat().st_size
+        path.stat()  # raises where there is nothing, or no permission
         if not path.is_file():
-            raise SldError(
-                f"{path}: {'a folder' if path.is_dir() else 'a device or pipe'}; expected "
-                f"{expected}"
-            )
-        if size > max_bytes:
-            raise SldError(f"{path}: {size} bytes, more than {max_bytes}; expected {expected}")
+            kind = "a folder" if path.is_dir() else "a device or pipe"
+            raise SldError(f"{path}: {kind}; expected {expected}")
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)  # files of /proc say they have no bytes
+            data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise SldError(f"{path}: more than {max_bytes} bytes; expected {expected}")
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SldError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'}); "
-            f"expected {expected}"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not text"
+        raise SldError(f"{path}: cannot be read ({reason}); expected {expected}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename. A link stays a link, and a device a
-    device."""
+    """Write a temporary file beside `path`, then rename it. A link stays a link, and a device a
+    device; SldError where it cannot be written."""
     path = path.resolve()
     if path.exists() and not path.is_file():
         try:

@@ -24,8 +24,8 @@ def transform(T_dst_src: np.ndarray, xyz_N3: np.ndarray) -> np.ndarray:
 def project(
     camera: Camera, T_camera_world: np.ndarray, xyz_N3: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 2), corner origin, and depths (N,) in metres; pixels are NaN where the depth is
-    not positive."""
+    """Pixels (N, 2), corner origin, and depths (N,) of world points; pixels are NaN where the depth
+    is not positive."""
     xyz = transform(T_camera_world, xyz_N3)
     z = xyz[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -37,11 +37,10 @@ def pose_error(T_a: np.ndarray, T_b: np.ndarray) -> tuple[float, float]:
     """Distance of the positions (metres) and angle between the rotations (radians) of two poses in
     one frame."""
     R = T_a[:3, :3].T @ T_b[:3, :3]
-    # atan2 keeps small angles that arccos of the trace loses in rounding
+    # atan2 keeps small angles, which arccos of the trace loses in rounding
     sine = np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / 2
-    return float(np.linalg.norm(T_a[:3, 3] - T_b[:3, 3])), float(
-        np.arctan2(sine, (np.trace(R) - 1) / 2)
-    )
+    angle_rad = np.arctan2(sine, (np.trace(R) - 1) / 2)
+    return float(np.linalg.norm(T_a[:3, 3] - T_b[:3, 3])), float(angle_rad)
 
 
 def rotation_from_vector(w: np.ndarray) -> np.ndarray:
@@ -60,8 +59,8 @@ def skew(v: np.ndarray) -> np.ndarray:
 
 
 def rotation_from_quaternion(xyzw: np.ndarray) -> np.ndarray:
-    """3x3 rotation of a quaternion (x, y, z, w), normalised first; a zero or non-finite one raises
-    ValueError."""
+    """3x3 rotation of a quaternion (x, y, z, w), normalised first; ValueError where it is zero or
+    not finite."""
     q = np.asarray(xyzw, float)
     norm = np.linalg.norm(q)
     if not np.isfinite(norm) or norm < 1e-6:
@@ -130,15 +129,14 @@ def similarity(
 
 
 def mean_up(T_world_camera_F44: np.ndarray) -> np.ndarray:
-    """The direction (3,) in the world that images of a drive have, on average, upwards."""
+    """The mean up direction (3,) of the images of a drive, in the world."""
     up = -T_world_camera_F44[:, :3, 1].mean(0)
     return up / max(float(np.linalg.norm(up)), 1e-9)
 
 
 def upright_angle(T_world_camera: np.ndarray, up_3: np.ndarray) -> float:
-    """By how much (radians, x towards y) an image must be turned so that `up_3` points upwards in
-    it; 0 where the camera looks within 20 degrees of straight up or down, and there is no
-    upright."""
+    """The angle (radians, x towards y) that turns an image so that `up_3` points upwards in it; 0
+    where the camera looks within 20 degrees of straight up or down."""
     x, y, _ = T_world_camera[:3, :3].T @ up_3
     if np.hypot(x, y) < np.sin(np.radians(20)):
         return 0.0

@@ -1,5 +1,5 @@
-"""Score maps and pixels: the only owner of the stride. Cell (row i, column j) covers pixels [8j,
-8j+8) x [8i, 8i+8)."""
+"""Score maps and pixels: the only place that knows the stride. Cell (row i, column j) covers pixels
+[8j, 8j+8) x [8i, 8i+8)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def grid_size(height_px: int, width_px: int) -> tuple[int, int]:
 
 
 def pixel_to_cell(xy_px):
-    """Pixels (corner origin) -> cell units, where the centre of cell (i, j) is (x, y) = (j, i)."""
+    """Pixels (corner origin) -> cells, where the centre of cell (i, j) is (x, y) = (j, i)."""
     return xy_px / STRIDE - 0.5
 
 
@@ -31,12 +31,12 @@ def cell_to_pixel(xy_cell):
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """What any head says of one image: `score_Lhw` in 0..1 for each landmark and cell; `offset_2hw`
-    (x, y) in cells from the cell's centre to the landmark it shows; `sigma_hw` the standard
-    deviation of that offset per axis, in cells.
+    """The output of any head for one image: `score_Lhw` in 0..1 for each landmark and cell;
+    `offset_2hw`, (x, y) in cells from the cell's centre to the landmark it shows; `sigma_hw`, the
+    standard deviation of that offset per axis, in cells.
 
-    Cells up to `reach` from a peak, those of at least `threshold` of its score, say together where
-    the landmark is: their estimates are averaged, each weighted by its score to the `power`."""
+    The position of a landmark is the mean of the estimates of all cells up to `reach` from its peak
+    whose score is at least `threshold` of the peak's, weighted by their score to the `power`."""
 
     score_Lhw: torch.Tensor
     offset_2hw: torch.Tensor
@@ -47,17 +47,16 @@ class ScoreMaps:
 
 
 def decode(maps: ScoreMaps, config: DecodeConfig) -> Detections:
-    """One detection per landmark whose best cell scores at least config.min_score; best score
-    first."""
+    """One detection per landmark whose best cell scores at least `min_score`; best score first."""
     score_LN = maps.score_Lhw.flatten(1)
-    peak_L = score_LN.amax(1)  # ten times faster than max, which also looks for the place
+    peak_L = score_LN.amax(1)  # ten times faster than max, which finds the index too
     keep = torch.nonzero(peak_L >= config.min_score)[:, 0]
     return _refine(maps, keep, score_LN[keep].contiguous().argmax(1), peak_L[keep])
 
 
 def decode_near(maps: ScoreMaps, xy_px_L2: np.ndarray, config: DecodeConfig) -> Detections:
-    """As `decode`, but looks for each landmark only within guided_radius_cell of `xy_px_L2` (NaN:
-    nowhere), and takes scores from guided_min_score on."""
+    """Like `decode`, but for each landmark only within `guided_radius_cell` of `xy_px_L2` (NaN:
+    nowhere), and with scores from `guided_min_score` on."""
     h, w = maps.score_Lhw.shape[1:]
     xy_cell = pixel_to_cell(np.asarray(xy_px_L2, np.float32))
     inside = np.isfinite(xy_cell).all(1) & (xy_cell > -1).all(1) & (xy_cell < [w, h]).all(1)
@@ -80,8 +79,7 @@ def decode_near(maps: ScoreMaps, xy_px_L2: np.ndarray, config: DecodeConfig) -> 
 
 
 def _refine(maps: ScoreMaps, landmark_K, cell_K, peak_K) -> Detections:
-    """Sub-cell positions: the mean over the window of each cell's own estimate, weighted by its
-    score as the head wants it."""
+    """Sub-cell positions, as described in ScoreMaps; best score first."""
     h, w = maps.score_Lhw.shape[1:]
     step = torch.arange(-maps.reach, maps.reach + 1, device=cell_K.device)
     dy, dx = (g.flatten() for g in torch.meshgrid(step, step, indexing="ij"))
@@ -92,16 +90,16 @@ def _refine(maps: ScoreMaps, landmark_K, cell_K, peak_K) -> Detections:
     if (maps.power, maps.threshold) != (1.0, 0.0):
         weight = torch.where(weight >= maps.threshold * peak_K[:, None], weight**maps.power, 0.0)
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
-    offset_2K9 = maps.offset_2hw.flatten(1)[:, cell]
-    xy = torch.stack(
-        [((x + offset_2K9[0]) * weight).sum(1), ((y + offset_2K9[1]) * weight).sum(1)], 1
-    )
-    sigma = (maps.sigma_hw.flatten()[cell] * weight).sum(1)
+    offset_x, offset_y = maps.offset_2hw.flatten(1)[:, cell]
+    xy_K2 = torch.stack([((x + offset_x) * weight).sum(1), ((y + offset_y) * weight).sum(1)], 1)
+    sigma_K = (maps.sigma_hw.flatten()[cell] * weight).sum(1)
     order = torch.argsort(peak_K, descending=True, stable=True)
-    as_numpy = lambda t: t[order].cpu().numpy()
+    landmark_K, xy_K2, peak_K, sigma_K = (
+        values[order].cpu().numpy() for values in (landmark_K, xy_K2, peak_K, sigma_K)
+    )
     return Detections(
-        as_numpy(landmark_K),
-        cell_to_pixel(as_numpy(xy).astype(np.float64)),
-        as_numpy(peak_K).astype(np.float64),
-        as_numpy(sigma).astype(np.float64) * STRIDE,
+        landmark_K,
+        cell_to_pixel(xy_K2.astype(np.float64)),
+        peak_K.astype(np.float64),
+        sigma_K.astype(np.float64) * STRIDE,
     )

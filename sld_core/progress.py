@@ -1,4 +1,4 @@
-"""Showing the progress of a long job: to a person on a terminal, or to a program as JSON lines."""
+"""The progress of a long job: on the terminal, or as JSON lines for a program."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ from sld_core.types import Progress
 
 
 class Bar:
-    """Progress on the terminal: one line that is rewritten, or, where there is no terminal, a line
-    per tenth."""
+    """Progress on the terminal: one line that is rewritten, or, without a terminal, a line for each
+    quarter of a stage."""
 
     def __init__(self):
         self.last = ("", -1)
+        self.terminal = sys.stderr.isatty()
 
     def __call__(self, progress: Progress) -> None:
-        step = (progress.stage, int(progress.fraction * (100 if sys.stderr.isatty() else 4)))
+        step = (progress.stage, int(progress.fraction * (100 if self.terminal else 4)))
         if step == self.last:
             return
-        loss = f"  loss {progress.loss:.2f}" if progress.loss is not None else ""
-        left = (
-            f"  about {progress.seconds_left:.0f} s left"
-            if progress.seconds_left is not None
-            else ""
-        )
-        text = f"{progress.stage}: {progress.fraction:4.0%}{loss}{left}"
-        print(
-            f"\r\x1b[K{text}" if sys.stderr.isatty() else text,
-            end="" if sys.stderr.isatty() else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
         self.last = step
+        text = f"{progress.stage}: {progress.fraction:4.0%}"
+        if progress.loss is not None:
+            text += f"  loss {progress.loss:.2f}"
+        if progress.seconds_left is not None:
+            text += f"  about {progress.seconds_left:.0f} s left"
+        if self.terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def done(self) -> None:
-        if sys.stderr.isatty():
+        if self.terminal:
             print("\r\x1b[K", end="", file=sys.stderr)
 
 
@@ -57,7 +54,7 @@ class Events:
 
 
 class Silent:
-    """Progress that nobody wants."""
+    """No progress."""
 
     def __call__(self, progress: Progress) -> None:
         pass

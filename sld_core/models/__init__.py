@@ -1,1 +1,1 @@
-"""Networks that a robot may run; no recipes."""
+"""Networks that a robot may run; how they are trained is in sld_core.training."""

@@ -1,10 +1,10 @@
-"""The scene-agnostic backbones: image_B3HW in 0..1 -> features_BChw at stride 8, frozen for a scene
-or to be trained on many.
+"""The backbones that all scenes share: image_B3HW in 0..1 -> features_BChw at stride 8, frozen for
+a scene or to be trained on many scenes.
 
-`weights`, wherever it is asked for, is one of
-    ""          the network's own: those installed with sld, or those torchvision would download
-    "imagenet"  the same where they are of ImageNet, an error where they are not
-    "random"    none, from a seed
+`weights` is always one of
+    ""          the network's own: installed with sld, or downloaded from torchvision's server
+    "imagenet"  the same, and an error where they are not ImageNet's
+    "random"    random, from a seed
     a path      a file of `save_weights`, or, for networks of torchvision, a checkpoint of the
                 whole network"""
 
@@ -53,17 +53,17 @@ class Joined(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneKind:
-    """How a network is made, its output channels, and the files of its own weights."""
+    """How a network is made, its output channels, and the files of its own weights: `network` loads
+    a WeightsFile, but no WebFile."""
 
-    network: Callable[[], nn.Module]  # `files` of packages are in it, those of the web are not
+    network: Callable[[], nn.Module]
     channels: int
     files: tuple[WeightsFile | WebFile, ...]
 
 
 def _of_torchvision(network: Callable[[], nn.Module], channels: int, file: str) -> BackboneKind:
-    return BackboneKind(
-        network, channels, (WebFile("https://download.pytorch.org/models/" + file),)
-    )
+    url = "https://download.pytorch.org/models/" + file
+    return BackboneKind(network, channels, (WebFile(url),))
 
 
 RESNEXT = "resnext101_32x8d-110c445d.pth"  # IMAGENET1K_V2
@@ -94,8 +94,8 @@ KINDS = {  # of every name in config.scene.BACKBONES
 
 
 class Backbone(nn.Module):
-    """A frozen backbone by name; takes images of any size and returns one feature per cell of
-    heatmap.grid_size."""
+    """A frozen backbone by name: image_B3HW in 0..1, of any size -> features_BChw float32, one for
+    each cell of heatmap.grid_size."""
 
     def __init__(self, name: str, weights: str = ""):
         super().__init__()
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         self._to_precision()
 
     def to(self, *args, **kwargs) -> Backbone:
-        """As of any module; on another device convolutions may be quick in another precision."""
+        """Like any module's; the precision of convolutions is then chosen for that device."""
         super().to(*args, **kwargs)
         self._to_precision()
         return self
@@ -136,39 +136,32 @@ class Backbone(nn.Module):
         if any(pad):
             image_B3HW = F.pad(image_B3HW, pad, mode="replicate")
         h, w = grid_size(height, width)
-        return self.network(image_B3HW.contiguous(memory_format=torch.channels_last))[
-            ..., :h, :w
-        ].float()
+        features = self.network(image_B3HW.contiguous(memory_format=torch.channels_last))
+        return features[..., :h, :w].float()
 
     def features(self, image_HW3: np.ndarray, device: str = "cpu") -> torch.Tensor:
         """features_Chw of one uint8 RGB image."""
-        image = (
-            torch.from_numpy(np.ascontiguousarray(image_HW3))
-            .to(device)
-            .permute(2, 0, 1)[None]
-            .float()
-            / 255
-        )
-        return self(image)[0]
+        image = torch.from_numpy(np.ascontiguousarray(image_HW3)).to(device)
+        return self(image.permute(2, 0, 1)[None].float() / 255)[0]
 
 
 def trainable(name: str, weights: str = "", seed: int = 0) -> nn.Module:
     """The network of `Backbone` in float32 with gradients: image_B3HW in 0..1, sides multiples of
-    32 -> features_BChw.
+    32 -> features_BChw. `seed` is that of random weights.
 
-    Lite0 and XFeat have no batch normalisation left: it is folded into their convolutions, and they
-    are trained so. `seed` is that of random weights."""
+    Lite0 and XFeat are trained without batch normalisation: it is folded into their
+    convolutions."""
     return _network(name, weights, seed).float().requires_grad_(True)
 
 
 def save_weights(network: nn.Module, name: str, path: Path, record: dict) -> None:
-    """The weights of a `trainable` network of this name as a file that `weights` may name, with a
-    record of how they came about."""
+    """Write the weights of a `trainable` network of this name, with a record of the training, as a
+    file that `weights` may name."""
     files.write(network.state_dict(), {"backbone": name, "record": json.dumps(record)}, path)
 
 
 def weights_sha256(name: str, weights: str = "") -> str:
-    """One hash for all weights of the backbone `name`; a scene file refuses another."""
+    """One hash for all weights of the backbone `name`: a scene fits no others."""
     own = _kind(name).files
     if weights == RANDOM:
         return hashlib.sha256(f"{RANDOM} {name}".encode()).hexdigest()
@@ -184,16 +177,14 @@ def conv_dtype(device: str) -> torch.dtype:
     """bfloat16 where a device of this type multiplies it natively (twice as fast, same accuracy),
     else float32."""
     if device == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return torch.float32
-    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            flags = ""
+        native = "avx512_bf16" in flags or "amx_bf16" in flags
+    return torch.bfloat16 if native else torch.float32
 
 
 def _kind(name: str) -> BackboneKind:
@@ -206,8 +197,8 @@ def _network(name: str, weights: str, seed: int) -> nn.Module:
     kind = _kind(name)
     if weights == IMAGENET and XFEAT in kind.files:
         raise SldError(
-            f"backbone {name} has no weights of ImageNet; leave weights empty for its own, or "
-            "pass random or the path of a file"
+            f"backbone {name} has no ImageNet weights; leave weights empty for its own, or pass "
+            "random or the path of a file"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -242,20 +233,18 @@ def _load(network: nn.Module, name: str, path: Path) -> None:
         )
     target = network if ours else network.body
     wanted = target.state_dict()
-    # a checkpoint has more than we use, and lacks our 1x1 and, if old, the counters of batch
-    # normalisation
-    lacking = [
-        k
-        for k in wanted
-        if k not in state
-        and (ours or not k.startswith("reduce.") and not k.endswith("num_batches_tracked"))
-    ]
-    other = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
-    if lacking or other:
-        what = f"{other[0]} has another shape" if other else f"{lacking[0]} is not in it"
+    misfit = ""
+    for key, tensor in wanted.items():
+        # no checkpoint has our 1x1 convolution, and old ones do not count batches
+        optional = not ours and (key.startswith("reduce.") or key.endswith("num_batches_tracked"))
+        if key in state and state[key].shape != tensor.shape:
+            misfit = f"{key} has another shape"
+            break
+        if key not in state and not optional:
+            misfit = misfit or f"{key} is not in it"
+    if misfit:
         raise SldError(
-            f"{path}: not weights of backbone {name} ({what}); expected a file of `sld train "
-            "backbone`"
-            " or a checkpoint of torchvision's network"
+            f"{path}: not weights of backbone {name} ({misfit}); expected a file of `sld train "
+            "backbone` or a checkpoint of torchvision's network"
         )
-    target.load_state_dict(wanted | {k: t for k, t in state.items() if k in wanted})
+    target.load_state_dict(wanted | {key: state[key] for key in wanted if key in state})

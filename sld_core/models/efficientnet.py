@@ -1,9 +1,9 @@
 """EfficientNet B0 to B4 (Tan and Le, ICML 2019) of torchvision as features at stride 8.
 
-What is taken is what Lite0 gives: the stride-4 stage as 2x2 blocks, the stride-8 stage, and both
-stride-16 stages up-sampled. Turning strides to 1 instead, as SLD* does, costs three to five times
-the time at stride 16 already, and for Lite0 the up-sampled stride-16 stages match better than the
-stride-8 stage alone. The two stages at stride 32 are left out: they know classes, not places."""
+The features are those of Lite0: the stride-4 stage as 2x2 blocks, the stride-8 stage, and both
+stride-16 stages up-sampled. Setting strides to 1 instead, as SLD* does, takes three to five times
+as long at stride 16 already, and for Lite0 the up-sampled stride-16 stages match better than the
+stride-8 stage alone. The two stages at stride 32 are left out: they tell classes, not places."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class FrozenConv(nn.Module):
-    """A convolution whose output i is centred on input pixel stride * i + side, zeros outside."""
+    """A convolution whose output i is centred on input pixel stride * i + side; zeros outside."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class FrozenConv(nn.Module):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
     def randomise(self) -> None:
-        """Forget the weights (He initialisation, torch's global generator)."""
+        """Random weights (He initialisation, torch's global generator) and no bias."""
         nn.init.kaiming_normal_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -43,8 +43,8 @@ class FrozenConv(nn.Module):
 def folded_conv(
     weight: torch.Tensor, state: dict[str, torch.Tensor], bn: str, eps: float, **kw
 ) -> FrozenConv:
-    """FrozenConv of `weight` followed by the batch normalisation `bn` of `state` (affine or
-    not)."""
+    """The convolution by `weight` followed by the batch normalisation `bn` of `state` (affine or
+    not), as one FrozenConv."""
     scale = (state[bn + ".running_var"] + eps).rsqrt()
     if bn + ".weight" in state:
         scale = scale * state[bn + ".weight"]
@@ -53,8 +53,8 @@ def folded_conv(
 
 
 def fold_normalisation(network: nn.Module) -> nn.Module:
-    """`network` in evaluation mode with every batch normalisation taken into the convolution that
-    stands before it, in place."""
+    """Fold every batch normalisation of `network` (evaluation mode) into the convolution before it,
+    in place."""
     for module in network.modules():
         names = list(module._modules)
         for before, after in zip(names, names[1:]):

@@ -1,5 +1,5 @@
-"""Scene heads: features_BChw of the backbone -> heatmap.ScoreMaps. Which head it was matters to
-nobody downstream."""
+"""Scene heads: features_Chw of the backbone -> heatmap.ScoreMaps. Nothing downstream depends on
+which head it was."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from sld_core.heatmap import ScoreMaps
 from sld_core.models.heatmap_head import PaperHead, scores
 from sld_core.types import SldError
 
-# widest and narrowest uncertainty of an offset, in cells (Laplace scale)
+# log of the narrowest and widest Laplace scale of an offset, in cells
 MIN_LOG_B, MAX_LOG_B = math.log(0.02), math.log(2.0)
-
-
-WHITENING_FLOOR = 1e-3  # of the largest variance
+WHITENING_FLOOR = 1e-3  # fraction of the largest variance
 
 
 def limited(free: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """`free` within limits, but with its gradient: what early steps throw beyond them would else
-    never come back."""
+    """`free` clamped, but with the gradient of `free`: values that early steps push beyond the
+    limits can come back."""
     return free + (free.clamp(low, high) - free).detach()
 
 
 class Whitening(nn.Module):
-    """The linear projection of backbone features to decorrelated channels of unit variance (PCA),
-    fitted on the scene."""
+    """A linear projection of backbone features to decorrelated channels of unit variance (PCA),
+    fitted on the scene: features_NC -> white_NC."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -41,14 +39,12 @@ class Whitening(nn.Module):
         """From at least `outputs` features."""
         out = cls(features_NC.shape[1], outputs)
         x = features_NC.double()
-        mean, scale = (
-            x.mean(0),
-            x.std(0) + 1e-6,
-        )  # networks side by side differ in scale by hundreds
+        mean = x.mean(0)
+        scale = x.std(0) + 1e-6  # the scales of joined networks differ by a factor of hundreds
         x = (x - mean) / scale
         values, vectors = torch.linalg.eigh(x.T @ x / len(x))
         values, vectors = values.flip(0)[:outputs], vectors.flip(1)[:, :outputs]
-        # the floor keeps directions that hold nothing but noise from being blown up
+        # without the floor, directions that hold only noise would be amplified
         out.mean.copy_(mean)
         out.matrix.copy_((vectors * (values + WHITENING_FLOOR * values[0]).rsqrt()).T / scale)
         return out
@@ -58,11 +54,9 @@ class Whitening(nn.Module):
 
 
 class CellHead(nn.Module):
-    """Scores every cell against L landmarks and background by a 1x1 network, and says where in the
-    cell the landmark is.
-
-    Three ReLU-free outputs per cell beside the L + 1 logits: offset (x, y) in cells and log b of
-    its Laplace error."""
+    """Classifies every cell by itself, as one of L landmarks or background, and says where the
+    landmark is: its offset (x, y) from the cell's centre, in cells, and log b of the Laplace
+    error."""
 
     def __init__(self, channels: int, hidden: int, landmarks: int):
         super().__init__()
@@ -72,21 +66,21 @@ class CellHead(nn.Module):
         self.locate = nn.Linear(hidden, 3)
 
     def forward(self, cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, L + 1) and located (N, 3) = (x, y, log b) of whitened features."""
+        """Logits (N, L + 1) and located (N, 3) = (x, y, log b) from whitened features."""
         x = F.relu(self.first(cells_NC))
         x = F.relu(self.second(x))
         return self.classify(x), self.locate(x)
 
 
 class PrototypeHead(nn.Module):
-    """Scores every cell by its cosine to each landmark's mean feature; nothing is trained."""
+    """Classifies every cell by its cosine to each landmark's mean feature, with the inputs and
+    outputs of CellHead; nothing is trained."""
 
     def __init__(self, channels: int, landmarks: int, temperature: float):
         super().__init__()
         self.register_buffer("prototype", torch.zeros(landmarks, channels))
-        self.register_buffer(
-            "background", torch.tensor(0.5)
-        )  # cosine at which a cell belongs to no landmark
+        # below this cosine a cell is background
+        self.register_buffer("background", torch.tensor(0.5))
         self.temperature = temperature
 
     def forward(self, cells_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,10 +107,9 @@ class SceneHead(nn.Module):
             logits, located = self.cells(cells_NC)
         score = logits.softmax(1, dtype=torch.float32)[:, :-1]
         located = located.float()
-        sigma = located[:, 2].clamp(MIN_LOG_B, MAX_LOG_B).exp() * math.sqrt(
-            2
-        )  # of a Laplace distribution
-        # a view: the scores stay in memory as (cells, landmarks), which is how decode runs fastest
+        # the standard deviation of a Laplace distribution is sqrt(2) b
+        sigma = located[:, 2].clamp(MIN_LOG_B, MAX_LOG_B).exp() * math.sqrt(2)
+        # a view: in memory the scores are (cells, landmarks), the fastest order for decode
         return ScoreMaps(
             score.T.unflatten(1, (h, w)),
             located[:, :2].T.unflatten(1, (h, w)),
@@ -126,8 +119,7 @@ class SceneHead(nn.Module):
 
 class HeatmapSceneHead(nn.Module):
     """A whitening and the paper's head, one heatmap per landmark, decoded as `config` says. `sigma`
-    is the standard deviation of its positions per axis (cells), measured on frames it did not learn
-    from."""
+    is the standard deviation of its positions per axis, in cells, measured on held-out frames."""
 
     def __init__(self, whitening: Whitening, maps: PaperHead, config: HeatmapConfig):
         super().__init__()
@@ -162,34 +154,26 @@ Head = SceneHead | HeatmapSceneHead  # features_Chw of one image -> ScoreMaps
 def from_state(
     config: HeadConfig, state: dict[str, torch.Tensor], channels: int, landmarks: int
 ) -> Head:
-    """The head that `state` was saved from; raises where its tensors do not fit the
-    configuration."""
+    """The head that `state` was saved from, for backbone features of `channels`; raises SldError,
+    KeyError or RuntimeError where the tensors do not fit the configuration."""
     width = len(state["whitening.matrix"])
     whitening = Whitening(channels, width)
     if config.kind == "heatmap":
-        _expect_width(
-            config.heatmap.width,
-            4 * len(state["maps.layers.0.branches.0.weight"]),
-            "head.heatmap.width",
-        )
-        head = HeatmapSceneHead(
-            whitening, PaperHead(width, landmarks, config.heatmap.width), config.heatmap
-        )
-        head.load_state_dict(state)
-        return head.eval()
-    if config.kind == "prototype":
+        found = 4 * len(state["maps.layers.0.branches.0.weight"])
+        _expect_width("head.heatmap.width", config.heatmap.width, found)
+        maps = PaperHead(width, landmarks, config.heatmap.width)
+        head = HeatmapSceneHead(whitening, maps, config.heatmap)
+    elif config.kind == "prototype":
         cells = PrototypeHead(width, landmarks, config.prototype_temperature)
-    elif config.kind == "cells":
-        _expect_width(config.hidden, len(state["cells.first.weight"]), "head.hidden")
-        cells = CellHead(width, config.hidden, landmarks)
+        head = SceneHead(whitening, cells)
     else:
-        raise SldError(f"no head {config.kind!r}; there are cells, prototype, heatmap")
-    head = SceneHead(whitening, cells)
+        _expect_width("head.hidden", config.hidden, len(state["cells.first.weight"]))
+        head = SceneHead(whitening, CellHead(width, config.hidden, landmarks))
     head.load_state_dict(state)
     return head.eval()
 
 
-def _expect_width(said: int, found: int, setting: str) -> None:
-    """Before memory is taken for it."""
-    if said != found:
-        raise SldError(f"head of width {found}, but {setting}={said}")
+def _expect_width(setting: str, value: int, found: int) -> None:
+    """Checked before a head of that width takes its memory."""
+    if value != found:
+        raise SldError(f"head of width {found}, but {setting}={value}")

@@ -13,7 +13,7 @@ DILATIONS = (1, 2, 3, 4)
 
 class TrainingHead(nn.Module):
     """The head of one scene while the backbone is trained: a 1x1 skip block and a 1x1 layer to the
-    heatmaps; where `dilated`, the paper's final variant, a dilated block of `width` comes first.
+    heatmaps. Where `dilated` (the paper's final variant), a dilated block of `width` comes first.
     features_BChw -> logits_BLhw."""
 
     def __init__(self, channels: int, landmarks: int, width: int, dilated: bool):
@@ -46,8 +46,8 @@ class PaperHead(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """Four 3x3 convolutions of dilation 1, 2, 3, 4 side by side, a quarter of `width` each, then
-    ReLU; zeros outside the map."""
+    """Four 3x3 convolutions of dilation 1, 2, 3, 4 side by side, each with a quarter of `width`,
+    then ReLU; zeros outside the map."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -58,22 +58,22 @@ class DilatedBlock(nn.Module):
             for d in DILATIONS
         )
         for branch in self.branches:
-            started(branch)
+            _he_init(branch)
 
     def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
         return F.relu(torch.cat([branch(features_BChw) for branch in self.branches], 1))
 
 
 class SkipBlock(nn.Module):
-    """A 1x1 network of two layers around which the input is added, then ReLU."""
+    """A 1x1 network of two layers whose input is added to its output, then ReLU. It starts as the
+    identity."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.first, self.second = (
-            started(nn.Conv2d(channels, channels, 1)),
-            nn.Conv2d(channels, channels, 1),
-        )
-        nn.init.zeros_(self.second.weight)  # it starts as the identity
+        self.first = nn.Conv2d(channels, channels, 1)
+        _he_init(self.first)
+        self.second = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
     def forward(self, features_BChw: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ class SkipBlock(nn.Module):
 
 
 def heatmaps(channels: int, landmarks: int) -> nn.Conv2d:
-    """The last 1x1 layer; it starts near zero, for nearly every cell of nearly every heatmap is
+    """The last 1x1 layer. It starts near zero, because nearly every cell of nearly every heatmap is
     zero."""
     layer = nn.Conv2d(channels, landmarks, 1)
     nn.init.normal_(layer.weight, std=0.1 * channels**-0.5)
@@ -89,24 +89,23 @@ def heatmaps(channels: int, landmarks: int) -> nn.Conv2d:
     return layer
 
 
-def started(convolution: nn.Conv2d) -> nn.Conv2d:
-    """With weights under which a ReLU layer keeps the size of its input (He et al. 2015)."""
+def _he_init(convolution: nn.Conv2d) -> None:
+    """Weights with which a ReLU layer keeps the variance of its input (He et al. 2015)."""
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     nn.init.zeros_(convolution.bias)
-    return convolution
 
 
 def scores(logits_BLhw: torch.Tensor, loss: str) -> torch.Tensor:
-    """Scores in 0..1 (B, L, h, w) of logits that were trained with this loss of
+    """Scores in 0..1 (B, L, h, w) from logits that were trained with this loss of
     training.targets."""
     if loss == "squares":
         return logits_BLhw.clamp(0, 1)
     if loss == "focal":
         return logits_BLhw.sigmoid()
-    if loss == "cells":  # each cell: which landmark, or none, whose logit is 0
+    if loss == "cells":  # in each cell a softmax over the landmarks and none, whose logit is 0
         return (logits_BLhw - F.softplus(logits_BLhw.logsumexp(1, keepdim=True))).exp()
-    # "softmax", each heatmap: which cell, or none; the best cell gets the probability that there is
-    # one
+    # "softmax": in each heatmap a softmax over the cells and none; the best cell gets the
+    # probability that the landmark is in one
     flat = logits_BLhw.flatten(2)
     present = flat.logsumexp(2, keepdim=True).sigmoid()
     return (present * (flat - flat.amax(2, keepdim=True)).exp()).unflatten(2, logits_BLhw.shape[2:])

@@ -1,11 +1,10 @@
 """EfficientNet-Lite0 (Tan and Le 2019, Lite variant) up to its last stride-16 stage, as a frozen
 feature network.
 
-Only strides and padding are free here: a strided convolution reads pixel 2i or 2i+1 as the centre
-of output i. The sides are chosen so that every stage's grid stays close to the stride-8 cells: with
-pixels counted from 0 the centres are 4k+3 at stride 4, 8j+3 at stride 8 and 16i+3 at stride 16
-(cell centre: 8j+3.5), so that even cells of the stride-8 grid coincide with the stride-16 grid and
-odd ones lie midway."""
+A strided convolution may read pixel 2i or 2i+1 as the centre of output i. The sides are chosen so
+that the grid of every stage stays close to the stride-8 cells. With pixels counted from 0 the
+centres are 4k+3 at stride 4, 8j+3 at stride 8 and 16i+3 at stride 16 (cell centre: 8j+3.5): even
+cells of the stride-8 grid coincide with the stride-16 grid, and odd ones lie midway."""
 
 from __future__ import annotations
 
@@ -16,15 +15,8 @@ from torch import nn
 from sld_core.models import weights
 from sld_core.models.folding import folded_conv
 
-# (expansion, kernel, stride, output channels, repeats, centre of output i in input pixels: 2i +
-# side)
-STAGES = (
-    (1, 3, 1, 16, 1, 0),
-    (6, 3, 2, 24, 2, 1),
-    (6, 5, 2, 40, 2, 0),
-    (6, 3, 2, 80, 3, 0),
-    (6, 5, 1, 112, 3, 0),
-)
+# expansion, stride, blocks, and side: the centre of output i is input pixel 2i + side
+STAGES = ((1, 1, 1, 0), (6, 2, 2, 1), (6, 2, 2, 0), (6, 2, 3, 0), (6, 1, 3, 0))
 BN_EPS = 1e-3
 
 
@@ -37,31 +29,15 @@ class Lite0(nn.Module):
     def __init__(self):
         super().__init__()
         state = weights.load(weights.LITE0)
-        conv = lambda prefix, bn, **kw: folded_conv(
-            state[prefix + ".weight"], state, bn, BN_EPS, **kw
-        )
-        self.stem = conv("_conv_stem", "_bn0", stride=2, side=1)
-        blocks, index = [], 0
-        for expansion, kernel, stride, _, repeats, side in STAGES:
-            stage = []
-            for repeat in range(repeats):
-                p = f"_blocks.{index}."
-                s = stride if repeat == 0 else 1
-                parts = [conv(p + "_expand_conv", p + "_bn0")] if expansion > 1 else []
-                parts += [
-                    conv(
-                        p + "_depthwise_conv",
-                        p + "_bn1",
-                        stride=s,
-                        side=side if s == 2 else 0,
-                        groups=len(state[p + "_bn1.bias"]),
-                    ),
-                    conv(p + "_project_conv", p + "_bn2"),
-                ]
-                stage.append(InvertedResidual(parts, skip=repeat > 0))
-                index += 1
-            blocks.append(nn.Sequential(*stage))
-        self.stages = nn.ModuleList(blocks)
+        self.stem = _conv(state, "_conv_stem", "_bn0", stride=2, side=1)
+        self.stages = nn.ModuleList()
+        index = 0
+        for expansion, stride, repeats, side in STAGES:
+            blocks = [_block(state, index, expansion, stride, side)]
+            for i in range(index + 1, index + repeats):
+                blocks.append(_block(state, i, expansion, skip=True))
+            self.stages.append(nn.Sequential(*blocks))
+            index += repeats
         self.register_buffer("mean", torch.tensor(127.0 / 255))
         self.register_buffer("std", torch.tensor(128.0 / 255))
 
@@ -77,8 +53,28 @@ class Lite0(nn.Module):
         return torch.cat([F.pixel_unshuffle(s4, 2), s8, s16], 1)
 
 
+def _block(
+    state: dict[str, torch.Tensor],
+    index: int,
+    expansion: int,
+    stride: int = 1,
+    side: int = 0,
+    skip: bool = False,
+) -> InvertedResidual:
+    block = f"_blocks.{index}."
+    parts = [_conv(state, block + "_expand_conv", block + "_bn0")] if expansion > 1 else []
+    depthwise = dict(stride=stride, side=side, groups=len(state[block + "_bn1.bias"]))
+    parts.append(_conv(state, block + "_depthwise_conv", block + "_bn1", **depthwise))
+    parts.append(_conv(state, block + "_project_conv", block + "_bn2"))
+    return InvertedResidual(parts, skip)
+
+
+def _conv(state: dict[str, torch.Tensor], name: str, bn: str, **how) -> nn.Module:
+    return folded_conv(state[name + ".weight"], state, bn, BN_EPS, **how)
+
+
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise and projection convolutions; ReLU6 after all but the last."""
+    """Expansion, depthwise and projection convolutions, with ReLU6 after all but the last."""
 
     def __init__(self, parts: list[nn.Module], skip: bool):
         super().__init__()
@@ -95,9 +91,8 @@ class InvertedResidual(nn.Module):
 
 def upsample_even(x_BChw: torch.Tensor) -> torch.Tensor:
     """Twice as large: sample i goes to 2i, the mean of i and i+1 to 2i+1 (the last one repeats)."""
-
-    def double(x, dim):
-        following = torch.cat([x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, -1, 1)], dim)
-        return torch.stack([x, (x + following) / 2], dim + 1).flatten(dim, dim + 1)
-
-    return double(double(x_BChw, 2), 3)
+    for dim in (2, 3):
+        rest, last = x_BChw.narrow(dim, 1, x_BChw.shape[dim] - 1), x_BChw.narrow(dim, -1, 1)
+        between = (x_BChw + torch.cat([rest, last], dim)) / 2
+        x_BChw = torch.stack([x_BChw, between], dim + 1).flatten(dim, dim + 1)
+    return x_BChw

@@ -1,10 +1,10 @@
 """ResNeXt-101 32x8d (Xie et al., CVPR 2017) at stride 8: the paper's backbone.
 
-The strides of layer3 and layer4 are turned to 1 and their 3x3 convolutions dilated by 2 and 4, so
-that pretrained weights see what they were trained on. A 1x1 convolution makes 512 channels of
-layer3's 1024 or layer4's 2048; layer2 ends at stride 8 with 512 channels by itself and is followed
-by nothing. No pretrained file has the 1x1: it starts as a random projection onto orthonormal
-directions, which keeps angles between features about as they were.
+The strides of layer3 and layer4 become 1 and their 3x3 convolutions are dilated by 2 and 4, so that
+pretrained weights see what they were trained on. A 1x1 convolution reduces layer3's 1024 or
+layer4's 2048 channels to 512; layer2 ends at stride 8 with 512 channels and needs none. No
+pretrained file has that convolution: it starts as a random projection onto orthonormal directions,
+which roughly keeps the angles between features.
 
 Weights: torchvision's ImageNet; or, by path, the weakly supervised WSL checkpoint (licence CC-BY-NC
 4.0, not for commercial use) https://download.pytorch.org/models/ig_resnext101_32x8-c38310e5.pth."""
@@ -23,9 +23,8 @@ WIDTHS = {2: 512, 3: 1024, 4: 2048}
 
 def resnext(last_layer: int) -> ImageNetNetwork:
     """Up to layer2, layer3 or layer4 with random weights (of torch's global generator)."""
-    from torchvision.models import (
-        resnext101_32x8d,
-    )  # a second to import, and the default backbone needs none of it
+    # takes a second to import, and the default backbone does not need it
+    from torchvision.models import resnext101_32x8d
 
     whole = resnext101_32x8d(replace_stride_with_dilation=[False, True, True])
     names = ["conv1", "bn1", "relu", "maxpool", *(f"layer{n}" for n in range(1, last_layer + 1))]

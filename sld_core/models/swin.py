@@ -1,8 +1,7 @@
 """The first two stages of Swin-T (Liu et al., ICCV 2021) of torchvision: stride 8, 192 channels.
 
-Patches do not overlap, so that the centre of cell j is pixel 8j + 3.5 as it should be; attention
-looks within windows of 7x7 cells, so that a cell near a window's border sees further to one
-side."""
+Patches do not overlap, so the centre of cell j is pixel 8j + 3.5, as it should be. Attention works
+in windows of 7x7 cells, so a cell near a window's border sees further to one side."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ def swin() -> ImageNetNetwork:
 
 
 class ChannelsFirst(nn.Module):
-    """Stages that compute with channels last."""
+    """Stages that compute with channels last, as a map with channels first."""
 
     def __init__(self, features: nn.Sequential):
         super().__init__()

