@@ -1,5 +1,5 @@
-"""Calibrations of cameras: files that say how a lens projects, and the pinhole cameras that
-follow."""
+"""Calibrations of cameras: files that say how a lens projects, and the pinhole cameras they
+give."""
 
 from __future__ import annotations
 
@@ -83,6 +83,15 @@ def guessed_camera(width: int, height: int, focal_px: float = 0.0) -> Camera:
     return Camera(width, height, focal, focal, width / 2, height / 2)
 
 
+def read_intrinsics(path: Path, width: int, height: int) -> Camera:
+    """The camera of a calibration file (see `read_calibration`) for images of this size that are
+    free of distortion."""
+    calibration = read_calibration(path)
+    if calibration.D.any():
+        raise SldError(f"{path}: has distortion; expected images free of it, and a 3x3 matrix")
+    return calibration.undistortion(width, height).camera
+
+
 def read_calibration(path: Path) -> Calibration:
     """From a 3x3 matrix in a text file (OpenCV convention, no distortion, for images of any size)
     or from the YAML file of ROS's camera_calibration; SldError when it is neither."""
@@ -92,8 +101,6 @@ def read_calibration(path: Path) -> Calibration:
         values = [float(word) for word in text.split()]
     except ValueError:
         return _from_yaml(path, text)
-    if len(values) != 9:
-        raise SldError(f"{path}: {len(values)} numbers; expected {EXPECTED}")
     return _checked(path, 0, 0, values, [], "")
 
 
@@ -113,8 +120,7 @@ def _from_yaml(path: Path, text: str) -> Calibration:
     if type(width) is not int or type(height) is not int or not isinstance(model, str):
         raise SldError(
             f"{path}: image_width, image_height, distortion_model = {width!r:.40}, "
-            f"{height!r:.40}, {model!r:.40}; "
-            "expected two whole numbers and a name"
+            f"{height!r:.40}, {model!r:.40}; expected two whole numbers and a name"
         )
     if width < 1 or height < 1:
         raise SldError(f"{path}: image size {width}x{height}; expected 1 to 16384 pixels a side")
@@ -122,27 +128,25 @@ def _from_yaml(path: Path, text: str) -> Calibration:
 
 
 def _checked(path: Path, width: int, height: int, K, D, model: str) -> Calibration:
-    for name, values, counts in (
-        ("camera_matrix", K, (9,)),
-        ("distortion_coefficients", D, range(15)),
-    ):
-        if (
-            not isinstance(values, list)
-            or len(values) not in counts
-            or any(type(v) not in (int, float) for v in values)
-        ):
-            raise SldError(
-                f"{path}: {name} is not a list of {counts[-1] if len(counts) > 1 else 9} numbers"
-                f"{' or fewer' if len(counts) > 1 else ''}; expected {EXPECTED}"
-            )
+    if not _are_numbers(K) or len(K) != 9:
+        raise SldError(f"{path}: the camera matrix is not a list of 9 numbers; expected {EXPECTED}")
+    if not _are_numbers(D) or len(D) > 14:
+        raise SldError(
+            f"{path}: the distortion coefficients are not a list of up to 14 numbers; expected "
+            f"{EXPECTED}"
+        )
     matrix = np.array(K, float).reshape(3, 3)
-    if np.abs(matrix[[1, 2, 2], [0, 0, 1]]).max() > 1e-9 or matrix[2, 2] != 1:
+    zeros = matrix[[1, 2, 2], [0, 0, 1]]
+    if np.abs(zeros).max() > 1e-9 or matrix[2, 2] != 1:
         raise SldError(f"{path}: camera matrix {matrix.tolist()}: expected fx 0 cx, 0 fy cy, 0 0 1")
     try:
-        undistortion(
-            matrix, np.array(D, float), model, 1, 1
-        )  # checks all but the size, and makes no maps of millions of pixels
+        # of one pixel: checks all but the size, and makes no maps of millions of pixels
+        undistortion(matrix, np.array(D, float), model, 1, 1)
         Camera.from_opencv(width or 1, height or 1, matrix)
     except SldError as error:
         raise SldError(f"{path}: {error}") from None
     return Calibration(width, height, matrix, np.array(D, float), model, str(path))
+
+
+def _are_numbers(values) -> bool:
+    return isinstance(values, list) and all(type(v) in (int, float) for v in values)

@@ -1,4 +1,4 @@
-"""Pixels as cameras send them -> HWC uint8 RGB."""
+"""Pixels as cameras and files encode them <-> arrays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from sld_core.types import SldError
 
@@ -33,7 +35,7 @@ CONVERTED = {
 ENCODINGS = *CHANNELS, "mono16", *CONVERTED
 DEPTHS = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}  # millimetres, millimetres, metres
 
-
+PLUGINS = {b"\xff\xd8": JpegImageFile, b"\x89P": PngImageFile}
 MAX_PIXELS = 100_000_000
 
 
@@ -95,7 +97,7 @@ def rgb_from_encoded(data) -> np.ndarray:
     """A JPEG or PNG image as (height, width, 3) uint8."""
     raw = np.frombuffer(data, np.uint8)
     try:
-        width, height = encoded_size(io.BytesIO(raw.tobytes()))
+        width, height = encoded_size(io.BytesIO(raw))
     except SldError as error:
         raise SldError(
             f"compressed image of {len(raw)} bytes: {error}; expected JPEG or PNG"
@@ -109,8 +111,7 @@ def rgb_from_encoded(data) -> np.ndarray:
     if bgr is None:
         raise SldError(
             f"a damaged {'PNG' if raw[0] == 0x89 else 'JPEG'}, perhaps cut short: its "
-            f"{len(raw)} bytes do not hold the "
-            f"{width}x{height} pixels of its header"
+            f"{len(raw)} bytes do not hold the {width}x{height} pixels of its header"
         )
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
@@ -118,23 +119,23 @@ def rgb_from_encoded(data) -> np.ndarray:
 def encoded_size(file: BinaryIO) -> tuple[int, int]:
     """(width, height) of a JPEG or PNG from its header alone, before any memory is taken for its
     pixels."""
-    head = file.read(26)
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    if head[:2] == b"\xff\xd8":
-        return _jpeg_size(file)
-    raise SldError("neither JPEG nor PNG")
+    magic = file.read(2)
+    if magic not in PLUGINS:
+        raise SldError("neither JPEG nor PNG")
+    file.seek(0)
+    # the plugins themselves, since Image.open refuses large images without saying how large
+    try:
+        return PLUGINS[magic](file).size
+    except Exception as error:  # Pillow raises anything on damaged headers
+        raise SldError(f"a damaged {PLUGINS[magic].format}, perhaps cut short ({error})") from None
 
 
-def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    file.seek(2)
-    while True:
-        marker = file.read(4)
-        if len(marker) < 4 or marker[0] != 0xFF:
-            raise SldError("a damaged JPEG (no image size in its header)")
-        length = int.from_bytes(marker[2:], "big")
-        # start-of-frame markers; C4, C8 and CC are tables
-        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
-            body = file.read(5)
-            return int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big")
-        file.seek(max(length - 2, 0), 1)
+def encode_jpeg(rgb_HW3: np.ndarray, quality: int) -> bytes:
+    """HW3 uint8 RGB as a JPEG file."""
+    bgr = cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def encode_png(values_HW: np.ndarray) -> bytes:
+    """HW uint8 or uint16 of one channel as a PNG file."""
+    return cv2.imencode(".png", values_HW)[1].tobytes()

@@ -38,6 +38,17 @@ def read_depth(path: Path) -> np.ndarray:
     return depth.astype(np.float32) / 1000
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a JPEG or PNG file from its header alone, without decoding it."""
+    try:
+        with open(path, "rb") as file:
+            return encoded_size(file)
+    except OSError as error:
+        raise SldError(f"{path}: cannot be read ({error.strerror})") from None
+    except SldError as error:
+        raise SldError(f"{path}: {error}") from None
+
+
 def _read_bytes(path: Path) -> np.ndarray:
     try:
         size = Path(path).stat().st_size

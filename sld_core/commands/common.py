@@ -20,7 +20,7 @@ def add_frames(parser, required: bool = True) -> None:
         metavar="DIR",
         required=required,
         help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt (4x4 camera to "
-        "world, metres)",
+        "world, metres); or a folder in the layout of 7-Scenes",
     )
     parser.add_argument(
         "--list",

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sld_core.commands.common import add_device, add_frames, list_path, work_folder
+from sld_core.commands.common import add_device, add_frames, list_path
 from sld_core.progress import Bar
 from sld_core.spread import spread
 from sld_core.types import Progress, SldError
+
+OVERLAYS = 3  # pictures in the report
 
 
 def add(commands) -> None:
@@ -24,11 +26,9 @@ def add(commands) -> None:
         "--align-to",
         type=Path,
         metavar="SCENE_DATA_DIR",
-        help="the dataset that the scene was taught from: poses are compared after its frame "
-        "and scale are laid over those "
-        "of --frames, by the images in both: those whose path, as it was mapped, ends like the "
-        "path below --frames "
-        "(hall/a.jpg is photos/hall/a.jpg, but not yard/a.jpg)",
+        help="the dataset that the scene was taught from: its frame and scale are first aligned "
+        "with those of --frames, by the images that are in both (hall/a.jpg is "
+        "photos/hall/a.jpg, but not yard/a.jpg)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.add_argument(
@@ -39,40 +39,21 @@ def add(commands) -> None:
 
 
 def _evaluate(args) -> None:
-    from sld_core.camera.images import read_image
     from sld_core.data.frame_folder import read_frames
-    from sld_core.evaluation.metrics import QueryResult, format_table, summarize
+    from sld_core.evaluation.metrics import format_table, summarize
     from sld_core.files import write_atomically
     from sld_core.localizer import Localizer
 
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
-    frames, show, results, answers = (
-        read_frames(args.frames, list_path(args.list, args.frames)),
-        Bar(),
-        [],
-        [],
-    )
+    frames = read_frames(args.frames, list_path(args.list, args.frames), split="test")
     alignment = _alignment(args, scene) if args.align_to else None
-    for i, frame in enumerate(frames):
-        answer = localizer.localize(read_image(frame.image_path), frame.camera)
-        T = answer.pose.T_world_camera if answer.pose else None
-        if T is not None and alignment:
-            T = alignment.pose(T)
-        results.append(
-            QueryResult(
-                frame.name, frame.T_world_camera, T, answer.reason, sum(answer.seconds.values())
-            )
-        )
-        answers.append(answer)
-        show(Progress("localizing", (i + 1) / len(frames)))
-    show.done()
+    answers, results = _localize(localizer, frames, alignment)
     metrics = summarize(results, scene.report, args.scene.stat().st_size)
+    # without metres, what is in cm, and every recall, means nothing
+    metrics["metric"] = bool(scene.metric or alignment)
     notes = _notes(scene, alignment)
     print(format_table(metrics))
-    metrics["metric"] = bool(
-        scene.metric or alignment
-    )  # else what is in cm, and every recall, means nothing
     if alignment:
         metrics |= {
             "align_images": alignment.common,
@@ -84,28 +65,53 @@ def _evaluate(args) -> None:
     if args.json:
         write_atomically(args.json, (json.dumps(metrics, indent=2) + "\n").encode())
     if args.report:
-        from sld_core.evaluation.report import overlay, write_report
+        _write_report(args, scene, alignment, frames, answers, results, metrics, notes)
 
-        xyz_L3 = scene.landmarks.xyz_L3
-        pictures = [
-            (f"Landmarks found in {f.name}", overlay(read_image(f.image_path), f.camera, a, xyz_L3))
-            for f, a in spread(list(zip(frames, answers)), 3)
-        ]
-        write_report(
-            args.report,
-            f"{scene.name}: {args.frames.name}",
-            metrics,
-            results,
-            scene=scene.report,
-            landmarks_L3=alignment.points(xyz_L3) if alignment else xyz_L3,
-            overlays=pictures,
-            notes=notes,
-        )
+
+def _localize(localizer, frames, alignment) -> tuple[list, list]:
+    """The answer to each frame, and how it compares with the frame's own pose."""
+    from sld_core.camera.images import read_image
+    from sld_core.evaluation.metrics import QueryResult
+
+    answers, results, show = [], [], Bar()
+    for i, frame in enumerate(frames):
+        answer = localizer.localize(read_image(frame.image_path), frame.camera)
+        T = answer.pose.T_world_camera if answer.pose else None
+        if T is not None and alignment:
+            T = alignment.pose(T)
+        seconds = sum(answer.seconds.values())
+        results.append(QueryResult(frame.name, frame.T_world_camera, T, answer.reason, seconds))
+        answers.append(answer)
+        show(Progress("localizing", (i + 1) / len(frames)))
+    show.done()
+    return answers, results
+
+
+def _write_report(args, scene, alignment, frames, answers, results, metrics, notes) -> None:
+    from sld_core.camera.images import read_image
+    from sld_core.evaluation.report import overlay, write_report
+
+    xyz_L3 = scene.landmarks.xyz_L3
+    pictures = []
+    for i in spread(range(len(frames)), OVERLAYS):
+        image = read_image(frames[i].image_path)
+        picture = overlay(image, frames[i].camera, answers[i], xyz_L3)
+        pictures.append((f"Landmarks found in {frames[i].name}", picture))
+    write_report(
+        args.report,
+        f"{scene.name}: {args.frames.name}",
+        metrics,
+        results,
+        scene=scene.report,
+        landmarks_L3=alignment.points(xyz_L3) if alignment else xyz_L3,
+        overlays=pictures,
+        notes=notes,
+    )
 
 
 def _notes(scene, alignment) -> list[str]:
-    """What there is to know about frame and unit of the errors; the one of a scene without scale
-    also goes to stderr."""
+    """What there is to know about frame and unit of the errors; that a scene has no scale also goes
+    to stderr."""
     if alignment:
         return [
             f"aligned by {alignment.common} images: scale {alignment.scale:.6g}, median "
@@ -116,9 +122,8 @@ def _notes(scene, alignment) -> list[str]:
         return []
     note = (
         f"the scene {scene.name!r} is not metric: its poses are in units of the scene, so that "
-        "errors in cm, and recalls, mean "
-        "nothing; compare with --align-to SCENE_DATA_DIR, or give the dataset a scale and "
-        "teach it again"
+        "errors in cm, and recalls, mean nothing; compare with --align-to SCENE_DATA_DIR, or give "
+        "the dataset a scale and teach it again"
     )
     print(f"warning: {note}", file=sys.stderr)
     return [note]
@@ -130,8 +135,7 @@ def _alignment(args, scene):
     from sld_core.data.frame_folder import read_frames
     from sld_core.evaluation.alignment import MIN_COMMON, align_poses, common_images
 
-    with work_folder(None) as work:  # for undistorted images that nobody looks at
-        data = read_scene_data(args.align_to, undistorted=work)
+    data = read_scene_data(args.align_to, images=False)
     _check_origin(scene, data, args)
     references = read_frames(args.frames)
     paths = [f.image_path for f in references]
@@ -143,29 +147,24 @@ def _alignment(args, scene):
     if len(pairs) < MIN_COMMON:
         raise SldError(
             f"--align-to {args.align_to}: {len(pairs)} of its {len(data.frames)} images (the "
-            "first is "
-            f"{data.frames[0].source!r}) are among the {len(paths)} of {args.frames} (the "
-            f"first is {references[0].name!r}), "
-            f"by the ends of their paths; expected at least {MIN_COMMON}"
+            f"first is {data.frames[0].source!r}) are among the {len(paths)} of {args.frames} (the "
+            f"first is {references[0].name!r}), by the ends of their paths; expected at least "
+            f"{MIN_COMMON}"
         )
-    rows, columns = zip(*pairs)
     return align_poses(
-        np.stack([data.frames[i].T_world_camera for i in rows]),
-        np.stack([references[j].T_world_camera for j in columns]),
+        np.stack([data.frames[i].T_world_camera for i, _ in pairs]),
+        np.stack([references[j].T_world_camera for _, j in pairs]),
     )
 
 
 def _check_origin(scene, data, args) -> None:
-    """SldError unless the scene's landmarks are the first of the dataset's: else its frame may be
-    another."""
+    """SldError unless the scene's landmarks are the first of the dataset's: otherwise its frame may
+    be another."""
     ours, theirs = scene.landmarks.xyz_L3, data.landmarks.xyz_L3[: len(scene.landmarks)]
-    if (
-        ours.shape != theirs.shape
-        or np.abs(ours - theirs).max() > 1e-4 * np.ptp(theirs, axis=0).max()
-    ):
+    tolerance = 1e-4 * np.ptp(theirs, axis=0).max()
+    if ours.shape != theirs.shape or np.abs(ours - theirs).max() > tolerance:
         raise SldError(
             f"--align-to {args.align_to}: its {len(data.landmarks)} landmarks are not those of "
-            f"{args.scene} ({len(ours)}); "
-            "expected the dataset that the scene was taught from, as it was then: teach the "
-            "scene again"
+            f"{args.scene} ({len(ours)}); expected the dataset that the scene was taught from, as "
+            "it was then: teach the scene again"
         )

@@ -13,8 +13,8 @@ def add(commands) -> None:
         "localize",
         help="say where images were taken",
         description="Prints one JSON object per image: the pose (camera to world, metres) or "
-        "the reason there is none. "
-        'With "metric": false the scene has no scale: its unit takes the place of the metre.',
+        'the reason there is none. With "metric": false the scene has no scale, and poses are in '
+        "its own units.",
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
@@ -22,27 +22,25 @@ def add(commands) -> None:
         "--intrinsics",
         type=Path,
         metavar="FILE",
-        help="3x3 camera matrix, OpenCV convention (default: the camera that the scene was "
-        "taught with)",
+        help="calibration: a 3x3 matrix (OpenCV convention), or YAML of camera_calibration "
+        "(default: the camera that the scene was taught with)",
     )
     add_device(parser)
     parser.set_defaults(run=_localize)
 
 
 def _localize(args) -> None:
+    from sld_core.camera.calibration import read_calibration
     from sld_core.camera.images import read_image
-    from sld_core.data.frame_folder import read_intrinsics
     from sld_core.localizer import Localizer
 
     localizer = Localizer.load(args.scene, args.device)
+    calibration = read_calibration(args.intrinsics) if args.intrinsics else None
     for path in args.images:
-        image = read_image(path)
-        height, width = image.shape[:2]
-        camera = (
-            read_intrinsics(args.intrinsics, width, height)
-            if args.intrinsics
-            else localizer.scene.camera
-        )
+        image, camera = read_image(path), localizer.scene.camera
+        if calibration:
+            lens = calibration.undistortion(image.shape[1], image.shape[0])
+            image, camera = lens(image), lens.camera
         answer = localizer.localize(image, camera)
         out = {
             "image": str(path),

@@ -1,4 +1,4 @@
-"""`sld teach`: frames, a bag or a labelled dataset in, one scene file out."""
+"""`sld teach`: frames, a bag, a COLMAP model or a labelled dataset in, one scene file out."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sld_core.commands.common import (
 from sld_core.config.scene import SceneConfig
 from sld_core.config.settings import override
 from sld_core.progress import Bar, Events, Silent
-from sld_core.types import SldError
+from sld_core.types import Frame, SldError
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "teach",
-        help="teach a scene: frames, a bag or a mapped dataset in, one .sld file out",
-        description="Teach a scene from a drive with known poses. Takes one to three minutes.",
+        help="teach a scene: frames, a bag, a COLMAP model or a dataset in, one .sld file out",
+        description="Teach a scene from images with known poses. Takes one to three minutes.",
     )
     add_frames(parser, required=False)
     parser.add_argument(
@@ -32,6 +32,26 @@ def add(commands) -> None:
         type=Path,
         metavar="DIR",
         help="rosbag2 folder with image, camera_info and TF or odometry",
+    )
+    parser.add_argument(
+        "--colmap",
+        type=Path,
+        metavar="DIR",
+        help="model of COLMAP or hloc: the folder of cameras and images (.bin or .txt); its "
+        "cameras and poses are used, its points are made anew",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder that the image names of the --colmap model are relative to",
+    )
+    parser.add_argument(
+        "--metres-per-unit",
+        type=float,
+        metavar="S",
+        help="scale of the --colmap model (1: it is in metres; default: unknown, and the scene is "
+        "not metric)",
     )
     parser.add_argument(
         "--scene-data",
@@ -76,15 +96,7 @@ def add(commands) -> None:
 
 
 def _teach(args) -> None:
-    if sum(source is not None for source in (args.frames, args.bag, args.scene_data)) != 1:
-        raise SldError("give either --frames DIR or --bag DIR or --scene-data DIR")
-    if args.frames is None and args.list is not None:
-        raise SldError(
-            "--list names frames of --frames; a bag is thinned by itself (--set "
-            "bag.max_frames=N), a dataset has its own split"
-        )
-    if args.output.suffix != ".sld":
-        raise SldError(f"--output {args.output}: a scene file ends in .sld")
+    _check_sources(args)
     config = _config(args)
     from sld_core.localizer import check_device
 
@@ -93,33 +105,42 @@ def _teach(args) -> None:
     from sld_core.training.distributed import joined
 
     start = time.monotonic()
-    with (
-        joined(args.device) as world,
-        work_folder(args.work) as work,
-    ):  # of several processes, only the first says anything
-        show = (Events() if args.events else Bar()) if world.is_main else Silent()
-        scene = (_from_frames if args.scene_data is None else _from_scene_data)(
-            args, config, work, show, start, world
-        )
+    with joined(args.device) as world, work_folder(args.work) as work:
+        show = Silent()  # of several processes, only the first says anything
+        if world.is_main:
+            show = Events() if args.events else Bar()
+        teach = _from_frames if args.scene_data is None else _from_scene_data
+        scene = teach(args, config, work, show, start, world)
     show.done()
     if world.is_main:
         _report_teaching(scene, args, time.monotonic() - start)
 
 
+def _check_sources(args) -> None:
+    """SldError unless the options name one source, and what belongs to it."""
+    sources = (args.frames, args.bag, args.colmap, args.scene_data)
+    if sum(source is not None for source in sources) != 1:
+        raise SldError(
+            "give either --frames DIR or --bag DIR or --scene-data DIR or --colmap DIR --images DIR"
+        )
+    if args.frames is None and args.list is not None:
+        raise SldError(
+            "--list names frames of --frames; a bag is thinned by itself (--set "
+            "bag.max_frames=N), a dataset has its own split"
+        )
+    if (args.colmap is None) != (args.images is None):
+        raise SldError("--colmap DIR and --images DIR belong together")
+    if args.metres_per_unit is not None and (args.colmap is None or not args.metres_per_unit > 0):
+        raise SldError("--metres-per-unit belongs to --colmap, and is more than 0")
+    if args.output.suffix != ".sld":
+        raise SldError(f"--output {args.output}: a scene file ends in .sld")
+
+
 def _from_frames(args, config: SceneConfig, work: Path, show, start: float, world):
-    from sld_core.data.bag import extract_frames
-    from sld_core.data.frame_folder import read_frames
     from sld_core.training.distributed import from_main
     from sld_core.training.teach import teach
 
-    if args.bag is not None:
-        frames = from_main(
-            lambda: extract_frames(args.bag, work / "frames", config.bag, show), world
-        )
-    else:
-        frames = from_main(
-            lambda: read_frames(args.frames, list_path(args.list, args.frames)), world
-        )
+    frames = from_main(lambda: _read_frames(args, config, work, show), world)
     seconds = {"frames": time.monotonic() - start}
     return teach(
         frames,
@@ -131,7 +152,24 @@ def _from_frames(args, config: SceneConfig, work: Path, show, start: float, worl
         show,
         seconds,
         world,
+        metric=args.colmap is None or args.metres_per_unit is not None,
     )
+
+
+def _read_frames(args, config: SceneConfig, work: Path, show) -> list[Frame]:
+    from sld_core.data.frame_folder import read_frames
+    from sld_core.data.sources import Source, teaching_frames
+
+    if args.frames is not None:
+        listed = list_path(args.list, args.frames)
+        return read_frames(args.frames, listed, split="train", depths=work / "depths")
+    source = Source(
+        bag=args.bag,
+        model=args.colmap,
+        images=args.images,
+        metres_per_unit=args.metres_per_unit,
+    )
+    return teaching_frames(source, work / "frames", config.bag, show)
 
 
 def _from_scene_data(args, config: SceneConfig, work: Path, show, start: float, world):

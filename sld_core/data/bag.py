@@ -1,13 +1,8 @@
-"""A recorded drive (rosbag2, mcap or sqlite3) -> undistorted keyframes with poses, as a folder of
-frames."""
+"""A recorded drive (rosbag2, mcap or sqlite3): which of its images, with which camera and poses."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,119 +12,17 @@ import numpy as np
 from sld_core.camera.calibration import Calibration
 from sld_core.camera.encodings import DEPTHS
 from sld_core.config.scene import BagConfig
-from sld_core.data.bag_reader import (
-    IMAGES,
-    BagIndex,
-    bag_files,
-    decode_image,
-    frame_name,
-    messages,
-    read_index,
-    stamp_of,
-)
-from sld_core.data.frame_folder import read_frames
-from sld_core.data.image_files import write_jpeg
+from sld_core.data.bag_reader import IMAGES, BagIndex, frame_name, messages, read_index, stamp_of
 from sld_core.data.mcap_reader import Message
 from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
 from sld_core.geometry import pose_error
 from sld_core.spread import spread
-from sld_core.types import Frame, Progress, SldError
+from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)
 
-WRITTEN = re.compile(r"frame-[0-9]{6,}\.(color\.jpg|pose\.txt)|camera-intrinsics\.txt|bag\.json")
 # of the thresholds of keyframes: from the usual ones to half a turn, 50 m and half an hour
 MOST_GROWTH = 1000.0
-
-
-def extract_frames(
-    bag: Path,
-    output: Path,
-    config: BagConfig = BagConfig(),
-    progress: Callable[[Progress], None] = lambda progress: None,
-) -> list[Frame]:
-    """Keyframes of a bag as a folder of frames (see data.frame_folder), with poses from TF or
-    odometry at the image stamps.
-
-    Returns at once when `output` holds the frames of this bag and configuration. A bag that ends
-    early gives what it holds. Raises SldError when images, calibration or poses are missing."""
-    if config.max_frames < 1:
-        raise SldError(f"bag.max_frames = {config.max_frames}: expected at least 1")
-    bag, output = Path(bag), Path(output)
-    fingerprint = _fingerprint(bag, config)
-    record = output / "bag.json"
-    stamps = _stamps_of_record(record, fingerprint)
-    if stamps is None:
-        _empty_folder(output, record)
-        stamps = _write_frames(bag, output, config, progress)
-        record.write_text(json.dumps({"complete": fingerprint, "stamps_ns": stamps}))
-    frames = read_frames(output)
-    return [
-        dataclasses.replace(f, stamp_ns=stamp, session=bag.name)
-        for f, stamp in zip(frames, stamps, strict=True)
-    ]
-
-
-def _stamps_of_record(record: Path, fingerprint: str) -> list[int] | None:
-    """Stamps of an extraction that is complete; None where there is none, or its record was cut off
-    by a kill."""
-    try:
-        content = json.loads(record.read_text())
-        return content["stamps_ns"] if content["complete"] == fingerprint else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _empty_folder(output: Path, record: Path) -> None:
-    """A folder that holds nothing but the record; only what an earlier run left is removed."""
-    output.mkdir(parents=True, exist_ok=True)
-    found = sorted(output.iterdir())
-    foreign = [path for path in found if not (record.exists() and WRITTEN.fullmatch(path.name))]
-    if foreign:
-        raise SldError(
-            f"{output}: holds files that are not from a bag, the first is {foreign[0].name}; "
-            "choose an empty folder"
-        )
-    record.write_text(
-        "{}"
-    )  # before anything goes: a kill must leave neither a complete record nor none
-    for path in found:
-        if path != record:
-            path.unlink()
-
-
-def _write_frames(
-    bag: Path, output: Path, config: BagConfig, progress: Callable[[Progress], None]
-) -> list[int]:
-    """Both passes over the bag; returns the stamps of the frames written, in order."""
-    drive = survey(bag, config, progress)
-    if drive.calibration is None:
-        raise SldError(
-            f"{bag}: no camera calibration on {_info_topic(drive.index, drive.topic, config)}; "
-            f"the bag has {list_topics(drive.index)}"
-        )
-    if not drive.poses:
-        raise SldError(f"{bag}: {no_pose(drive, config)}")
-    undistort = drive.calibration.undistortion(drive.calibration.width, drive.calibration.height)
-    keep = select_keyframes(drive.poses, config)
-    log.info(
-        "%s: %d of %d images kept, %d without a pose",
-        bag.name,
-        len(keep),
-        len(drive.stamps),
-        len(drive.stamps) - len(drive.poses),
-    )
-    np.savetxt(output / "camera-intrinsics.txt", drive.calibration.K)
-    left = {stamp: f"frame-{i:06d}" for i, stamp in enumerate(keep)}
-    for stamp, message in wanted_messages(bag, drive.topic, keep):
-        np.savetxt(output / f"{left[stamp]}.pose.txt", drive.poses[stamp])
-        write_jpeg(
-            output / f"{left.pop(stamp)}.color.jpg",
-            undistort(decode_image(message)),
-            config.jpeg_quality,
-        )
-        progress(Progress("extracting frames", 1 - len(left) / len(keep)))
-    return keep
 
 
 @dataclass(frozen=True)
@@ -150,23 +43,45 @@ class Drive:
 
 def survey(bag: Path, config: BagConfig, progress: Callable[[Progress], None]) -> Drive:
     """Read all of a bag but its pixels."""
+    if not bag.exists():
+        raise SldError(f"{bag}: no such recording")
     index = read_index(bag, progress)
     topic = _choose_image_topic(bag, index, config)
     images = index.images[topic]
     camera = frame_name(config.camera_frame or images.frame_id)
     stamps = sorted(set(images.stamps_ns))
     world, poses = _camera_poses(bag, index.tree, camera, stamps, config.world_frame)
-    return Drive(
-        bag, index, topic, camera, stamps, _calibration(bag, index, topic, config), world, poses
-    )
+    calibration = _calibration(bag, index, topic, config)
+    return Drive(bag, index, topic, camera, stamps, calibration, world, poses)
+
+
+def require_calibration(drive: Drive, config: BagConfig) -> Calibration:
+    """SldError where the bag has no calibration that can be used."""
+    if drive.calibration is None:
+        raise SldError(
+            f"{drive.bag}: no camera calibration on "
+            f"{_info_topic(drive.index, drive.topic, config)}; the bag has "
+            f"{list_topics(drive.index)}"
+        )
+    drive.calibration.undistortion(drive.calibration.width, drive.calibration.height)
+    return drive.calibration
+
+
+def require_poses(drive: Drive, config: BagConfig) -> None:
+    """SldError where no image has a pose."""
+    if not drive.poses:
+        raise SldError(f"{drive.bag}: {no_pose(drive, config)}")
 
 
 def wanted_messages(bag: Path, topic: str, stamps: Iterable[int]) -> Iterator[tuple[int, Message]]:
     """(stamp, message) of each of these stamps of an image topic, once, in the order of the
     file."""
     left = set(stamps)
-    for message in messages(bag, IMAGES) if left else ():
-        if message.topic == topic and (stamp := stamp_of(message)) in left:
+    if not left:
+        return
+    for message in messages(bag, IMAGES):
+        stamp = stamp_of(message)
+        if message.topic == topic and stamp in left:
             left.remove(stamp)
             yield stamp, message
             if not left:
@@ -303,10 +218,3 @@ def list_topics(index: BagIndex) -> str:
         ", ".join(f"{topic} ({type_name})" for topic, type_name in sorted(index.topics.items()))
         or "no topic of use"
     )
-
-
-def _fingerprint(bag: Path, config: BagConfig) -> str:
-    if not bag.exists():
-        raise SldError(f"{bag}: no such recording")
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in bag_files(bag)]
-    return hashlib.sha256(json.dumps([files, dataclasses.asdict(config)]).encode()).hexdigest()

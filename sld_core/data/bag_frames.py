@@ -16,7 +16,7 @@ from sld_core.camera.encodings import DEPTHS
 from sld_core.config.mapping import FramesConfig
 from sld_core.config.scene import BagConfig
 from sld_core.data import bag as bags
-from sld_core.data.bag import Drive, list_topics, no_pose, select_keyframes, wanted_messages
+from sld_core.data.bag import Drive, list_topics, select_keyframes, wanted_messages
 from sld_core.data.bag_reader import decode_depth, decode_image, encoded_jpeg
 from sld_core.data.frame_selection import Candidate, Rejection
 from sld_core.data.image_files import same_shape, write_depth
@@ -29,40 +29,45 @@ MOST = 0.9  # images with poses from which frames are chosen by motion, and the 
 DEPTH_TOLERANCE_NS = 50_000_000
 
 
-def survey(bag: Path, config: BagConfig, progress: Callable[[Progress], None]) -> Drive:
-    """A first pass; a camera that was never calibrated (K all zero) counts as unknown."""
-    if not bag.exists():
-        raise SldError(f"{bag}: no such recording")
+def survey(
+    bag: Path, config: BagConfig, posed: bool, progress: Callable[[Progress], None]
+) -> Drive:
+    """A first pass. Where frames must be `posed`, SldError if poses or the calibration are
+    missing; elsewhere a camera that was never calibrated (K all zero) counts as unknown."""
     drive = bags.survey(bag, config, progress)
+    if posed:
+        bags.require_calibration(drive, config)
+    if posed or config.world_frame:
+        bags.require_poses(drive, config)
     if drive.calibration is not None and not drive.calibration.K.any():
         log.warning(
             "%s: the camera is not calibrated (K is all zero): its focal length will be estimated",
             bag,
         )
         drive = dataclasses.replace(drive, calibration=None)
-    if config.world_frame and not drive.poses:
-        raise SldError(f"{bag}: {no_pose(drive, config)}")
     if not drive.poses:
-        log.warning("%s: images have no poses: %s", bag, no_pose(drive, config))
+        log.warning("%s: images have no poses: %s", bag, bags.no_pose(drive, config))
     return drive
 
 
 def candidates(
-    drive: Drive, config: FramesConfig, bag_config: BagConfig, progress: Callable[[Progress], None]
+    drive: Drive,
+    config: FramesConfig,
+    bag_config: BagConfig,
+    posed: bool,
+    progress: Callable[[Progress], None],
 ) -> Iterator[Candidate | Rejection]:
-    """Images chosen by motion where most have poses (the others are left out), else by time."""
-    name = drive.bag.stem if drive.bag.is_file() else drive.bag.name
-    session = session_labels([name])[name]
-    source = lambda stamp: f"{name} {drive.topic} at {stamp / 1e9:.3f} s"
-    yield from (Rejection(what, f"damaged: {text}") for what, text in drive.index.damage.items())
-    by_motion = len(drive.poses) >= MOST * len(drive.stamps)
+    """Images chosen by motion where most have poses, or frames must be `posed` (those without are
+    left out), else by time."""
+    for what, text in drive.index.damage.items():
+        yield Rejection(what, f"damaged: {text}")
+    by_motion = posed or len(drive.poses) >= MOST * len(drive.stamps)
     if by_motion:
         keep = select_keyframes(drive.poses, bag_config)
-        without = [stamp for stamp in drive.stamps if stamp not in drive.poses]
-        yield from (
-            Rejection(source(stamp), "no pose: odometry or TF does not cover it")
-            for stamp in without
-        )
+        for stamp in drive.stamps:
+            if stamp not in drive.poses:
+                reason = "no pose: odometry or TF does not cover it"
+                yield Rejection(_source(drive, stamp), reason)
     else:
         keep = _by_time(drive.stamps, config.fps, bag_config.max_frames)
     log.info(
@@ -73,6 +78,15 @@ def candidates(
         "motion" if by_motion else "time",
         sum(stamp in drive.poses for stamp in keep),
     )
+    yield from _images(drive, keep, progress)
+
+
+def _images(
+    drive: Drive, keep: list[int], progress: Callable[[Progress], None]
+) -> Iterator[Candidate | Rejection]:
+    """The images of these stamps; damaged ones become Rejections."""
+    name = _bag_name(drive)
+    session = session_labels([name])[name]
     lenses = Lenses(drive.calibration)
     for i, (stamp, message) in enumerate(wanted_messages(drive.bag, drive.topic, keep)):
         try:
@@ -82,17 +96,23 @@ def candidates(
                 lens(image),
                 lens.camera,
                 session,
-                source(stamp),
+                _source(drive, stamp),
                 stamp,
                 drive.poses.get(stamp),
                 encoded_jpeg(message) if lens.maps is None else None,
             )
         except SldError as error:
-            yield Rejection(
-                source(stamp),
-                f"{'other size' if str(error).startswith('image is') else 'damaged'}: {error}",
-            )
+            kind = "other size" if str(error).startswith("image is") else "damaged"
+            yield Rejection(_source(drive, stamp), f"{kind}: {error}")
         progress(Progress("extracting frames", (i + 1) / len(keep)))
+
+
+def _bag_name(drive: Drive) -> str:
+    return drive.bag.stem if drive.bag.is_file() else drive.bag.name
+
+
+def _source(drive: Drive, stamp: int) -> str:
+    return f"{_bag_name(drive)} {drive.topic} at {stamp / 1e9:.3f} s"
 
 
 def _by_time(stamps: list[int], fps: float, max_frames: int) -> list[int]:
@@ -101,7 +121,8 @@ def _by_time(stamps: list[int], fps: float, max_frames: int) -> list[int]:
     fps = min(fps, (max_frames - 1) / span_s) if span_s > 0 else fps
     keep, slot = [], -1
     for stamp in stamps:
-        if (now := math.floor((stamp - stamps[0]) / 1e9 * fps + 1e-3)) > slot:
+        now = math.floor((stamp - stamps[0]) / 1e9 * fps + 1e-3)
+        if now > slot:
             keep.append(stamp)
             slot = now
     return keep[:max_frames]

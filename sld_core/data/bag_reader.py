@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from sld_core.data.session_names import natural
 from sld_core.data.tf_tree import TransformTree, frame_name
 from sld_core.geometry import make_transform, rotation_from_quaternion
 from sld_core.types import Progress, SldError
-
-log = logging.getLogger(__name__)
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO, TF, ODOMETRY = (
@@ -56,9 +53,8 @@ class BagIndex:
     infos: dict[str, object] = field(default_factory=dict)
     tree: TransformTree = field(default_factory=TransformTree)
     topics: dict[str, str] = field(default_factory=dict)  # name -> type
-    damage: dict[str, str] = field(
-        default_factory=dict
-    )  # file, topic or transform -> what is wrong with it
+    # file, topic or transform -> what is wrong with the first of its messages that is damaged
+    damage: dict[str, str] = field(default_factory=dict)
 
 
 def messages(
@@ -82,9 +78,7 @@ def messages(
                 for connection, time_ns, data in reader.messages(wanted) if wanted else ():
                     read += 1
                     yield Message(connection.topic, connection.msgtype, time_ns, bytes(data))
-    # ReaderError, OSError, and what a damaged metadata.yaml or database makes yaml and sqlite3
-    # raise
-    except Exception as error:
+    except Exception as error:  # of rosbags, yaml or sqlite3, on damaged files
         if not read:
             raise SldError(f"{bag}: cannot be read ({error})") from error
         tell(
@@ -98,9 +92,8 @@ def _parts(bag: Path, suffix: str) -> list[Path]:
     if bag.is_file():
         return [bag] if bag.suffix == suffix else []
     for path in bag.glob("*"):
-        if path.exists() and not (
-            path.is_file() or path.is_dir()
-        ):  # to open a pipe is to wait for its writer
+        # to open a pipe is to wait for its writer
+        if path.exists() and not (path.is_file() or path.is_dir()):
             raise SldError(f"{path}: a device or pipe; expected a bag of files")
     return sorted(
         (path for path in bag.glob(f"*{suffix}") if path.is_file()),
@@ -118,52 +111,29 @@ def _compressed_by_rosbag2(bag: Path) -> bool:
 def read_index(bag: Path, progress: Callable[[Progress], None]) -> BagIndex:
     """One pass over the bag. Odometry messages stand in for a TF that the bag lacks."""
     index, odometry, seen = BagIndex(), [], 0
-    ends_early = lambda path, what: _warn_once(index.damage, path.name, f"{path} is {what}")
     total = sum(file.stat().st_size for file in bag_files(bag))
+
+    def ends_early(path: Path, what: str) -> None:
+        index.damage.setdefault(path.name, f"{path} is {what}")
+
     for i, message in enumerate(messages(bag, (*IMAGES, CAMERA_INFO, TF, ODOMETRY), ends_early)):
         index.topics[message.topic] = message.type
         seen += len(message.data)
         if i % 100 == 0:
             progress(Progress("reading the bag", min(1.0, seen / total)))
         try:
-            content = (
-                _content(message) if message.type not in IMAGES else _topic_of_image(index, message)
-            )
+            if message.type in IMAGES:
+                _add_image(index, message)
+            elif message.type == CAMERA_INFO:
+                index.infos.setdefault(message.topic, _content(message))
+            elif message.type == TF:
+                _add_transforms(index, message)
+            else:
+                odometry.append(_content(message))
         except SldError as error:
-            _warn_once(
-                index.damage, message.topic, f"{error}; ignored, as all such messages of this topic"
-            )
-            continue
-        if message.type in IMAGES:
-            content.stamps_ns.append(stamp_of(message))
-        elif message.type == CAMERA_INFO:
-            index.infos.setdefault(message.topic, content)
-        elif message.type == TF:
-            for t in content.transforms:
-                static = message.topic.endswith("tf_static")
-                _insert(
-                    index.tree,
-                    t.header,
-                    t.child_frame_id,
-                    t.transform.rotation,
-                    t.transform.translation,
-                    static,
-                    index.damage,
-                )
-        else:
-            odometry.append(content)
-    in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
-    for o in odometry:
-        if o.child_frame_id not in in_tf:
-            _insert(
-                index.tree,
-                o.header,
-                o.child_frame_id,
-                o.pose.pose.orientation,
-                o.pose.pose.position,
-                False,
-                index.damage,
-            )
+            text = f"{error}; ignored, as all such messages of this topic"
+            index.damage.setdefault(message.topic, text)
+    _add_odometry(index, odometry)
     return index
 
 
@@ -215,11 +185,11 @@ def stamp_of(message: Message) -> int:
     )
 
 
-def _topic_of_image(index: BagIndex, message: Message) -> Images:
+def _add_image(index: BagIndex, message: Message) -> None:
     _check_header(message)
     if message.topic not in index.images:
         index.images[message.topic] = _first_image(message)
-    return index.images[message.topic]
+    index.images[message.topic].stamps_ns.append(stamp_of(message))
 
 
 def _first_image(message: Message) -> Images:
@@ -249,9 +219,7 @@ def _content(message: Message):
     """A message decoded."""
     try:
         return _store().deserialize_cdr(message.data, message.type)
-    except (
-        Exception
-    ) as error:  # the decoders that rosbags generates raise whatever the bytes make them meet
+    except Exception as error:  # the decoders of rosbags raise anything on damaged bytes
         raise _malformed(message, error) from error
 
 
@@ -262,21 +230,23 @@ def _malformed(message: Message, error: Exception) -> SldError:
     )
 
 
-def _warn_once(damage: dict[str, str], what: str, text: str) -> None:
-    if what not in damage:
-        damage[what] = text
-        log.warning("%s", text)
+def _add_transforms(index: BagIndex, message: Message) -> None:
+    static = message.topic.endswith("tf_static")
+    for t in _content(message).transforms:
+        pose = t.transform
+        _insert(index, t.header, t.child_frame_id, pose.rotation, pose.translation, static)
 
 
-def _insert(
-    tree: TransformTree,
-    header,
-    child: str,
-    rotation,
-    translation,
-    static: bool,
-    damage: dict[str, str],
-) -> None:
+def _add_odometry(index: BagIndex, odometry: list) -> None:
+    """The poses of frames that do not move in TF."""
+    in_tf = {o.child_frame_id for o in odometry if index.tree.moves(frame_name(o.child_frame_id))}
+    for o in odometry:
+        if o.child_frame_id not in in_tf:
+            pose = o.pose.pose
+            _insert(index, o.header, o.child_frame_id, pose.orientation, pose.position, False)
+
+
+def _insert(index: BagIndex, header, child: str, rotation, translation, static: bool) -> None:
     stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
     try:
         R = rotation_from_quaternion([rotation.x, rotation.y, rotation.z, rotation.w])
@@ -284,14 +254,12 @@ def _insert(
         if not np.isfinite(t).all():
             raise ValueError(f"translation {t.tolist()}: expected finite numbers")
     except ValueError as error:  # as tf2 does
-        _warn_once(
-            damage,
-            f"{header.frame_id} -> {child}",
-            f"{header.frame_id} -> {child} at {stamp_ns} ns ignored, as all such: {error}",
-        )
+        what = f"{header.frame_id} -> {child}"
+        text = f"{what} at {stamp_ns} ns ignored, as all such: {error}"
+        index.damage.setdefault(what, text)
         return
     T = make_transform(R, t)
-    tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)
+    index.tree.insert(frame_name(header.frame_id), frame_name(child), stamp_ns, T, static)
 
 
 @functools.cache

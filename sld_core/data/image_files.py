@@ -1,35 +1,28 @@
-"""Writing frames' images and depth images, and reading depth that others wrote."""
+"""Writing the images and depth images of frames, and reading depth images of others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from sld_core.camera.encodings import MAX_PIXELS
-from sld_core.camera.images import read_depth
-from sld_core.data.frame_folder import image_size
+from sld_core.camera.encodings import encode_jpeg, encode_png
+from sld_core.camera.images import image_size, read_depth
 from sld_core.types import SldError
 
 
 def write_jpeg(path: Path, rgb_HW3: np.ndarray, quality: int) -> None:
     """HW3 uint8 RGB as JPEG."""
-    write_bytes(
-        path,
-        cv2.imencode(
-            ".jpg", cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )[1].tobytes(),
-    )
+    write_bytes(path, encode_jpeg(rgb_HW3, quality))
 
 
 def write_depth(path: Path, depth_mm_HW: np.ndarray) -> None:
     """HW uint16 millimetres, 0 = none, as a 16-bit PNG."""
-    write_bytes(path, cv2.imencode(".png", depth_mm_HW)[1].tobytes())
+    write_bytes(path, encode_png(depth_mm_HW))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """A file of a folder that is being filled."""
+    """A file in a folder that is being filled."""
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -37,11 +30,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_depth_mm(path: Path, shape_of: tuple[int, int]) -> np.ndarray:
-    """HW uint16 millimetres of a 16-bit PNG whose shape is that of images of `shape_of` (width,
-    height), at any resolution."""
+    """HW uint16 millimetres of a 16-bit PNG, at any resolution of the same aspect ratio as images
+    of `shape_of` (width, height)."""
     width, height = image_size(path)
-    if width * height > MAX_PIXELS:
-        raise SldError(f"{path}: {width}x{height} pixels; expected at most {MAX_PIXELS}")
     if not same_shape((width, height), shape_of):
         raise SldError(
             f"{path}: depth is {width}x{height} but the image is {shape_of[0]}x{shape_of[1]}; "

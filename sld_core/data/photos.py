@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from sld_core.camera.calibration import Calibration, Lenses, read_calibration
-from sld_core.camera.images import read_image
+from sld_core.camera.images import image_size, read_image
+from sld_core.camera.undistortion import Undistortion
 from sld_core.data.formats import scene_json
-from sld_core.data.frame_folder import MAX_LIST_BYTES, image_size, read_pose
 from sld_core.data.frame_selection import Candidate, Rejection
 from sld_core.data.image_files import read_depth_mm
-from sld_core.data.session_names import natural, session_labels
-from sld_core.files import read_text
+from sld_core.data.pose_files import read_pose
+from sld_core.data.session_names import natural, read_list, session_labels
 from sld_core.stages import IN_MAP, MARK
 from sld_core.types import Progress, SldError
 
@@ -36,8 +36,8 @@ def candidates(
     list_path: Path | None = None,
     with_poses: bool = False,
 ) -> Iterator[Candidate | Rejection]:
-    """The photographs of a folder in the order of their names, or of the list; what is none is
-    named as a Rejection."""
+    """The photographs of a folder in the order of their names, or of the list; files that are not
+    photographs become Rejections."""
     if not folder.is_dir():
         raise SldError(f"{folder}: no such folder of images")
     found = _listed(folder, list_path) if list_path else _all(folder)
@@ -50,7 +50,7 @@ def candidates(
         try:
             yield from _photo(folder, path, sessions, lenses, focals, beside[path])
         except SldError as error:
-            yield Rejection(_relative(folder, path), _kind(error))
+            yield rejection(folder, path, error)
         progress(Progress("reading images", (i + 1) / len(paths)))
 
 
@@ -60,7 +60,7 @@ def files_read(folder: Path, list_path: Path | None = None, with_poses: bool = F
     found = _listed(folder, list_path) if list_path else _all(folder)
     images = [item for item in found if isinstance(item, Path)]
     endings = (DEPTH, POSE) if with_poses else (DEPTH,)
-    beside = [_with_ending(path, ending) for path in images for ending in endings]
+    beside = [beside_image(path, ending) for path in images for ending in endings]
     notes = [place / scene_json.NAME for place in {path.parent for path in images}]
     return sorted(
         {path for path in (folder / INTRINSICS, *images, *beside, *notes) if path.is_file()}
@@ -79,16 +79,18 @@ def calibration_beside(folder: Path) -> Calibration | None:
 def _beside(paths: list[Path], with_poses: bool) -> dict[Path, tuple[str, ...]]:
     """Photograph -> endings of what is looked for beside it: not of depth in the folder of a map
     that is in no metres."""
-    known = {place: scene_json.depth_is_metric(place) for place in {path.parent for path in paths}}
-    for place in sorted(
-        place for place, is_known in known.items() if not is_known and any(place.glob("*" + DEPTH))
-    ):
-        log.warning(
-            "%s: depth images there are left out: %s does not say that they are in millimetres",
-            place,
-            scene_json.NAME,
-        )
-    return {path: (POSE,) * with_poses + (DEPTH,) * known[path.parent] for path in paths}
+    beside: dict[Path, tuple[str, ...]] = {}
+    for place in sorted({path.parent for path in paths}):
+        beside[place] = (POSE,) if with_poses else ()
+        if scene_json.depth_is_metric(place):
+            beside[place] += (DEPTH,)
+        elif any(place.glob("*" + DEPTH)):
+            log.warning(
+                "%s: depth images there are left out: %s does not say that they are in millimetres",
+                place,
+                scene_json.NAME,
+            )
+    return {path: beside[path.parent] for path in paths}
 
 
 def _photo(
@@ -103,24 +105,37 @@ def _photo(
     _check_kind(path)
     session = _session(folder, path)
     lens = lenses(width, height, focals.get((session, width, height), 0.0))
-    image = read_image(path)
-    if lens.maps is not None:
-        image = lens(image)
-    T, depth = None, None
-    if POSE in beside and (pose_path := _with_ending(path, POSE)).exists():
+    T, pose_path = None, beside_image(path, POSE)
+    if POSE in beside and pose_path.exists():
         T = yield from _or_rejection(folder, pose_path, read_pose)
-    if DEPTH in beside and (depth_path := _with_ending(path, DEPTH)).exists():
+    yield from photograph(folder, path, sessions[session], lens, T, DEPTH in beside)
+
+
+def photograph(
+    folder: Path,
+    path: Path,
+    session: str,
+    lens: Undistortion,
+    T_world_camera: np.ndarray | None,
+    with_depth: bool,
+) -> Iterator[Candidate | Rejection]:
+    """One image file, undistorted, with the depth image beside it where there is one; a damaged
+    depth image is named as a Rejection. SldError where the image itself cannot be used."""
+    image = read_image(path)
+    height, width = image.shape[:2]
+    depth, depth_path = None, beside_image(path, DEPTH)
+    if with_depth and depth_path.exists():
         depth = yield from _or_rejection(
             folder, depth_path, lambda path: lens.nearest(read_depth_mm(path, (width, height)))
         )
-    jpeg = path.read_bytes() if lens.maps is None and path.suffix.lower() != ".png" else None
+    is_kept = lens.maps is None and path.suffix.lower() != ".png"
     yield Candidate(
-        image,
+        lens(image),
         lens.camera,
-        sessions[session],
-        _relative(folder, path),
-        T_world_camera=T,
-        jpeg=jpeg,
+        session,
+        relative(folder, path),
+        T_world_camera=T_world_camera,
+        jpeg=path.read_bytes() if is_kept else None,
         depth_mm_HW=depth,
     )
 
@@ -135,14 +150,15 @@ def _or_rejection(folder: Path, path: Path, read: Callable):
             raise SldError(f"{path}: no file but a folder, device or pipe")
         return read(path)
     except SldError as error:
-        yield Rejection(_relative(folder, path), _kind(error))
+        yield rejection(folder, path, error)
         return None
 
 
-def _kind(error: SldError) -> str:
-    text = str(error)
+def rejection(folder: Path, path: Path, error: SldError) -> Rejection:
+    """Why a file is left out, with the kind of the reason."""
     kinds = {"other size": "image is ", "outside": "leads out", "no photograph": "no photograph"}
-    return f"{next((kind for kind, words in kinds.items() if words in text), 'damaged')}: {text}"
+    kind = next((kind for kind, words in kinds.items() if words in str(error)), "damaged")
+    return Rejection(relative(folder, path), f"{kind}: {error}")
 
 
 def _check_kind(path: Path) -> None:
@@ -160,7 +176,7 @@ def _all(folder: Path) -> list[Path | Rejection]:
             if (Path(place) / name).is_symlink():
                 found.append(
                     Rejection(
-                        _relative(folder, Path(place) / name),
+                        relative(folder, Path(place) / name),
                         "outside: a link to a folder is not followed",
                     )
                 )
@@ -181,35 +197,22 @@ def _all(folder: Path) -> list[Path | Rejection]:
             if not path.resolve().is_relative_to(folder.resolve()):
                 found.append(
                     Rejection(
-                        _relative(folder, path), "outside: a link that leads out of the folder"
+                        relative(folder, path), "outside: a link that leads out of the folder"
                     )
                 )
             elif path.is_file():
                 found.append(path)
             else:
-                found.append(Rejection(_relative(folder, path), "damaged: not a file"))
+                found.append(Rejection(relative(folder, path), "damaged: not a file"))
     return sorted(
         found,
-        key=lambda item: natural(
-            _relative(folder, item) if isinstance(item, Path) else item.source
-        ),
+        key=lambda item: natural(relative(folder, item) if isinstance(item, Path) else item.source),
     )
 
 
 def _listed(folder: Path, list_path: Path) -> list[Path | Rejection]:
-    """One name a line, with or without its endings, relative to the folder."""
-    names = [
-        line.strip()
-        for line in read_text(Path(list_path), MAX_LIST_BYTES, "a list of names").splitlines()
-        if line.strip()
-    ]
-    if len(names) > len(set(names)):
-        raise SldError(f"{list_path}: names {len(names) - len(set(names))} images twice")
-    for name in names:
-        if len(name) > 1000 or not name.isprintable():
-            raise SldError(f"{list_path}: {name[:40]!r}… is no name of an image")
-        if not _image_of(folder, name).resolve().is_relative_to(folder.resolve()):
-            raise SldError(f"{list_path}: {name!r} leads out of {folder}")
+    """The images that a list names, with or without their endings."""
+    names = read_list(list_path)
     paths = [_image_of(folder, name) for name in names]
     return [
         path if path.is_file() else Rejection(name, "missing: no such image")
@@ -254,10 +257,10 @@ def _session(folder: Path, path: Path) -> str:
     return "" if parent == "." else parent
 
 
-def _with_ending(path: Path, ending: str) -> Path:
+def beside_image(path: Path, ending: str) -> Path:
     """IMG_1.depth.png of IMG_1.jpg, frame-000001.depth.png of frame-000001.color.jpg."""
     return path.with_name(path.stem.removesuffix(".color") + ending)
 
 
-def _relative(folder: Path, path: Path) -> str:
+def relative(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()

@@ -1,14 +1,18 @@
-"""Names as people and other programs gave them to files and folders: in natural order, and as
-labels of sessions."""
+"""Names as people and other programs gave them to files and folders: in natural order, in lists,
+and as labels of sessions."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
-from sld_core.data.formats.scene_json import MAX_LABEL
+from sld_core.files import read_text
+from sld_core.types import SldError
 
+MAX_LIST_BYTES = 50 * 10**6
+MAX_LABEL = 300  # characters
 NUMBER = 12  # characters left for " (2)" and the like
 
 
@@ -18,6 +22,21 @@ def natural(text: str) -> list[tuple[int, str]]:
         (int(part), "") if part.isdecimal() and len(part) < 4000 else (-1, part)
         for part in re.split(r"(\d+)", text)
     ]
+
+
+def read_list(path: Path) -> list[str]:
+    """The names in a text file, one a line; they may hold spaces. SldError where one comes twice
+    or leads out of the folder that they are relative to."""
+    lines = read_text(Path(path), MAX_LIST_BYTES, "a list of names").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) > len(set(names)):
+        raise SldError(f"{path}: names {len(names) - len(set(names))} images twice")
+    for name in names:
+        if len(name) > 1000 or not name.isprintable():
+            raise SldError(f"{path}: {name[:40]!r}… is not the name of an image")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise SldError(f"{path}: {name!r} leads out of the folder of images")
+    return names
 
 
 def session_labels(names: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sld_core import stages
 from sld_core.config.mapping import MapConfig
-from sld_core.data.sources import Source, fingerprint
+from sld_core.data.sources import Source, fingerprint, settings_used
 from sld_core.files import write_atomically
 from sld_core.mapping import make_stages, stage_outputs
 from sld_core.sfm.reconstruction_file import read_reconstruction
@@ -158,6 +158,8 @@ class MapJob:
             files = model_fingerprint(self.model)
         settings = settings_of(name, self.config, self.model)
         settings.pop("--model", None)  # a file counts by its content, however it is named
+        if name == "frames":
+            settings = settings_used(self.source, self.config.frames, self.config.bag)
         return stages.key_of(name, settings, files)
 
     def _inputs_key(self, name: str) -> str:

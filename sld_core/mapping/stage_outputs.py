@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import stages
+from sld_core.camera.images import image_size
 from sld_core.data.formats.scene_json import NAME, listed_files, read_scene_json
-from sld_core.data.frame_folder import image_size
 from sld_core.data.frame_set import read_frame_set
 from sld_core.sfm.reconstruction_file import read_arrays, read_reconstruction
 from sld_core.types import FrameSet, Landmarks, Reconstruction, SldError

@@ -160,7 +160,7 @@ def reconstruct(
 
 
 def check(frames: Sequence[Frame]) -> None:
-    """SldError unless the frames are enough, have poses, and come from one camera."""
+    """SldError unless the frames are enough, and have poses."""
     if len(frames) < 3:
         raise SldError(
             f"{len(frames)} frames: at least 3 are needed to triangulate anything; a room "
@@ -173,13 +173,6 @@ def check(frames: Sequence[Frame]) -> None:
     if spaced:
         raise SldError(
             f"frame name {spaced[0]!r}: names with spaces cannot be matched; rename the files"
-        )
-    cameras = {f.camera for f in frames}
-    if len(cameras) > 1:
-        sizes = sorted({f"{c.width}x{c.height}" for c in cameras})
-        raise SldError(
-            f"the frames come from {len(cameras)} different cameras ({', '.join(sizes)}); "
-            "expected one"
         )
 
 

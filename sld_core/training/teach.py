@@ -51,9 +51,10 @@ def teach(
     progress: Callable[[Progress], None] = lambda _: None,
     seconds_before: dict[str, float] | None = None,
     world: World = ALONE,
+    metric: bool = True,
 ) -> Scene:
-    """Teach a scene from frames of one camera with poses, and write it to `output` once it has
-    passed its check.
+    """Teach a scene from frames with poses, which are in metres where `metric`, and write it to
+    `output` once it has passed its check.
 
     `work` keeps the tracks: a second call with the same frames and track settings takes them from
     there. `seconds_before` are the stages already done, for the report. Returns the scene as read
@@ -64,7 +65,7 @@ def teach(
     )
     backbone = Backbone(config.backbone, config.backbone_weights).to(device)
     training_set = from_main(
-        lambda: from_frames(frames, work, config, backbone, report, report.stage), world
+        lambda: from_frames(frames, work, config, backbone, report, report.stage, metric), world
     )
     return _teach(
         training_set, output, name, config, backbone, device, report, {"frames": len(frames)}, world

@@ -46,10 +46,11 @@ def from_frames(
     backbone: Backbone,
     progress: Callable[[Progress], None] = lambda _: None,
     stage: Callable[[str], AbstractContextManager] = nullcontext,
+    metric: bool = True,
 ) -> TrainingSet:
-    """The training_set of frames of one camera with poses: tracks, landmarks and labels are made
-    here; `work` keeps the tracks. Frames are held out in chunks as the validation before landmarks
-    are chosen. `stage` is entered around each stage."""
+    """The training_set of frames with poses: tracks, landmarks and labels are made here; `work`
+    keeps the tracks. Frames are held out in chunks as the validation before landmarks are chosen.
+    `stage` is entered around each stage."""
     triangulation.check(frames)
     origin_3 = origin_of(frames)
     frames = [moved(f, -origin_3) for f in frames]
@@ -76,7 +77,13 @@ def from_frames(
         labels = labelling.label(seen, landmarks, config.labels, normals_L3)
     validation = tuple(whole.frames[i] for i in held_out)
     return TrainingSet(
-        seen.frames, landmarks, labels, validation, origin_3, True, {"points": len(whole.points_N3)}
+        seen.frames,
+        landmarks,
+        labels,
+        validation,
+        origin_3,
+        metric,
+        {"points": len(whole.points_N3)},
     )
 
 

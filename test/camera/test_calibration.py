@@ -74,8 +74,8 @@ def test_a_camera_nobody_calibrated_is_a_guess():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "0 numbers"),
-        ("1 2 3", "3 numbers"),
+        ("", "not a list of 9 numbers"),
+        ("1 2 3", "not a list of 9 numbers"),
         ("nan 0 1 0 1 1 0 0 1", "finite"),
         ("500 0 1 0 500 1 0 0 2", "expected fx 0 cx"),
         ("0 0 0 0 0 0 0 0 1", "fx and fy > 0"),

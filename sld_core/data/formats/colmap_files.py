@@ -1,120 +1,112 @@
-"""The files of a COLMAP model, binary or text, with every count checked against what the file
-holds.
+"""Cameras and images of a COLMAP model, binary or text, with every count checked against what the
+file holds.
 
 Layout: COLMAP's documentation, "Output Format". World to camera; quaternions w x y z; pixels from
-the image's corner."""
+the image's corner. pycolmap is not used to read: it takes truncated files for whole ones, and
+others make it ask for any amount of memory, or never end (pycolmap 4.2.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sld_core import geometry
+from sld_core.camera.calibration import Calibration
 from sld_core.files import read_text
-from sld_core.types import Camera, SldError
+from sld_core.types import SldError
 
 MAX_BYTES = 4 * 2**30
-MODELS = {0: "SIMPLE_PINHOLE", 1: "PINHOLE"}
-PARAMETERS = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4}
+# name -> (number in binary files, focal lengths, distortion coefficients, model of CameraInfo)
+MODELS = {
+    "SIMPLE_PINHOLE": (0, 1, 0, ""),
+    "PINHOLE": (1, 2, 0, ""),
+    "SIMPLE_RADIAL": (2, 1, 1, "plumb_bob"),
+    "RADIAL": (3, 1, 2, "plumb_bob"),
+    "OPENCV": (4, 2, 4, "plumb_bob"),
+    "OPENCV_FISHEYE": (5, 2, 4, "equidistant"),
+    "FULL_OPENCV": (6, 2, 8, "rational_polynomial"),
+    "SIMPLE_RADIAL_FISHEYE": (8, 1, 1, "equidistant"),
+    "RADIAL_FISHEYE": (9, 1, 2, "equidistant"),
+}
+NUMBERS = {number: name for name, (number, *_) in MODELS.items()}
+COEFFICIENTS = {"": 0, "plumb_bob": 4, "equidistant": 4, "rational_polynomial": 8}
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One registered image: `camera` is an id, `xy_K2` the pixels of its features."""
+    """One registered image: its path below the folder of images, the id of its camera, its pose."""
 
     name: str
     camera: int
     T_world_camera: np.ndarray
-    xy_K2: np.ndarray
 
 
-@dataclass(frozen=True)
-class StoredModel:
-    """Cameras and images by id; points in order of ids, with flat tracks: index of the point, id of
-    the image, index of the feature."""
-
-    cameras: dict[int, Camera]
-    images: dict[int, StoredImage]
-    points_N3: np.ndarray
-    error_px_N: np.ndarray
-    track_point_M: np.ndarray
-    track_image_M: np.ndarray
-    track_feature_M: np.ndarray
+def read_cameras(folder: Path) -> dict[int, Calibration]:
+    """The cameras of a model by id; SldError names what is missing, damaged or of a model that is
+    not known."""
+    cameras = dict(_read(folder, "cameras", _cameras_bin, _cameras_txt))
+    if not cameras:
+        raise SldError(f"{folder}: no cameras; expected at least one")
+    return cameras
 
 
-def read_files(folder: Path) -> StoredModel:
-    """The model of a folder; SldError names the file that is missing or damaged."""
+def read_images(folder: Path) -> list[StoredImage]:
+    """The images of a model that have a pose; SldError names what is missing or damaged."""
+    images = _read(folder, "images", _images_bin, _images_txt)
+    names = [image.name for image in images]
+    if not names or len(set(names)) < len(names):
+        raise SldError(
+            f"{folder}: {len(names)} images with {len(set(names))} names; expected at least one "
+            "image, each with its own name"
+        )
+    return images
+
+
+def _read(folder: Path, name: str, read_bin: Callable, read_txt: Callable) -> list:
     if not folder.is_dir():
         raise SldError(f"{folder}: no such folder of a COLMAP model")
-    ending = "bin" if (folder / "cameras.bin").exists() else "txt"
-    readers = {
-        "bin": (_cameras_bin, _images_bin, _points_bin),
-        "txt": (_cameras_txt, _images_txt, _points_txt),
-    }[ending]
-    parts = []
-    for name, reader in zip(("cameras", "images", "points3D"), readers):
-        path = folder / f"{name}.{ending}"
-        try:
-            parts.append(reader(path))
-        except SldError as error:
-            raise SldError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-        except (ValueError, IndexError, OverflowError) as error:
-            raise SldError(
-                f"{path}: damaged ({str(error)[:100]}); expected a file of a COLMAP model"
-            ) from None
-    cameras, images, (ids, rows, tracks) = parts
-    return StoredModel(
-        _by_id(cameras, folder), _by_id(images, folder), *_in_order(ids, rows, tracks, folder)
-    )
-
-
-def _by_id(pairs: list[tuple[int, object]], folder: Path) -> dict:
-    if not pairs or len(dict(pairs)) != len(pairs):
+    is_binary = (folder / "cameras.bin").exists()
+    path = folder / f"{name}.{'bin' if is_binary else 'txt'}"
+    try:
+        return read_bin(path) if is_binary else read_txt(path)
+    except SldError as error:
+        raise SldError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except (ValueError, IndexError, OverflowError) as error:
         raise SldError(
-            f"{folder}: {len(pairs)} cameras or images with {len(dict(pairs))} ids; expected "
-            "at least one, each with its own"
-        )
-    return dict(pairs)
+            f"{path}: damaged ({str(error)[:100]}); expected a file of a COLMAP model"
+        ) from None
 
 
-def _in_order(ids: list[int], rows: list, tracks: list[np.ndarray], folder: Path):
-    """Points in order of their ids; `rows` are x, y, z, error."""
-    if len(set(ids)) != len(ids):
-        raise SldError(f"{folder}: a point's id comes twice")
-    order = sorted(range(len(ids)), key=lambda k: ids[k])
-    table = np.array(rows, float).reshape(-1, 4)[order]
-    if not np.isfinite(table).all():
-        raise SldError(f"{folder}: points that are not finite")
-    flat = np.concatenate([np.zeros((0, 2), np.int64), *(tracks[k] for k in order)])
-    point_M = np.repeat(np.arange(len(ids)), [len(tracks[k]) for k in order])
-    return table[:, :3], table[:, 3], point_M, flat[:, 0], flat[:, 1]
-
-
-def _camera(model: str, width: int, height: int, values: list[float]) -> Camera:
-    if model not in PARAMETERS:
+def _camera(number: int, model: str, width: int, height: int, values: list[float]) -> Calibration:
+    if model not in MODELS:
         raise SldError(
-            f"a camera of model {model}; expected PINHOLE or SIMPLE_PINHOLE; undistort it first "
-            "(colmap image_undistorter)"
+            f"camera {number} is of model {model}; expected one of {', '.join(MODELS)}; undistort "
+            "it first (colmap image_undistorter)"
         )
-    if len(values) != PARAMETERS[model]:
-        raise SldError(
-            f"a {model} camera with {len(values)} parameters; expected {PARAMETERS[model]}"
-        )
-    f = values if model == "PINHOLE" else [values[0], *values]
-    return Camera(width, height, *map(float, f))
+    _, focals, count, ros_model = MODELS[model]
+    if len(values) != focals + 2 + count:
+        raise SldError(f"a {model} camera with {len(values)} parameters")
+    fx, fy = values[0], values[focals - 1]
+    cx, cy, *distortion = values[focals:]
+    K = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])  # pixel centres at integers
+    D = np.zeros(COEFFICIENTS[ros_model])
+    D[:count] = distortion
+    return Calibration(width, height, K, D, ros_model, f"camera {number} of the model")
 
 
-def _image(name: str, camera: int, pose: list[float], xy_K2: np.ndarray) -> StoredImage:
-    w, x, y, z, *t = map(float, pose)
-    if not np.isfinite([w, x, y, z, *t]).all() or not np.isfinite(xy_K2).all():
-        raise SldError(f"image {name[:60]!r}: a pose or a feature that is not finite")
-    T = geometry.make_transform(
-        geometry.rotation_from_quaternion(np.array([x, y, z, w])), np.array(t)
-    )
-    return StoredImage(name, camera, geometry.invert(T), xy_K2)
+def _image(name: str, camera: int, pose: list[float]) -> StoredImage:
+    """The image of a pose qw qx qy qz tx ty tz, world to camera."""
+    w, x, y, z, *t = pose
+    if not np.isfinite(pose).all():
+        raise SldError(f"image {name[:60]!r}: a pose that is not finite")
+    if not name.isprintable() or name.startswith("/") or ".." in name.split("/"):
+        raise SldError(f"image name {name[:60]!r} leads out of the folder of images")
+    R = geometry.rotation_from_quaternion(np.array([x, y, z, w]))
+    T_camera_world = geometry.make_transform(R, np.array(t))
+    return StoredImage(name, camera, geometry.invert(T_camera_world))
 
 
 class _Bytes:
@@ -141,10 +133,10 @@ class _Bytes:
         self._at += count * dtype.itemsize
         return out
 
-    def count(self, least_bytes: int) -> int:
-        """A count of things that take at least so many bytes each."""
+    def count(self) -> int:
+        """How many things follow; as many bytes must be left."""
         number = int(self.take("<u8")[0])
-        if number > (len(self._data) - self._at) // least_bytes:
+        if number > len(self._data) - self._at:
             raise SldError(
                 f"says that it holds {number} things and has only {len(self._data)} bytes; "
                 "copy the file again"
@@ -167,83 +159,57 @@ class _Bytes:
             )
 
 
-def _cameras_bin(path: Path) -> list[tuple[int, Camera]]:
+def _cameras_bin(path: Path) -> list[tuple[int, Calibration]]:
     data, out = _Bytes(path), []
-    for _ in range(data.count(24)):
-        ((number, model, width, height),) = data.take(
-            [("id", "<u4"), ("model", "<i4"), ("w", "<u8"), ("h", "<u8")]
-        ).tolist()
-        name = MODELS.get(model, f"number {model}")
-        out.append(
-            (
-                number,
-                _camera(name, width, height, data.take("<f8", PARAMETERS.get(name, 0)).tolist()),
-            )
-        )
+    head = [("id", "<u4"), ("model", "<i4"), ("width", "<u8"), ("height", "<u8")]
+    for _ in range(data.count()):
+        ((number, model, width, height),) = data.take(head).tolist()
+        name = NUMBERS.get(model, f"number {model}")
+        _, focals, count, _ = MODELS.get(name, (0, 0, 0, ""))
+        values = data.take("<f8", focals + 2 + count).tolist()
+        out.append((number, _camera(number, name, width, height, values)))
     data.end()
     return out
 
 
-def _images_bin(path: Path) -> list[tuple[int, StoredImage]]:
+def _images_bin(path: Path) -> list[StoredImage]:
     data, out = _Bytes(path), []
-    for _ in range(data.count(73)):
-        ((number, pose, camera),) = data.take(
+    for _ in range(data.count()):
+        ((_, pose, camera),) = data.take(
             [("id", "<u4"), ("pose", "<f8", 7), ("camera", "<u4")]
         ).tolist()
-        name = data.word()
-        features = data.take([("xy", "<f8", 2), ("point", "<i8")], data.count(24))
-        out.append((number, _image(name, camera, pose, features["xy"].copy())))
+        out.append(_image(data.word(), camera, pose))
+        data.take([("xy", "<f8", 2), ("point", "<i8")], data.count())  # features: not used
     data.end()
     return out
-
-
-def _points_bin(path: Path):
-    data, ids, rows, tracks = _Bytes(path), [], [], []
-    head = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8")])
-    for _ in range(data.count(head.itemsize + 8)):
-        ((number, xyz, _, error),) = data.take(head).tolist()
-        ids.append(number)
-        rows.append([*xyz, error])
-        tracks.append(data.take("<u4", 2 * data.count(8)).reshape(-1, 2).astype(np.int64))
-    data.end()
-    return ids, rows, tracks
 
 
 def _lines(path: Path) -> Iterator[str]:
     return (line for line in read_text(path, MAX_BYTES).split("\n") if not line.startswith("#"))
 
 
-def _cameras_txt(path: Path) -> list[tuple[int, Camera]]:
-    rows = [line.split() for line in _lines(path) if line.strip()]
-    return [
-        (int(number), _camera(model, int(w), int(h), [float(v) for v in values]))
-        for number, model, w, h, *values in rows
-    ]
+def _cameras_txt(path: Path) -> list[tuple[int, Calibration]]:
+    out = []
+    for line in _lines(path):
+        if line.strip():
+            number, model, width, height, *values = line.split()
+            numbers = [float(value) for value in values]
+            out.append((int(number), _camera(int(number), model, int(width), int(height), numbers)))
+    return out
 
 
-def _images_txt(path: Path) -> list[tuple[int, StoredImage]]:
+def _images_txt(path: Path) -> list[StoredImage]:
     """Two lines an image; the second, of its features, may be empty."""
     lines, out = _lines(path), []
     for line in lines:
         if not line.strip():
             continue
-        words, features = line.rstrip("\r").split(None, 9), next(lines, None)
+        words, features = line.split(None, 9), next(lines, None)
         if len(words) != 10 or features is None:
             raise SldError(
                 f"{line[:60]!r}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, and a "
                 "line of features"
             )
-        xy_K2 = np.array([float(v) for v in features.split()]).reshape(-1, 3)[:, :2]
-        out.append(
-            (int(words[0]), _image(words[9], int(words[8]), [float(v) for v in words[1:8]], xy_K2))
-        )
+        pose = [float(word) for word in words[1:8]]
+        out.append(_image(words[9].rstrip(), int(words[8]), pose))
     return out
-
-
-def _points_txt(path: Path):
-    ids, rows, tracks = [], [], []
-    for words in (line.split() for line in _lines(path) if line.strip()):
-        ids.append(int(words[0]))
-        rows.append([float(words[i]) for i in (1, 2, 3, 7)])
-        tracks.append(np.array([int(w) for w in words[8:]], np.int64).reshape(-1, 2))
-    return ids, rows, tracks

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from sld_core import geometry
-from sld_core.camera.images import read_image
+from sld_core import geometry, stages
+from sld_core.camera.encodings import encode_jpeg, encode_png
+from sld_core.camera.images import image_size, read_image
 from sld_core.camera.undistortion import undistortion
 from sld_core.data.formats import plain_files, restricted_pickle
 from sld_core.data.formats.plain_files import IMAGE_ENDING, Lens
-from sld_core.data.frame_folder import image_size
+from sld_core.data.image_files import read_depth_mm
 from sld_core.files import write_atomically
 from sld_core.types import Camera, Frame, SceneData, SldError, Visibility
 
@@ -25,7 +24,11 @@ JPEG_QUALITY = 95
 
 
 def read_foreign(
-    folder: Path, landmarks_file: str | None, visibility_file: str | None, undistorted: Path | None
+    folder: Path,
+    landmarks_file: str | None,
+    visibility_file: str | None,
+    undistorted: Path | None,
+    images: bool,
 ) -> SceneData:
     """See indoor6.read_scene_data. Images without a pose file are left out."""
     landmarks_path = _chosen(folder, "landmarks", landmarks_file, "")
@@ -53,7 +56,7 @@ def read_foreign(
             f"{folder}: none of {len(splits)} images has a pose; expected files like "
             f"{min(splits).split('.')[0]}.pose.txt"
         )
-    frames = tuple(_frame(folder, name, undistorted) for name in posed)
+    frames = tuple(_frame(folder, name, undistorted, images) for name in posed)
     seen_FL = flags_LN[:, [columns[name] for name in posed]].T
     visibility_FL = _visibility(frames, landmarks.xyz_L3, seen_FL, visibility_path)
     return SceneData(
@@ -136,7 +139,7 @@ def _columns(
     return columns
 
 
-def _frame(folder: Path, name: str, undistorted: Path | None) -> Frame:
+def _frame(folder: Path, name: str, undistorted: Path | None, images: bool) -> Frame:
     stem = name[: -len(IMAGE_ENDING)]
     image_path, depth_path = folder / name, folder / f"{stem}.depth.png"
     path = folder / f"{stem}.intrinsics.txt"
@@ -144,16 +147,15 @@ def _frame(folder: Path, name: str, undistorted: Path | None) -> Frame:
     if size != (lens.width, lens.height):
         raise SldError(
             f"{image_path}: the image is {size[0]}x{size[1]} but {path.name} is for "
-            f"{lens.width}x{lens.height}; expected the "
-            "intrinsics of this image"
+            f"{lens.width}x{lens.height}; expected the intrinsics of this image"
         )
     depth = depth_path if depth_path.is_file() else None
-    if _distortion_px(lens) > MAX_DISTORTION_PX:
+    if images and _distortion_px(lens) > MAX_DISTORTION_PX:
         if undistorted is None:
             raise SldError(
-                f"{path}: kappa {lens.kappa} moves the corner by {_distortion_px(lens):.1f} "
-                "px; expected images free of "
-                "distortion, or a folder to write undistorted ones into (undistorted=...)"
+                f"{path}: kappa {lens.kappa} moves the corner by {_distortion_px(lens):.1f} px; "
+                "expected images free of distortion, or a folder to write undistorted ones into "
+                "(undistorted=...)"
             )
         image_path, depth = _undistorted(lens, image_path, depth, undistorted)
     folders = [part for part in Path(lens.original_path).parts[:-1] if part not in ("..", "/")]
@@ -180,45 +182,22 @@ def _undistorted(
 ) -> tuple[Path, Path | None]:
     """Paths of the undistorted image and depth, made unless they are there from an earlier time
     with the same lens."""
-    key = hashlib.sha256(
-        repr((lens, image_path.stat().st_size, image_path.stat().st_mtime_ns)).encode()
-    ).hexdigest()[:12]
-    stem = f"{image_path.name[: -len(IMAGE_ENDING)]}.{key}"
-    K = np.array(
-        [[lens.f, 0, lens.px - 0.5], [0, lens.f, lens.py - 0.5], [0, 0, 1]]
-    )  # pixel centres at integers
+    key = stages.key_of(
+        repr(lens), image_path.stat().st_size, image_path.stat().st_mtime_ns, depth_path is None
+    )
+    stem = out / f"{image_path.name[: -len(IMAGE_ENDING)]}.{key[:12]}"
+    target, depth_target = (stem.with_name(stem.name + e) for e in (IMAGE_ENDING, ".depth.png"))
+    # pixel centres at integers
+    K = np.array([[lens.f, 0, lens.px - 0.5], [0, lens.f, lens.py - 0.5], [0, 0, 1]])
     correct = undistortion(K, np.array([lens.kappa, 0, 0, 0]), "plumb_bob", lens.width, lens.height)
-    target = out / (stem + IMAGE_ENDING)
     if not target.exists():
-        bgr = cv2.cvtColor(correct(read_image(image_path)), cv2.COLOR_RGB2BGR)
-        _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        write_atomically(target, data.tobytes())
+        write_atomically(target, encode_jpeg(correct(read_image(image_path)), JPEG_QUALITY))
     if depth_path is None:
         return target, None
-    depth_target = out / f"{stem}.depth.png"
     if not depth_target.exists():
-        _write_undistorted_depth(lens, K, depth_path, depth_target)
+        depth = correct.nearest(read_depth_mm(depth_path, (lens.width, lens.height)))
+        write_atomically(depth_target, encode_png(depth))
     return target, depth_target
-
-
-def _write_undistorted_depth(lens: Lens, K: np.ndarray, path: Path, target: Path) -> None:
-    depth = (
-        cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-        if image_size(path) == (lens.width, lens.height)
-        else None
-    )
-    if depth is None or depth.dtype != np.uint16 or depth.ndim != 2:
-        raise SldError(
-            f"{path}: expected a 16-bit single-channel PNG of {lens.width}x{lens.height}, the "
-            "size of its image"
-        )
-    maps = cv2.initUndistortRectifyMap(
-        K, np.array([lens.kappa, 0, 0, 0]), np.eye(3), K, (lens.width, lens.height), cv2.CV_32FC1
-    )
-    _, data = cv2.imencode(
-        ".png", cv2.remap(depth, *maps, cv2.INTER_NEAREST)
-    )  # depths of two surfaces have no mean
-    write_atomically(target, data.tobytes())
 
 
 def _visibility(

@@ -1,9 +1,9 @@
-"""The text files of the layout of Indoor-6 and the paper, one pair of functions for each: text ->
-values, values -> text.
+"""The text files of the layout of Indoor-6 and the paper, with one function to write and one to
+read each.
 
 Lengths are metres, pixels have their origin in the corner of the image (as in COLMAP and in
-`Camera`). Numbers are written so that they read back equal, to the last bit. What is read is
-measured before memory is taken for it."""
+`Camera`). Numbers read back equal, to the last bit. Counts are compared with the file before memory
+is taken for them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import geometry
+from sld_core.data.pose_files import read_matrix, rigid
 from sld_core.files import read_text
 from sld_core.types import Camera, Landmarks, SldError
 
@@ -41,11 +42,12 @@ class Lens:
 def checked_name(name, path: Path) -> str:
     """`name` if it is the name of one image file and nothing that leads anywhere else; `path` is
     the file that gave it."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w .+-]{0,180}\.color\.jpg", name):
+    if not isinstance(name, str):  # and not a list, which may repeat itself without end
+        raise SldError(f"{path}: a {type(name).__name__} among the names; expected texts")
+    if not re.fullmatch(r"[\w-][\w .+-]{0,180}\.color\.jpg", name):
         raise SldError(
-            f"{path}: {str(name)[:60]!r} is no name of an image here; expected one like "
-            f"image-000000{IMAGE_ENDING}, "
-            "without folders"
+            f"{path}: {name[:60]!r} is no name of an image here; expected one like "
+            f"image-000000{IMAGE_ENDING}, without folders"
         )
     return name
 
@@ -92,27 +94,8 @@ def pose_text(T_world_camera: np.ndarray) -> str:
 def read_pose(path: Path) -> np.ndarray:
     """4x4 camera to world of a file with the 3x4 world to camera; SldError where it is no rigid
     transform."""
-    words = read_text(path).split()
-    try:
-        values = np.array([float(w) for w in words])
-    except ValueError as error:
-        raise SldError(f"{path}: {error}; expected 3x4 numbers") from None
-    if len(values) != 12 or not np.isfinite(values).all():
-        raise SldError(
-            f"{path}: {len(values)} numbers ({np.isfinite(values).sum()} finite); expected 3x4 "
-            "finite ones, world to camera"
-        )
-    T = np.vstack([values.reshape(3, 4), [0, 0, 0, 1]])
-    R = T[:3, :3]
-    if np.abs(R @ R.T - np.eye(3)).max() > 1e-2 or np.linalg.det(R) < 0:
-        raise SldError(
-            f"{path}: its first three columns are no rotation; expected 3x4 [R|t], world to "
-            "camera, metres"
-        )
-    if np.abs(R @ R.T - np.eye(3)).max() > 1e-9:
-        U, _, Vt = np.linalg.svd(R)  # text files round: back to a rotation
-        T[:3, :3] = U @ Vt
-    return geometry.invert(T)
+    T_camera_world = np.vstack([read_matrix(path, 3, 4), [0, 0, 0, 1]])
+    return geometry.invert(rigid(T_camera_world, path))
 
 
 def landmarks_text(landmarks: Landmarks) -> str:
