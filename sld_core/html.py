@@ -9,13 +9,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sld_core.camera.encodings import encode_jpeg
 from sld_core.files import write_atomically
 
 QUIET, INK, BLUE = "#b9c0c7", "#222222", "#5b7db1"
@@ -69,10 +69,7 @@ def figure(picture: Figure | np.ndarray, caption: str) -> str:
         FigureCanvasAgg(picture).print_png(stream)
         kind, data = "png", stream.getvalue()
     else:
-        _, encoded = cv2.imencode(
-            ".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90]
-        )
-        kind, data = "jpeg", encoded.tobytes()
+        kind, data = "jpeg", encode_jpeg(np.ascontiguousarray(picture), JPEG_QUALITY)
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return (
         f'<figure><img src="{uri}" '
@@ -148,6 +145,7 @@ def seen_from_above(up_3: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray
     return lambda xyz_N3: (xyz_N3 @ x, xyz_N3 @ y)
 
 
+JPEG_QUALITY = 90
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>

@@ -32,8 +32,8 @@ ROS = (
 # of the package goes by its name.
 FLOORS = (
     ("types", "runtime", "files", "optional", "progress", "geometry", "spread"),
-    ("config", "stages", "html"),
-    ("camera", "heatmap", "pnp"),
+    ("config", "stages"),
+    ("camera", "heatmap", "pnp", "html"),
     ("data", "synthetic"),
     ("metric", "models"),
     ("sfm", "depth", "landmarks"),

@@ -1,4 +1,4 @@
-"""Reading images as HWC uint8 RGB, with limits that keep a hostile file from filling the memory."""
+"""Reading images as HWC uint8 RGB, with limits so that a hostile file cannot fill the memory."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def fit(image_HW3: np.ndarray, camera: Camera, max_side_px: int) -> tuple[np.nda
 
 
 def rotate(image_HW3: np.ndarray, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
-    """The image turned about its centre on a canvas that holds all of it, and A (2x3), which moves
-    pixels (corner origin) along: xy @ A[:, :2].T + A[:, 2]. Positive angles turn x (right) towards
-    y (down). Angle 0 copies nothing."""
+    """The image turned about its centre on a canvas that holds all of it, and A (2x3), which maps
+    pixels (corner origin) to it: xy @ A[:, :2].T + A[:, 2]. Positive angles turn x (right) towards
+    y (down). At angle 0 nothing is copied."""
     height, width = image_HW3.shape[:2]
     if angle_rad == 0:
         return image_HW3, np.eye(2, 3)
@@ -90,16 +90,16 @@ def rotate(image_HW3: np.ndarray, angle_rad: float) -> tuple[np.ndarray, np.ndar
 
 
 def index_warp(A_23: np.ndarray) -> np.ndarray:
-    """The warp of corner-origin pixels as OpenCV wants it: on pixel indices, whose centres lie half
-    a pixel from ours."""
+    """A warp of corner-origin pixels as OpenCV wants it: on pixel indices, whose origin is half a
+    pixel from ours."""
     out = A_23.copy()
     out[:, 2] += A_23[:, :2] @ [0.5, 0.5] - 0.5
     return out
 
 
 def load_upright(frame: Frame, max_side_px: int, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
-    """The frame's image at working size, turned by `angle_rad`, and the 2x3 matrix that moves its
-    pixels along."""
+    """The frame's image at working size, turned by `angle_rad`, and the 2x3 matrix that maps the
+    frame's pixels to it."""
     image, camera = fit(read_image(frame.image_path), frame.camera, max_side_px)
     image, A = rotate(image, angle_rad)
     A[:, :2] *= [camera.width / frame.camera.width, camera.height / frame.camera.height]

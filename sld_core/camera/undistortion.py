@@ -15,8 +15,8 @@ COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidi
 
 @dataclass(frozen=True)
 class Undistortion:
-    """`camera` is the pinhole camera of the undistorted image; `maps` are those of cv2.remap, None
-    where nothing is to do."""
+    """`camera` is the pinhole camera of the undistorted image; `maps` are for cv2.remap, None
+    where there is nothing to do."""
 
     camera: Camera
     maps: tuple[np.ndarray, np.ndarray] | None
@@ -26,43 +26,36 @@ class Undistortion:
         if image_HW3.shape[:2] != (self.camera.height, self.camera.width):
             raise SldError(
                 f"image is {image_HW3.shape[1]}x{image_HW3.shape[0]} but the camera "
-                "calibration is for "
-                f"{self.camera.width}x{self.camera.height}"
+                f"calibration is for {self.camera.width}x{self.camera.height}"
             )
-        return (
-            image_HW3 if self.maps is None else cv2.remap(image_HW3, *self.maps, cv2.INTER_LINEAR)
-        )
+        if self.maps is None:
+            return image_HW3
+        return cv2.remap(image_HW3, *self.maps, cv2.INTER_LINEAR)
 
     def nearest(self, depth_HW: np.ndarray) -> np.ndarray:
-        """The undistorted depth image, of any size: no value that was not measured is made up
+        """The undistorted depth image, of any size, by its nearest values: none is interpolated
         between two surfaces."""
         if self.maps is None:
             return depth_HW
-        index, fraction = (
-            self.maps
-        )  # fraction: y and x in 1/32 pixel; INTER_NEAREST would ignore it, not round
-        xy = (
-            index.astype(np.float32)
-            + 0.5
-            + np.stack([fraction & 31, fraction >> 5], -1).astype(np.float32) / 32
-        )
+        # fraction: y and x in 1/32 pixel; cv2's INTER_NEAREST would ignore it, not round
+        index, fraction = self.maps
+        part = np.stack([fraction & 31, fraction >> 5], -1).astype(np.float32) / 32
+        xy = index.astype(np.float32) + 0.5 + part
         height, width = depth_HW.shape
         if (width, height) != (self.camera.width, self.camera.height):
-            xy = cv2.resize(xy, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32(
-                [width / self.camera.width, height / self.camera.height]
-            )
+            xy = cv2.resize(xy, (width, height), interpolation=cv2.INTER_LINEAR)
+            xy *= np.float32([width / self.camera.width, height / self.camera.height])
         columns, rows = np.floor(xy).astype(int).transpose(2, 0, 1)
         inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-        return np.where(
-            inside, depth_HW[rows.clip(0, height - 1), columns.clip(0, width - 1)], 0
-        ).astype(depth_HW.dtype)
+        nearest = depth_HW[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+        return np.where(inside, nearest, 0).astype(depth_HW.dtype)
 
 
 def undistortion(K: np.ndarray, D: np.ndarray, model: str, width: int, height: int) -> Undistortion:
     """From a calibration in the ROS and OpenCV convention (pixel centres at integers).
 
     The pinhole camera keeps K, so the middle of the image keeps its resolution; what a wide lens
-    sees beyond is cut."""
+    sees beyond the image is cut off."""
     K, D = np.asarray(K, float).reshape(3, 3), np.asarray(D, float).ravel()
     if not K.any():
         raise SldError(

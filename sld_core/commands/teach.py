@@ -17,7 +17,7 @@ from sld_core.commands.common import (
 from sld_core.config.scene import SceneConfig
 from sld_core.config.settings import override
 from sld_core.progress import Bar, Events, Silent
-from sld_core.types import Frame, SldError
+from sld_core.types import Frame, SceneData, SldError
 
 
 def add(commands) -> None:
@@ -59,6 +59,13 @@ def add(commands) -> None:
         metavar="DIR",
         help="labelled dataset: the output of sld map, or another in the layout of Indoor-6",
     )
+    for kind in ("landmarks", "visibility"):
+        parser.add_argument(
+            f"--{kind}-file",
+            metavar="NAME",
+            help=f"of several files of {kind} in a dataset in the layout of Indoor-6, the one to "
+            f"use, such as {kind}/{kind}-300.txt",
+        )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE.sld", help="the scene file to write"
     )
@@ -128,6 +135,8 @@ def _check_sources(args) -> None:
             "--list names frames of --frames; a bag is thinned by itself (--set "
             "bag.max_frames=N), a dataset has its own split"
         )
+    if args.scene_data is None and (args.landmarks_file or args.visibility_file):
+        raise SldError("--landmarks-file and --visibility-file belong to --scene-data")
     if (args.colmap is None) != (args.images is None):
         raise SldError("--colmap DIR and --images DIR belong together")
     if args.metres_per_unit is not None and (args.colmap is None or not args.metres_per_unit > 0):
@@ -178,9 +187,13 @@ def _from_scene_data(args, config: SceneConfig, work: Path, show, start: float, 
     from sld_core.training.teach import teach_scene_data
     from sld_core.training.training_set import first_landmarks
 
-    data = from_main(
-        lambda: read_scene_data(args.scene_data, undistorted=work / "undistorted"), world
-    )
+    def read() -> SceneData:
+        undistorted = work / "undistorted"
+        return read_scene_data(
+            args.scene_data, args.landmarks_file, args.visibility_file, undistorted
+        )
+
+    data = from_main(read, world)
     if args.landmarks is not None or any(
         setting.startswith("landmarks.count=") for setting in args.set
     ):

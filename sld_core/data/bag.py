@@ -21,15 +21,15 @@ from sld_core.types import Progress, SldError
 
 log = logging.getLogger(__name__)
 
-# of the thresholds of keyframes: from the usual ones to half a turn, 50 m and half an hour
+# of the thresholds of keyframes: the usual ones become half a turn, 50 m and half an hour
 MOST_GROWTH = 1000.0
 
 
 @dataclass(frozen=True)
 class Drive:
     """What a first pass over a bag finds: the images of `topic` by their stamps (ascending), the
-    camera that took them and where it was in `world_frame`, as far as the bag knows (None, and
-    empty, where it does not)."""
+    calibration of the camera (None: not in the bag), and stamp -> T_world_camera in `world_frame`
+    for the images whose pose is known."""
 
     bag: Path
     index: BagIndex
@@ -90,18 +90,17 @@ def wanted_messages(bag: Path, topic: str, stamps: Iterable[int]) -> Iterator[tu
 
 def select_keyframes(poses: dict[int, np.ndarray], config: BagConfig) -> list[int]:
     """Stamps of the images to keep; `poses` maps stamps (ns, ascending) to T_world_camera."""
-    scale = 1.0
+    scale, keep = 1.0, _far_apart(poses, config, 1.0)
     grows = min(config.min_translation_m, config.min_rotation_deg, config.max_interval_s) > 0
-    while (
-        len(keep := _far_apart(poses, config, scale)) > config.max_frames
-        and grows
-        and scale < MOST_GROWTH
-    ):
+    while grows and len(keep) > config.max_frames and scale < MOST_GROWTH:
         scale *= 1.1
+        keep = _far_apart(poses, config, scale)
     return spread(keep, config.max_frames)
 
 
 def _far_apart(poses: dict[int, np.ndarray], config: BagConfig, scale: float) -> list[int]:
+    """Stamps at which the camera has moved, turned or waited enough since the last one kept;
+    `scale` multiplies the thresholds."""
     keep: list[int] = []
     for stamp, T in poses.items():
         if keep:

@@ -58,14 +58,14 @@ class BagIndex:
 
 
 def messages(
-    bag: Path, types: tuple[str, ...], tell: Callable[[Path, str], None] = warn
+    bag: Path, types: tuple[str, ...], on_damage: Callable[[Path, str], None] = warn
 ) -> Iterator[Message]:
-    """Messages of these types in a bag folder or file, in the order of the file; of one that ends
-    early `tell` hears."""
+    """Messages of these types in a bag folder or file, in the order of the file. `on_damage` is called
+    with a file that ends early, and what is wrong with it."""
     files = _parts(bag, ".mcap")
     if files and not _compressed_by_rosbag2(bag):
         for file in files:
-            yield from (message for message in scan(file, tell) if message.type in types)
+            yield from (message for message in scan(file, on_damage) if message.type in types)
         return
     parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else _parts(bag, ".db3")
     if not parts:
@@ -81,7 +81,7 @@ def messages(
     except Exception as error:  # of rosbags, yaml or sqlite3, on damaged files
         if not read:
             raise SldError(f"{bag}: cannot be read ({error})") from error
-        tell(
+        on_damage(
             bag, f"cut off or damaged after {read} messages ({error}): only the part before is used"
         )
 
@@ -102,7 +102,8 @@ def _parts(bag: Path, suffix: str) -> list[Path]:
 
 
 def _compressed_by_rosbag2(bag: Path) -> bool:
-    """Whether files or messages are compressed as a whole (chunks inside mcap are no matter)."""
+    """Whether files or messages are compressed as a whole (compressed chunks inside mcap do not
+    count)."""
     metadata = bag / "metadata.yaml"
     text = metadata.read_text(errors="replace") if metadata.is_file() else ""
     return re.search(r"compression_mode:\s*['\"]?(file|message)", text, re.I) is not None

@@ -1,4 +1,4 @@
-"""Photographs in a folder, with depth, poses and intrinsics where they lie beside."""
+"""Photographs in a folder, with the depth images, poses and intrinsics that lie beside them."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def candidates(
 
 
 def files_read(folder: Path, list_path: Path | None = None, with_poses: bool = False) -> list[Path]:
-    """The files in `folder` that `candidates` and `calibration_beside` read: whatever else lies
-    there changes no map."""
+    """The files in `folder` that `candidates` and `calibration_beside` read: other files there do
+    not change a map."""
     found = _listed(folder, list_path) if list_path else _all(folder)
     images = [item for item in found if isinstance(item, Path)]
     endings = (DEPTH, POSE) if with_poses else (DEPTH,)
@@ -77,8 +77,8 @@ def calibration_beside(folder: Path) -> Calibration | None:
 
 
 def _beside(paths: list[Path], with_poses: bool) -> dict[Path, tuple[str, ...]]:
-    """Photograph -> endings of what is looked for beside it: not of depth in the folder of a map
-    that is in no metres."""
+    """Photograph -> endings of the files to look for beside it; no depth in the folder of a map
+    that is not metric."""
     beside: dict[Path, tuple[str, ...]] = {}
     for place in sorted({path.parent for path in paths}):
         beside[place] = (POSE,) if with_poses else ()
@@ -141,8 +141,8 @@ def photograph(
 
 
 def _or_rejection(folder: Path, path: Path, read: Callable):
-    """What stands beside a photograph; when it is damaged, it is named and the photograph does
-    without."""
+    """What lies beside a photograph; where it is damaged it becomes a Rejection, and the photograph
+    is used without it."""
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise SldError(f"{path}: a link that leads out of {folder}")
@@ -162,52 +162,43 @@ def rejection(folder: Path, path: Path, error: SldError) -> Rejection:
 
 
 def _check_kind(path: Path) -> None:
-    """Depth images that other tools name otherwise must not become photographs."""
+    """SldError for a depth image that another tool has named like a photograph."""
     with open(path, "rb") as file:
         head = file.read(26)
     if head[:4] == b"\x89PNG" and tuple(head[24:26]) == (16, 0):
-        raise SldError(f"{path}: no photograph but 16-bit values of one channel")
+        raise SldError(f"{path}: no photograph: 16-bit values of one channel")
 
 
 def _all(folder: Path) -> list[Path | Rejection]:
+    """The images below a folder, in natural order; what is named like one and is none becomes a
+    Rejection."""
     found: list[Path | Rejection] = []
     for place, folders, files in os.walk(folder):
-        for name in sorted(folders):
-            if (Path(place) / name).is_symlink():
-                found.append(
-                    Rejection(
-                        relative(folder, Path(place) / name),
-                        "outside: a link to a folder is not followed",
-                    )
-                )
-        # the images of a map that was made before are, once more, in its work
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not (name == IN_MAP and MARK in files)
-        ]
-        for name in files:
-            path = Path(place) / name
-            if (
-                name.startswith(".")
-                or not name.lower().endswith(SUFFIXES)
-                or name.lower().endswith(DEPTH)
-            ):
-                continue
-            if not path.resolve().is_relative_to(folder.resolve()):
-                found.append(
-                    Rejection(
-                        relative(folder, path), "outside: a link that leads out of the folder"
-                    )
-                )
-            elif path.is_file():
-                found.append(path)
-            else:
-                found.append(Rejection(relative(folder, path), "damaged: not a file"))
+        here = Path(place)
+        for name in folders:
+            if (here / name).is_symlink():
+                reason = "outside: a link to a folder is not followed"
+                found.append(Rejection(relative(folder, here / name), reason))
+        # a map holds its images once more in its work folder
+        hidden = [name for name in folders if name.startswith(".")]
+        skipped = [*hidden, IN_MAP] if MARK in files else hidden
+        folders[:] = [name for name in folders if name not in skipped]
+        found += [_image_or_rejection(folder, here / name) for name in files if _is_image(name)]
     return sorted(
         found,
         key=lambda item: natural(relative(folder, item) if isinstance(item, Path) else item.source),
     )
+
+
+def _is_image(name: str) -> bool:
+    lower = name.lower()
+    return lower.endswith(SUFFIXES) and not lower.endswith(DEPTH) and not lower.startswith(".")
+
+
+def _image_or_rejection(folder: Path, path: Path) -> Path | Rejection:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return Rejection(relative(folder, path), "outside: a link that leads out of the folder")
+    return path if path.is_file() else Rejection(relative(folder, path), "damaged: not a file")
 
 
 def _listed(folder: Path, list_path: Path) -> list[Path | Rejection]:
@@ -240,9 +231,7 @@ def _focals(folder: Path, paths: list[Path]) -> dict[tuple[str, int, int], float
             with Image.open(path) as image:
                 width, height = image.size
                 focal_mm = float(image.getexif().get_ifd(EXIF_IFD).get(FOCAL_35MM, 0))
-        except (
-            Exception
-        ):  # PIL raises whatever damaged metadata makes it meet; the guess does without
+        except Exception:  # Pillow raises anything on damaged metadata; there is a guess without
             continue
         if 5 <= focal_mm <= 1000:  # equivalent on the 36 x 24 mm film, by the diagonal
             stated[_session(folder, path), width, height].append(

@@ -40,13 +40,12 @@ def read_list(path: Path) -> list[str]:
 
 
 def session_labels(names: Iterable[str]) -> dict[str, str]:
-    """Name -> label of the session, of each name once: what a data set can hold, and as like the
-    name as that allows. Names may have no-break spaces, joined emoji, bytes that are no text, or no
-    end. Labels that would be the same are numbered."""
+    """Name -> label of the session: printable, at most 300 characters, and as like the name as that
+    allows. Names may hold no-break spaces, joined emoji or bytes that are no text, and may be very
+    long. Labels that would be the same are numbered."""
     names = dict.fromkeys(names)
-    labels = {
-        name: name for name in names if _label(name) == name
-    }  # these keep theirs, whatever comes before them
+    # these keep theirs, whatever comes before them
+    labels = {name: name for name in names if _label(name) == name}
     taken = set(labels)
     for name in names:
         if name not in labels:
@@ -67,9 +66,8 @@ def _printable(c: str) -> str:
         return c
     if c.isspace():
         return " "
-    return (
-        "" if unicodedata.category(c) == "Cf" else "\N{REPLACEMENT CHARACTER}"
-    )  # joiners and marks of direction show nothing
+    is_invisible = unicodedata.category(c) == "Cf"  # joiners and marks of direction
+    return "" if is_invisible else "\N{REPLACEMENT CHARACTER}"
 
 
 def _free(label: str, taken: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -29,21 +30,33 @@ def candidates(
     calibration: Calibration | None,
     progress: Callable[[Progress], None],
 ) -> Iterator[Candidate | Rejection]:
-    """Images of each video, in order; a video that gives none, or ends early, is also named as a
+    """Images of each video, in order; a video that cannot be read, or ends early, becomes a
     Rejection."""
     lenses, names = Lenses(calibration), session_names(videos)
     sessions = session_labels(names)
     for i, (video, name) in enumerate(zip(videos, names, strict=True)):
-        of_all = lambda part, i=i: progress(Progress("reading videos", (i + part) / len(videos)))
+        share = Share(progress, i, len(videos))
         try:
-            yield from _of_video(video, name, sessions[name], config, lenses, of_all)
+            yield from _of_video(video, name, sessions[name], config, lenses, share)
         except SldError as error:
             yield Rejection(str(video), str(error))
 
 
+@dataclass(frozen=True)
+class Share:
+    """Progress of one video among `count`."""
+
+    progress: Callable[[Progress], None]
+    number: int
+    count: int
+
+    def __call__(self, fraction: float) -> None:
+        self.progress(Progress("reading videos", (self.number + fraction) / self.count))
+
+
 def session_names(videos: list[Path]) -> list[str]:
-    """The stem of each file, with as many folders before it, and its suffix, as make it the only
-    one of that name."""
+    """The stem of each file; where several have the same, with as many folders before it as tell
+    them apart, and its suffix."""
     if len({path.resolve() for path in videos}) < len(videos):
         raise SldError(f"videos {', '.join(map(str, videos))}: the same file is named twice")
     depth = max((len(path.resolve().parts) for path in videos), default=1)
@@ -83,7 +96,8 @@ def _of_video(
         while capture.grab():
             time_s = _time(capture, read, time_s, fps)
             read += 1
-            if (now := math.floor(time_s * config.fps + 1e-3)) <= slot:
+            now = math.floor(time_s * config.fps + 1e-3)
+            if now <= slot:
                 continue
             decoded, bgr = capture.retrieve()
             if not decoded:
@@ -102,7 +116,7 @@ def _of_video(
         capture.release()
     if slot < 0:
         raise SldError("damaged: the video has no frame that can be decoded")
-    if read < 0.95 * count - 2:  # only the header tells how many there should be
+    if read < 0.95 * count - 2:  # the header says how many there should be
         log.warning(
             "%s is cut off or damaged after %.1f s: only the part before is used", video, time_s
         )
@@ -113,18 +127,16 @@ def _of_video(
 
 
 def _open(video: Path) -> cv2.VideoCapture:
-    """The reader of a local video file, of a size that can be decoded."""
+    """A local video file, opened, with images of a size that can be decoded."""
     _check_file(video)
-    # an absolute path is taken for no URL, and FFMPEG for no numbered series of images
+    # an absolute path is not taken for a URL, nor, by FFMPEG, for a numbered series of images
     capture = cv2.VideoCapture(str(video.resolve()), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise SldError(
             "no video: cannot be opened (expected a format that FFmpeg reads, such as mp4)"
         )
-    width, height = (
-        int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-        int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-    )
+    width = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+    height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
         capture.release()
         raise SldError(
@@ -134,12 +146,11 @@ def _open(video: Path) -> cv2.VideoCapture:
 
 
 def _check_file(video: Path) -> None:
-    """FFmpeg takes some text files for playlists and then opens what they name, on other machines
-    too."""
+    """FFmpeg takes some text files for playlists, and then opens what they name, even on other
+    machines."""
     try:
-        if video.exists() and not (
-            video.is_file() or video.is_dir()
-        ):  # to open a pipe is to wait for its writer
+        # to open a pipe is to wait for its writer
+        if video.exists() and not (video.is_file() or video.is_dir()):
             raise SldError("no video: a device or pipe; expected a file")
         with open(video, "rb") as file:
             head = file.read(512)
@@ -155,6 +166,7 @@ def _time(capture: cv2.VideoCapture, read: int, before_s: float, fps: float) -> 
     """Seconds of the image just grabbed since the video's start; by its number where time stamps
     are missing."""
     time_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-    if time_s < MAX_SECONDS and (time_s > before_s or read == 0 and time_s >= 0):  # false for NaN
-        return time_s
-    return before_s + 1 / fps if read else 0.0
+    is_usable = 0 <= time_s < MAX_SECONDS  # false for NaN
+    if read == 0:
+        return time_s if is_usable else 0.0
+    return time_s if is_usable and time_s > before_s else before_s + 1 / fps

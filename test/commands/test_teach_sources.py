@@ -121,6 +121,7 @@ def test_seven_scenes_are_taught_by_their_training_sequences(tmp_path, given, mo
             "--metres-per-unit belongs to --colmap, and is more than 0",
         ),
         (["--colmap", "m", "--images", "i"], "no such file or folder"),
+        (["--frames", "f", "--landmarks-file", "x"], "--visibility-file belong to --scene-data"),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, tmp_path, capsys):

@@ -14,10 +14,12 @@ from PIL import Image
 
 from sld_core.camera.calibration import Calibration
 from sld_core.camera.images import read_depth
+from sld_core.config.mapping import FramesConfig
+from sld_core.config.scene import BagConfig
 from sld_core.data.frame_folder import read_frames
 from sld_core.data.frame_set import read_frame_set
 from sld_core.data.session_names import session_labels
-from sld_core.data.sources import Source, fingerprint, from_photos
+from sld_core.data.sources import Source, fingerprint, from_photos, settings_used
 from sld_core.geometry import make_transform
 from sld_core.types import SldError
 
@@ -507,3 +509,22 @@ def test_huge_depth_is_refused_before_it_is_decoded(tmp_path):
         SldError, match="text.png: neither JPEG nor PNG; expected a 16-bit single-channel PNG"
     ):
         read_depth(tmp_path / "text.png")
+
+
+def test_only_settings_of_the_kind_of_source_count_as_a_change(tmp_path):
+    defaults = FramesConfig(), BagConfig()
+    changes = {
+        "fps": (FramesConfig(fps=2), BagConfig()),
+        "quality": (FramesConfig(jpeg_quality=50), BagConfig()),
+        "blurred": (FramesConfig(reject_blurred=0.5), BagConfig()),
+        "bag quality": (FramesConfig(), BagConfig(jpeg_quality=50)),
+        "bag frames": (FramesConfig(), BagConfig(max_frames=9)),
+    }
+    for source, expected in (
+        (Source(images=tmp_path), {"quality", "blurred"}),
+        (Source(videos=(tmp_path,)), {"fps", "quality", "blurred"}),
+        (Source(bag=tmp_path), {"fps", "blurred", "bag quality", "bag frames"}),
+    ):
+        before = settings_used(source, *defaults)
+        found = {name for name, now in changes.items() if settings_used(source, *now) != before}
+        assert found == expected

@@ -71,7 +71,9 @@ def test_equal_names_in_different_folders_are_two_sessions(tmp_path):
 
 
 def test_names_of_sessions(tmp_path):
-    names = lambda *paths: videos.session_names([tmp_path / path for path in paths])
+    def names(*paths):
+        return videos.session_names([tmp_path / path for path in paths])
+
     assert names("a/x/run.mp4", "b/x/run.mp4", "b/walk.mp4") == ["a/x/run", "b/x/run", "walk"]
     assert names("run.mp4", "run.avi") == ["run.mp4", "run.avi"]
     assert names("a/run.mp4", "a/run.avi", "b/run.mp4") == ["a/run.mp4", "run.avi", "b/run"]

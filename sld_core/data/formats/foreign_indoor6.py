@@ -108,7 +108,7 @@ def _chosen(folder: Path, kind: str, choice: str | None, suffix: str) -> Path:
         names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
         raise SldError(
             f"{folder}: {len(fitting)} files {kind}{suffix or '-'}*.txt ({names or 'none'}); "
-            "expected one, or a choice of one"
+            f"expected one, or a choice of one (--{kind}-file)"
         )
     return fitting[0]
 
@@ -133,8 +133,7 @@ def _columns(
     if len(set(used)) != len(used) or not all(0 <= i < width for i in used):
         raise SldError(
             f"{path}: has {width} columns, train_test_val.pkl asks for column {min(used)} to "
-            f"{max(used)} or for one twice; "
-            "expected a column for each image"
+            f"{max(used)} or for one twice; expected a column for each image"
         )
     return columns
 

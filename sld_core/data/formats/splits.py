@@ -1,5 +1,5 @@
-"""Which frames train, which validate, which test: whole sessions, or runs of frames; never every
-k-th frame.
+"""Which frames are for training, validation and test: whole sessions, or runs of frames; never
+every k-th frame.
 
 Neighbours in time are near-duplicates: a test frame between two training frames measures memory,
 not localization."""
@@ -18,13 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def split(frames: Sequence[Frame], config: SplitConfig) -> tuple[str, ...]:
-    """ "train", "val" or "test" for each frame; the same frames and settings always give the same
+    """For each frame "train", "val" or "test"; the same frames and settings always give the same
     answer.
 
-    From `config.min_sessions` sessions on the test is of whole sessions, if the others see the
-    places that they see and enough remains for training. Otherwise, and for validation, it is of
-    runs of about `config.chunk` frames spread over the time line. Validation frames, if they are as
-    many, lie on both sides of each run of test frames: none is next to a training frame."""
+    With `config.min_sessions` sessions or more, whole sessions are held out for the test, if other
+    sessions see the same places and enough frames remain for training. Otherwise, and for
+    validation, runs of about `config.chunk` frames are held out, spread over the time line. If
+    there are as many validation frames as test frames, they lie on both sides of each run of test
+    frames, so that no test frame is next to a training frame."""
     order = sorted(
         range(len(frames)), key=lambda i: (frames[i].session, frames[i].stamp_ns, frames[i].name)
     )
@@ -44,8 +45,8 @@ def split(frames: Sequence[Frame], config: SplitConfig) -> tuple[str, ...]:
 
 
 def _held_out_sessions(frames: Sequence[Frame], config: SplitConfig) -> set[str]:
-    """The smallest sessions, while the test gets nearer to its share of the frames; the first one
-    in any case."""
+    """The smallest sessions, as long as each brings the test nearer to its share of the frames; at
+    least one."""
     counts = {s: sum(f.session == s for f in frames) for s in {f.session for f in frames}}
     chosen: set[str] = set()
     if len(counts) < config.min_sessions or config.test == 0:
@@ -85,13 +86,12 @@ def _is_covered(frames: Sequence[Frame], sessions: set[str], config: SplitConfig
 
 
 def _chunked(count: int, val: int, test: int, chunk: int) -> list[str]:
-    """Labels along a time line: blocks val-test-val, evenly spread, of which the larger share has
+    """Labels along a time line: evenly spread blocks val-test-val, in which the larger share has
     about `chunk` frames."""
     out = ["train"] * count
     blocks = max(1, round(max(val, test) / chunk))
-    share = lambda total, i: (i + 1) * total // blocks - i * total // blocks
     for i in range(blocks):
-        n_val, n_test = share(val, i), share(test, i)
+        n_val, n_test = ((i + 1) * total // blocks - i * total // blocks for total in (val, test))
         size = n_val + n_test
         start = min(max(round((i + 0.5) / blocks * count - size / 2), 0), count - size)
         before = n_val // 2
