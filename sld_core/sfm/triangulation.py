@@ -123,8 +123,7 @@ def reconstruct(
     """Points seen by at least two of `frames`, in the frame of their poses; the frames returned
     carry the refined poses.
 
-    `work` is an existing folder for the feature database. All frames need a pose and must come from
-    one camera."""
+    `work` is an existing folder for the feature database. All frames need a pose."""
     check(frames)
     quiet(seed)
     database = work / "features.db"
