@@ -590,13 +590,8 @@ def chunk_file(path, records, compression, size):
 
 @pytest.mark.parametrize("compression", ["", "lz4", "zstd"])
 def test_a_chunk_of_another_size_than_it_says_is_damaged(tmp_path, compression, caplog):
-<<<<<<< HEAD
     def text(content):
         return struct.pack("<I", len(content)) + content
-=======
-    def text(t):
-        return struct.pack("<I", len(t)) + t
->>>>>>> 430c717 (Data: clever forms and wording; landmark files of Indoor-6 can be chosen; one JPEG encoder)
 
     def record(kind, body):
         return struct.pack("<BQ", kind, len(body)) + body
