@@ -60,8 +60,8 @@ class BagIndex:
 def messages(
     bag: Path, types: tuple[str, ...], on_damage: Callable[[Path, str], None] = warn
 ) -> Iterator[Message]:
-    """Messages of these types in a bag folder or file, in the order of the file. `on_damage` is called
-    with a file that ends early, and what is wrong with it."""
+    """Messages of these types in a bag folder or file, in the order of the file. `on_damage` is
+    called with a file that ends early, and what is wrong with it."""
     files = _parts(bag, ".mcap")
     if files and not _compressed_by_rosbag2(bag):
         for file in files:

@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from small_place import CAMERA, shoot, sway
+from small_room import CAMERA, shoot, sway
 
 from sld_core import cli
 from sld_core.data import frame_folder
