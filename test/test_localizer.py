@@ -16,15 +16,14 @@ IMAGE = np.zeros((240, 320, 3), np.uint8)
 
 
 class Anything(nn.Module):
-    """A backbone that shows nothing."""
+    """A backbone without features."""
 
     def features(self, image_HW3, device):
         return torch.zeros(1, *heatmap.grid_size(*image_HW3.shape[:2]))
 
 
 class Blobs(nn.Module):
-    """A head that sees each landmark as a blob about its cell, of which the image shows what lies
-    inside."""
+    """A head that shows each landmark as a blob around its cell, cut off at the image's border."""
 
     def __init__(self, xy_L2):
         super().__init__()
@@ -40,7 +39,7 @@ class Blobs(nn.Module):
 
 
 def answer(**decode):
-    """What is found of a camera at the origin, and where the landmarks are that were used."""
+    """The localization of a camera at the origin, and the pixels of the landmarks it used."""
     cells = np.stack(np.meshgrid(np.arange(0, 40, 3), [0, 4, 8, 12, 16, 20, 24, 29]), -1).reshape(
         -1, 2
     )  # the outermost, and inner ones
@@ -74,7 +73,7 @@ def test_a_margin_that_leaves_nothing_of_the_image_leaves_no_pose():
 
 
 class Points(nn.Module):
-    """A head that is sure of one cell for each landmark, and of the pixel in it."""
+    """A head with one cell for each landmark and the exact position in it."""
 
     def __init__(self, xy_L2):
         super().__init__()

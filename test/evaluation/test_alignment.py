@@ -63,7 +63,7 @@ def test_errors_as_large_as_the_motion_do_not_shrink_the_scale():
     assert align_poses(given, reference).scale == pytest.approx(SCALE, rel=0.1)
 
 
-def test_what_is_left_is_told():
+def test_remaining_differences_are_reported():
     given = poses(LINE)
     reference = moved(given)
     reference[::2, :3, 3] += [0, 0, 0.02]

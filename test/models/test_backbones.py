@@ -56,7 +56,7 @@ def stirred(network, seed=0):
     return network
 
 
-def test_the_configuration_offers_what_there_is():
+def test_the_configuration_lists_every_backbone():
     assert tuple(KINDS) == BACKBONES
 
 
@@ -271,7 +271,7 @@ def other(path, change):
         ("xfeat", lambda p: save_weights(torch.nn.Linear(2, 2), "xfeat", p, {}), "is not in it"),
     ],
 )
-def test_files_that_are_no_such_weights_are_one_error(checkpoint, tmp_path, name, change, expected):
+def test_files_of_other_weights_are_one_clear_error(checkpoint, tmp_path, name, change, expected):
     path = tmp_path / "w.pth"
     shutil.copy(checkpoint, path)
     change(path)
@@ -280,7 +280,7 @@ def test_files_that_are_no_such_weights_are_one_error(checkpoint, tmp_path, name
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_licence_that_forbids_something_is_named(checkpoint, monkeypatch, caplog):
+def test_a_restrictive_licence_is_logged(checkpoint, monkeypatch, caplog):
     assert "CC-BY-NC 4.0" in weights.LICENCES["c38310e5"]
     monkeypatch.setitem(
         weights.LICENCES, weights.sha256_of(checkpoint)[:8], weights.LICENCES["c38310e5"]
@@ -291,7 +291,7 @@ def test_a_licence_that_forbids_something_is_named(checkpoint, monkeypatch, capl
 
 
 @pytest.mark.parametrize("given", ["", "imagenet"])
-def test_weights_that_cannot_be_downloaded_are_one_error(no_web, tmp_path, caplog, given):
+def test_weights_that_cannot_be_downloaded_are_one_clear_error(no_web, tmp_path, caplog, given):
     with pytest.raises(SldError) as error:
         Backbone("efficientnet-b0", given)
     for part in (B0.url, str(tmp_path / "torch"), "no route to host", "pass the path"):
