@@ -10,7 +10,7 @@ def generate_launch_description():
         parameters={
             "scene": (str, "Scene file (.sld); without one, wait for ~/load_scene"),
             "compressed": (bool, "The images are sensor_msgs/CompressedImage"),
-            "device": (str, "Torch device: cpu, cuda, cuda:0, ..."),
+            "device": (str, "Torch device: cpu, cuda or cuda:0"),
         },
         topics={"image": "Topic of the images", "camera_info": "Topic of the calibration"},
     )

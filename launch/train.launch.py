@@ -8,7 +8,7 @@ def generate_launch_description():
         "trainer",
         parameters={
             "output_folder": (str, "Folder that receives the scene files"),
-            "device": (str, "Torch device to train on: cpu, cuda, cuda:0, ..."),
+            "device": (str, "Torch device to train on: cpu, cuda or cuda:0"),
         },
         topics={},
     )

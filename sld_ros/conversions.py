@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from sld_core.camera.encodings import rgb_from_encoded, rgb_from_raw
 from sld_core.camera.undistortion import Undistortion, undistortion
+from sld_core.data.tf_tree import frame_name
 from sld_core.geometry import make_transform, quaternion_from_rotation, rotation_from_quaternion
 from sld_core.types import Camera, PoseEstimate, SldError
 
@@ -107,7 +108,7 @@ def transform_message(
     T_parent_child: np.ndarray, stamp_ns: int, parent: str, child: str
 ) -> TransformStamped:
     message = TransformStamped(child_frame_id=child)
-    message.header.stamp, message.header.frame_id = time_message(stamp_ns), parent
+    _fill_header(message, stamp_ns, parent)
     _fill(message.transform.rotation, message.transform.translation, T_parent_child)
     return message
 
@@ -116,7 +117,7 @@ def pose_message(estimate: PoseEstimate, stamp_ns: int, frame_id: str) -> PoseWi
     """The camera's pose in `frame_id`; the covariance has the same order and axes in both
     worlds."""
     message = PoseWithCovarianceStamped()
-    message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
+    _fill_header(message, stamp_ns, frame_name(frame_id))
     pose = message.pose.pose
     _fill(pose.orientation, pose.position, estimate.T_world_camera)
     message.pose.covariance = estimate.covariance_66.ravel().tolist()
@@ -126,7 +127,7 @@ def pose_message(estimate: PoseEstimate, stamp_ns: int, frame_id: str) -> PoseWi
 def image_message(rgb_HW3: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
     height, width, _ = rgb_HW3.shape
     message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
-    message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
+    _fill_header(message, stamp_ns, frame_id)
     # an ndarray would be checked value by value: 99 ms
     message.data = np.ascontiguousarray(rgb_HW3, np.uint8).tobytes()
     return message
@@ -136,7 +137,7 @@ def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraI
     message = CameraInfo(
         width=camera.width, height=camera.height, distortion_model="plumb_bob", d=[0.0] * 5
     )
-    message.header.stamp, message.header.frame_id = time_message(stamp_ns), frame_id
+    _fill_header(message, stamp_ns, frame_id)
     K = camera.K - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
     message.k = K.ravel().tolist()
     message.r = np.eye(3).ravel().tolist()
@@ -146,17 +147,18 @@ def camera_info_message(camera: Camera, stamp_ns: int, frame_id: str) -> CameraI
 
 def _matrix(rotation, translation) -> np.ndarray:
     quaternion = [rotation.x, rotation.y, rotation.z, rotation.w]
-    T = make_transform(rotation_from_quaternion(quaternion), _finite(translation))
+    R = rotation_from_quaternion(quaternion)  # ValueError where that is no rotation
     if tf_transformations:
-        T[:3, :3] = tf_transformations.quaternion_matrix(quaternion)[:3, :3]
-    return T
-
-
-def _finite(translation) -> np.ndarray:
+        R = tf_transformations.quaternion_matrix(quaternion)[:3, :3]
     t = np.array([translation.x, translation.y, translation.z])
     if not np.isfinite(t).all():
         raise ValueError(f"translation {t.tolist()}: expected finite numbers")
-    return t
+    return make_transform(R, t)
+
+
+def _fill_header(message, stamp_ns: int, frame_id: str) -> None:
+    message.header.stamp = time_message(stamp_ns)
+    message.header.frame_id = frame_id
 
 
 def _fill(rotation, translation, T: np.ndarray) -> None:

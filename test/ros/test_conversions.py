@@ -177,7 +177,7 @@ def test_pose_keeps_the_order_of_its_covariance():
     from sld_ros.conversions import matrix_from_pose, pose_message
 
     covariance = np.arange(36.0).reshape(6, 6)
-    message = pose_message(PoseEstimate(T, covariance, np.ones(3, bool), 0.5), STAMP, "map")
+    message = pose_message(PoseEstimate(T, covariance, np.ones(3, bool), 0.5), STAMP, "/map")
     np.testing.assert_allclose(matrix_from_pose(message.pose.pose), T, atol=1e-12)
     assert (
         message.pose.covariance[6 * 1 + 3] == covariance[1, 3] and message.header.frame_id == "map"
