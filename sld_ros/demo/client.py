@@ -1,4 +1,4 @@
-"""Calling the nodes over ROS: record, teach, load, and hear what the localizer says."""
+"""The demo's client of the nodes: record, teach, load a scene, and what the localizer answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARRIVAL_S = 1.0  # for a message that was sent before one that is here already
 
 @dataclass(frozen=True)
 class Answer:
-    """What the localizer said about one image: `T_pose` from ~/pose and `T_tf` from TF are camera
+    """What the localizer answered to one image: `T_pose` from ~/pose and `T_tf` from TF are camera
     to map (4x4), or None where there was no fix."""
 
     status: LocalizerStatus
@@ -37,8 +37,8 @@ class Answer:
 
 
 class Client(Node):
-    """Every call waits with a time-out and raises SldError with the node's own words when it fails.
-    Its executor has to spin in another thread."""
+    """Every call waits with a time-out, and raises SldError in the node's own words when it fails.
+    The executor of this node must spin in another thread."""
 
     def __init__(self, processes: NodeProcesses):
         super().__init__("client")
@@ -66,7 +66,7 @@ class Client(Node):
         on_feedback: Callable[[TrainScene.Feedback], None],
         timeout_s: float,
     ) -> TrainScene.Result:
-        """Train a scene to the end; an interrupt cancels the goal."""
+        """Teach a scene and wait for it; an interrupt cancels the goal."""
         self._wait(self._train.server_is_ready, START_S, "the trainer's action")
         handle = self._result(
             self._train.send_goal_async(goal, lambda message: on_feedback(message.feedback)),
@@ -85,7 +85,7 @@ class Client(Node):
         return answer.result
 
     def answer_for(self, stamp_ns: int, timeout_s: float) -> Answer:
-        """What the localizer says about the image of this stamp."""
+        """The answer to the image of this stamp."""
         self._wait(
             lambda: stamp_ns in self._statuses, timeout_s, "a status of the localizer for an image"
         )
@@ -96,7 +96,7 @@ class Client(Node):
         return Answer(status, self._poses.pop(stamp_ns), self._camera_on_tf(status, stamp_ns))
 
     def knows_map(self) -> bool:
-        """Whether TF connects map and odom by now."""
+        """Whether map and odom are connected on TF."""
         try:
             self._tf.lookup("map", "odom", None)
         except TransformError:

@@ -1,5 +1,5 @@
-"""The whole path, end to end: record a drive, teach the scene, localize in it; through the real
-nodes, over DDS."""
+"""The demo: record a drive, teach the scene and localize in it, through the real nodes, over
+DDS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -29,8 +28,9 @@ from sld_core.data.frame_folder import read_frames
 from sld_core.evaluation.metrics import Metrics, QueryResult, accuracy, format_table, summarize
 from sld_core.evaluation.report import overlay, write_report
 from sld_core.localizer import Localizer
+from sld_core.progress import Bar
 from sld_core.spread import spread
-from sld_core.types import Frame, SldError
+from sld_core.types import Frame, Progress, SldError
 from sld_ros.demo.client import Answer, Client
 from sld_ros.demo.player import Player, base_poses, drifting_odometry
 from sld_ros.demo.processes import NodeProcesses, clean_shared_memory
@@ -44,17 +44,9 @@ OVERLAYS = 3
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the nodes as ctrl-C does
     os.environ["ROS_DOMAIN_ID"] = str(options.domain)
     clean_shared_memory()
-    try:
-        run_demo(
-            options.output.absolute(), options.sequence, options.rate, options.seed, options.head
-        )
-    except SldError as error:
-        sys.exit(f"\nerror: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+    run_demo(options.output.absolute(), options.sequence, options.rate, options.seed, options.head)
 
 
 def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: str) -> Metrics:
@@ -80,8 +72,8 @@ def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: 
 
 
 def _make_way(recordings: Path) -> None:
-    """The recorder overwrites nothing: remove the bag of the last demo, but only where a demo made
-    the folder."""
+    """Remove the bag of the last demo, since the recorder overwrites nothing; but only where a demo
+    made the folder."""
     made_here = recordings / ".made-by-demo"
     if (recordings / BAG).exists() and not made_here.exists():
         raise SldError(
@@ -93,40 +85,41 @@ def _make_way(recordings: Path) -> None:
 
 
 def _rendered_room(folder: Path, seed: int) -> Path:
-    """A room of our own as a sequence on disk; query.txt is written last and says that it is
-    complete."""
+    """A rendered room as a sequence on disk; query.txt is written last and marks it as complete."""
     if not (folder / "query.txt").exists():
-        with _Progress("rendering a room") as progress:
-            synthetic.write_sequence(
-                folder,
-                synthetic.Room.make(seed),
-                synthetic.DEMO_CAMERA,
-                synthetic.drive(seed, MAP_FRAMES),
-                synthetic.drive(seed, QUERY_FRAMES, "query"),
-                seed,
-                progress,
-            )
+        bar = Bar()
+        synthetic.write_sequence(
+            folder,
+            synthetic.Room.make(seed),
+            synthetic.DEMO_CAMERA,
+            synthetic.drive(seed, MAP_FRAMES),
+            synthetic.drive(seed, QUERY_FRAMES, "query"),
+            seed,
+            lambda fraction: bar(Progress("rendering a room", fraction)),
+        )
+        bar.done()
     return folder
 
 
 def _record(
     player: Player, client: Client, processes: NodeProcesses, frames: Sequence[Frame], rate: float
 ) -> str:
-    """Drive the mapping drive; its odometry is the frames' poses, so the scene's map frame is the
-    frames' world."""
+    """Play the mapping drive. Its odometry is the poses of the frames, so the scene's map frame is
+    the world of the frames."""
     bag = client.start_recording(BAG)
     processes.wait_until(
         lambda: player.images.get_subscription_count() >= 2,
         30,
         "waiting for recorder and localizer to hear the images",
     )
-    with _Progress("recording the mapping drive") as progress:
-        for i, (frame, T_odom_base) in enumerate(zip(frames, base_poses(frames))):
-            due = time.monotonic() + 1 / rate
-            player.play(frame, T_odom_base)
-            progress((i + 1) / len(frames))
-            processes.check()
-            time.sleep(max(0, due - time.monotonic()))
+    bar = Bar()
+    for i, (frame, T_odom_base) in enumerate(zip(frames, base_poses(frames))):
+        due = time.monotonic() + 1 / rate
+        player.play(frame, T_odom_base)
+        bar(Progress("recording the mapping drive", (i + 1) / len(frames)))
+        processes.check()
+        time.sleep(max(0, due - time.monotonic()))
+    bar.done()
     time.sleep(0.5)  # the last messages are still on their way
     recorded = client.stop_recording()
     images = next((t.count for t in recorded.topics if t.topic == "/image"), 0)
@@ -138,21 +131,19 @@ def _record(
 
 def _teach(client: Client, bag: str, seed: int, head: str) -> tuple[Path, float]:
     """The scene file, and the seconds from the request to the file."""
-    with _Progress("teaching") as progress:
+    bar = Bar()
 
-        def on_feedback(feedback: TrainScene.Feedback) -> None:
-            details = []
-            if math.isfinite(feedback.loss):
-                details.append(f"loss {feedback.loss:.3f}")
-            if math.isfinite(feedback.seconds_left):
-                details.append(f"{feedback.seconds_left:.0f} s left")
-            progress(feedback.fraction, ", ".join(details), feedback.stage)
+    def on_feedback(feedback: TrainScene.Feedback) -> None:
+        loss = feedback.loss if math.isfinite(feedback.loss) else None
+        left_s = feedback.seconds_left if math.isfinite(feedback.seconds_left) else None
+        bar(Progress(f"teaching, {feedback.stage}", feedback.fraction, loss, left_s))
 
-        start = time.monotonic()
-        taught = client.teach(
-            TrainScene.Goal(source=bag, scene=SCENE, seed=seed, head=head), on_feedback, TEACH_S
-        )
-        seconds = time.monotonic() - start
+    start = time.monotonic()
+    taught = client.teach(
+        TrainScene.Goal(source=bag, scene=SCENE, seed=seed, head=head), on_feedback, TEACH_S
+    )
+    seconds = time.monotonic() - start
+    bar.done()
     print(
         f"taught in {seconds:.1f} s: {taught.landmarks} landmarks from {taught.frames} frames, "
         f"in {taught.path}"
@@ -163,17 +154,16 @@ def _teach(client: Client, bag: str, seed: int, head: str) -> tuple[Path, float]
 def _localize(
     player: Player, client: Client, frames: Sequence[Frame], rng: np.random.Generator
 ) -> list[Answer]:
-    """Drive the query drive with an odometry that starts elsewhere and drifts. One image at a time,
+    """Play the query drive with an odometry that starts elsewhere and drifts. One image at a time,
     so that none is replaced by a newer one on a slow machine."""
     if client.knows_map():
         raise SldError("map -> odom is on TF before any fix")
     answers = []
-    with _Progress("localizing the query drive") as progress:
-        for frame, T_odom_base in zip(frames, drifting_odometry(base_poses(frames), rng)):
-            answers.append(client.answer_for(player.play(frame, T_odom_base), QUERY_S))
-            progress(
-                len(answers) / len(frames), f"{sum(a.status.accepted for a in answers)} accepted"
-            )
+    bar = Bar()
+    for frame, T_odom_base in zip(frames, drifting_odometry(base_poses(frames), rng)):
+        answers.append(client.answer_for(player.play(frame, T_odom_base), QUERY_S))
+        bar(Progress("localizing the query drive", len(answers) / len(frames)))
+    bar.done()
     return answers
 
 
@@ -236,9 +226,8 @@ def _overlays(localizer: Localizer, queries: Sequence[Frame]) -> list[tuple[str,
 @contextmanager
 def _spinning(processes: NodeProcesses) -> Iterator[tuple[Player, Client]]:
     """The demo's own two nodes, on an executor in a thread."""
-    rclpy.init(
-        signal_handler_options=SignalHandlerOptions.NO
-    )  # ctrl-C is ours: first the nodes end
+    # ctrl-C is ours: the nodes end first
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     player, client = Player(), Client(processes)
     executor = SingleThreadedExecutor()
     for node in (player, client):
@@ -253,31 +242,6 @@ def _spinning(processes: NodeProcesses) -> Iterator[tuple[Player, Client]]:
         for node in (player, client):
             node.destroy_node()
         rclpy.try_shutdown()
-
-
-class _Progress:
-    """One line that counts up on a terminal; in a log, a line every ten percent of a stage."""
-
-    def __init__(self, title: str):
-        self._title, self._on_terminal, self._shown = title, sys.stdout.isatty(), ""
-
-    def __call__(self, fraction: float, details: str = "", stage: str = "") -> None:
-        percent = math.floor(
-            100 * fraction if self._on_terminal else 10 * math.floor(10 * fraction)
-        )
-        shown = f"{self._title}{stage and ', ' + stage}: {percent:3d} %"
-        if self._on_terminal:
-            print(f"\r\x1b[K{shown}  {details}", end="", flush=True)
-        elif shown != self._shown:
-            print(f"{shown}  {details}".rstrip(), flush=True)
-        self._shown = shown
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._on_terminal:
-            print()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -302,27 +266,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--head",
-        choices=("cells", "prototype"),
+        choices=("cells", "prototype", "heatmap"),
         default="cells",
-        help="prototype: without training (%(default)s)",
+        help="prototype: no training; heatmap: the paper's, some minutes (%(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="of the rendered room, of training and of odometry's drift (%(default)s)",
+        help="seed of the rendered room, the training and the drift of odometry (%(default)s)",
     )
     parser.add_argument(
         "--domain",
         type=int,
         default=1 + os.getpid() % 100,
-        help="ROS_DOMAIN_ID, so that other robots do not interfere (by process id)",
+        help="ROS_DOMAIN_ID, so that other robots do not interfere (default: by process id)",
     )
     options = parser.parse_args(remove_ros_args(sys.argv)[1:] if arguments is None else arguments)
     if options.rate <= 0:
         parser.error(f"--rate {options.rate}: expected more than 0")
     return options
-
-
-if __name__ == "__main__":
-    main()

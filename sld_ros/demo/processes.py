@@ -1,5 +1,4 @@
-"""Nodes as processes of their own: started with parameters and a log file, watched, and ended
-together."""
+"""Nodes as processes: started with parameters and a log file, watched, and ended together."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ class NodeProcesses:
         words = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
         command = [sys.executable, "-P", "-m", module, "--ros-args", *words]
         with open(self._log(name), "wb") as log:
-            # a session of its own: ctrl-C reaches this process alone, which then ends the nodes in
-            # order
+            # a session of its own: ctrl-C reaches this process alone, which then ends the nodes
             self._running[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -46,7 +44,7 @@ class NodeProcesses:
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Wait for a condition; SldError says what did not happen in time, or which node died, with
-        its last words."""
+        the end of its log."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             self.check()
@@ -65,7 +63,8 @@ class NodeProcesses:
                 )
 
     def stop(self) -> None:
-        """Interrupt, then terminate, then kill what is left, with all that it started."""
+        """Interrupt the nodes, terminate and then kill those that are left, with all they have
+        started."""
         for number, patience_s in (
             (signal.SIGINT, INTERRUPT_S),
             (signal.SIGTERM, TERMINATE_S),
@@ -92,8 +91,7 @@ class NodeProcesses:
 
 def clean_shared_memory() -> None:
     """Remove the Fast DDS segments that killed processes left behind; those in use stay."""
-    tool = shutil.which("fastdds")
-    if tool:
+    if tool := shutil.which("fastdds"):
         with contextlib.suppress(subprocess.TimeoutExpired):  # a courtesy: not worth an error
             subprocess.run(
                 [tool, "shm", "clean"],

@@ -44,9 +44,9 @@ def test_a_node_that_dies_is_reported_with_its_last_lines(tmp_path, modules):
 
 
 def test_what_does_not_happen_in_time_is_named(tmp_path):
-    with NodeProcesses(tmp_path / "logs") as processes:
-        with pytest.raises(SldError, match="waiting for rain: not within 0 s"):
-            processes.wait_until(lambda: False, 0.05, "waiting for rain")
+    expected = pytest.raises(SldError, match="waiting for rain: not within 0 s")
+    with NodeProcesses(tmp_path / "logs") as processes, expected:
+        processes.wait_until(lambda: False, 0.05, "waiting for rain")
 
 
 def test_an_error_ends_every_node_even_one_that_ignores_interrupts_and_its_children(
