@@ -153,7 +153,6 @@ def test_a_full_disk_is_refused(ros, drive, services, tmp_path):
 @pytest.mark.parametrize(
     "parameters, words",
     [
-        ({"topicz": "x"}, "unknown parameter topicz"),
         ({"queue_size": 5}, "queue_size = 5: expected int from 1048576"),
         ({"min_free_disk": "much"}, "min_free_disk = 'much': expected int"),
     ],
@@ -162,6 +161,35 @@ def test_wrong_parameters_stop_it_with_one_line(ros, parameters, words):
     node = ros.process("sld_ros.recorder_node", **parameters)
     _, text = node.communicate(timeout=20)
     assert node.returncode == 1 and words in text and len(text.strip().splitlines()) == 1
+
+
+def test_images_lost_on_their_way_are_counted_by_their_stamps(ros, services, tmp_path):
+    """A third of the images never arrives; nothing was dropped by the recorder."""
+    from sensor_msgs.msg import CameraInfo, Image
+    from tf2_msgs.msg import TFMessage
+
+    node = ros.node("drive")
+    images = node.create_publisher(Image, "image", 100)
+    node.create_publisher(CameraInfo, "camera_info", 10)
+    node.create_publisher(TFMessage, "/tf", 10)
+    start, stop = services
+    recorder = ros.process("sld_ros.recorder_node", output_folder=tmp_path)
+    assert start("drive").success
+    ros.wait_for(images.get_subscription_count, "the recorder's subscription")
+    for i in range(90):
+        if i % 3:
+            message = Image(width=1, height=1, encoding="mono8", step=1, data=bytes(1))
+            message.header.stamp.sec = i // 20
+            message.header.stamp.nanosec = i % 20 * 50_000_000
+            images.publish(message)
+            time.sleep(0.01)
+    time.sleep(1.5)  # for the warning
+    counts = {t.topic: t for t in stop().topics}["/image"]
+    assert (counts.count, counts.dropped) == (60, 0)
+    assert counts.missing == 25  # of 29 between the first and the last, less 4 of the first ten
+    recorder.terminate()
+    _, text = recorder.communicate(timeout=10)
+    assert "images lost on their way" in text and "25 of /image" in text
 
 
 def test_a_type_that_is_not_installed_is_named_at_start_and_skipped_later(
