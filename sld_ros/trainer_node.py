@@ -1,12 +1,16 @@
-"""Node `trainer`: action ~/train_scene teaches a scene from a recording, in a process of its
-own."""
+"""Node `trainer`: action ~/train_scene teaches a scene from a recording or a map, in a process of
+its own."""
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from sld_ros.run import trainer
+
+    trainer()
 
 import math
 import os
 import re
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -20,14 +24,16 @@ from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from sld.action import TrainScene
 
-from sld_core import scene_file
+from sld_core import runtime, scene_file
+from sld_core.commands.common import check_writable
 from sld_core.types import SldError
 from sld_ros.parameters import declare, parameter
-from sld_ros.run import one_line, run
+from sld_ros.run import one_line
 from sld_ros.teach_process import COMMAND, TeachProcess, TeachRequest
 
 Result = TrainScene.Result
 POLL_S = 0.1  # how soon a cancel is seen
+THREADS = 4  # for a goal, its cancel and more goals, on a single core too
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class Parameters:
     device: str = parameter(
         "", "Torch device to train on: cpu, cuda, cuda:0, ...; empty: the default of the core"
     )
+
+
+def start() -> tuple[TrainerNode, MultiThreadedExecutor]:
+    return TrainerNode(), MultiThreadedExecutor(THREADS)
 
 
 class TrainerNode(Node):
@@ -50,7 +60,7 @@ class TrainerNode(Node):
         self._command = command
         self._check = check
         self._busy = threading.Lock()
-        self._teaching: TeachProcess | None = None
+        self._ending = threading.Event()
         self._server = ActionServer(
             self,
             TrainScene,
@@ -61,9 +71,9 @@ class TrainerNode(Node):
         )
 
     def destroy_node(self) -> None:
-        if self._teaching is not None:
-            self._teaching.stop()
-        self._server.destroy()
+        self._ending.set()
+        with self._busy:  # until the goal has ended
+            self._server.destroy()
         super().destroy_node()
 
     def _execute(self, goal: ServerGoalHandle) -> Result:
@@ -73,34 +83,38 @@ class TrainerNode(Node):
                 error=Result.BUSY, text="another scene is being taught; wait for it or cancel it"
             )
         try:
-            result = self._teach(goal)
-        except SldError as error:
-            result = Result(error=Result.BAD_INPUT, text=str(error))
-        except Exception as error:  # a defect or a full disk: who sent the goal has to hear of it
-            self.get_logger().error(f"scene {goal.request.scene!r}: {traceback.format_exc()}")
-            result = Result(error=Result.FAILED, text=one_line(error))
+            result = self._result_of(goal)
+            self.get_logger().info(f"scene {goal.request.scene!r}: {result.text}")
+            if result.error == Result.SUCCESS:
+                goal.succeed()
+            elif result.error == Result.CANCELED and goal.is_cancel_requested:
+                goal.canceled()
+            else:
+                goal.abort()
+            return result
         finally:
             self._busy.release()
-        if result.error == Result.SUCCESS:
-            goal.succeed()
-        elif result.error == Result.CANCELED:
-            goal.canceled()
-        else:
-            goal.abort()
-        self.get_logger().info(f"scene {goal.request.scene!r}: {result.text}")
-        return result
+
+    def _result_of(self, goal: ServerGoalHandle) -> Result:
+        try:
+            return self._teach(goal)
+        except SldError as error:
+            return Result(error=Result.BAD_INPUT, text=str(error))
+        except Exception as error:  # a defect or a full disk: who sent the goal has to hear of it
+            self.get_logger().error(f"scene {goal.request.scene!r}: {traceback.format_exc()}")
+            return Result(error=Result.FAILED, text=one_line(error))
 
     def _teach(self, goal: ServerGoalHandle) -> Result:
         """The old scene file stays until the new one passed its check."""
         final = self._scene_path(goal.request.scene)
         partial = final.with_name(f".{final.stem}.partial.sld")
-        with tempfile.TemporaryDirectory(prefix="sld-", ignore_cleanup_errors=True) as work:
-            request = self._teach_request(goal.request, partial, Path(work))
-            self._teaching = TeachProcess(
+        with runtime.temporary_folder() as work:
+            request = self._teach_request(goal.request, partial, work)
+            teaching = TeachProcess(
                 request, lambda line: self.get_logger().info(line), self._command
             )
             try:
-                event = self._follow(goal)
+                event = self._follow(teaching, goal)
                 if event is None:
                     return Result(error=Result.CANCELED, text="canceled")
                 if event["event"] == "error":
@@ -110,15 +124,14 @@ class TrainerNode(Node):
                     )
                 return self._accept(event, partial, final)
             finally:
-                self._teaching.stop()
-                self._teaching = None
+                teaching.stop()
                 partial.unlink(missing_ok=True)
 
-    def _follow(self, goal: ServerGoalHandle) -> dict | None:
-        """Feedback until the process is done; its last event, or None when the goal was
-        canceled."""
-        while not goal.is_cancel_requested:
-            event = self._teaching.next_event(POLL_S)
+    def _follow(self, teaching: TeachProcess, goal: ServerGoalHandle) -> dict | None:
+        """Feedback until the process is done; its last event, or None when the goal was canceled or
+        the node ends."""
+        while not (goal.is_cancel_requested or self._ending.is_set()):
+            event = teaching.next_event(POLL_S)
             if event is None:
                 continue
             if event["event"] != "progress":
@@ -148,21 +161,15 @@ class TrainerNode(Node):
                 f"scene name {name[:120]!r}: expected letters, digits, '_' and '-' (not in "
                 "front), 100 at most"
             )
-        folder = Path(self._settings.output_folder).expanduser().absolute()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SldError(
-                f"output_folder {folder}: cannot be created ({error.strerror})"
-            ) from None
-        return folder / f"{name}.sld"
+        path = Path(self._settings.output_folder).expanduser().absolute() / f"{name}.sld"
+        check_writable(path, "output_folder:")
+        return path
 
     def _teach_request(self, request: TrainScene.Goal, output: Path, work: Path) -> TeachRequest:
-        source = Path(request.source).expanduser()
-        if not request.source or not source.exists():
-            raise SldError(f"source {request.source!r}: no such recording or folder of frames")
+        if not request.source:
+            raise SldError("source is empty; expected a recording, a map or a folder of frames")
         return TeachRequest(
-            source,
+            Path(request.source).expanduser().absolute(),
             request.frame_list,
             output,
             work,
@@ -192,17 +199,3 @@ def _success(event: dict, path: Path) -> Result:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def make_executor() -> MultiThreadedExecutor:
-    """Threads for a goal, its cancel and more goals, on a single core too: by default it has one
-    for each core."""
-    return MultiThreadedExecutor(4)
-
-
-def main() -> None:
-    run(TrainerNode, make_executor)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 behaves."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def main():
     if name == "unusual":  # an event that is not as agreed
         event(stage="?")
         time.sleep(60)
+    if name == "abort":  # as COLMAP does
+        print("F1129 Check failed: n > 0\n*** Check failure stack trace: ***", file=sys.stderr)
+        print("    @     0x7f01  abort", file=sys.stderr, flush=True)
+        os.abort()
     if name == "crash":
         raise RuntimeError("a defect")
     output.write_text("damaged" if name == "damaged" else " ".join(sys.argv[1:]))

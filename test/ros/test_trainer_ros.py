@@ -17,6 +17,7 @@ FAKE = str(Path(__file__).parents[1] / "fake_trainer.py")
 def trainer(ros, tmp_path):
     """A trainer process that writes into tmp_path/scenes, and a client for it."""
     (tmp_path / "bag").mkdir()
+    (tmp_path / "bag" / "metadata.yaml").touch()
     return Client(ros, ros.process(FAKE, output_folder=tmp_path / "scenes"), tmp_path)
 
 
@@ -76,23 +77,44 @@ def test_teaches_with_feedback_and_hands_on_the_options(trainer):
     assert trainer.files() == ["room.sld"]
 
 
-def test_a_folder_of_frames_is_recognised_and_defaults_are_left_to_the_core(trainer):
-    (trainer.folder / "frames").mkdir()
-    (trainer.folder / "frames" / "camera-intrinsics.txt").write_text("")
-    words = Path(
-        trainer.result(trainer.send("room", source="frames", frame_list="map.txt")).path
-    ).read_text()
-    assert (
-        f"teach --frames={trainer.folder / 'frames'} --list=map.txt --output=" in words
-        and words.endswith("--name=room --events")
-    )
+@pytest.mark.parametrize(
+    "file, option",
+    [
+        ("camera-intrinsics.txt", "--frames"),
+        ("sld-map.json", "--scene-data"),
+        ("scene.json", "--scene-data"),
+        ("train_test_val.pkl", "--scene-data"),
+        ("drive_0.db3", "--bag"),
+    ],
+)
+def test_the_kind_of_source_is_recognised(tmp_path, file, option):
+    from sld_ros.teach_process import source_option
+
+    (tmp_path / file).touch()
+    assert source_option(tmp_path) == option
+
+
+def test_a_recording_may_be_named_by_its_file(tmp_path):
+    from sld_ros.teach_process import source_option
+
+    (tmp_path / "drive_0.mcap").touch()
+    assert source_option(tmp_path / "drive_0.mcap") == "--bag"
+
+
+def test_a_map_is_taught_and_defaults_are_left_to_the_core(trainer):
+    (trainer.folder / "lobby").mkdir()
+    (trainer.folder / "lobby" / "sld-map.json").write_text("{}")
+    words = Path(trainer.result(trainer.send("room", source="lobby")).path).read_text()
+    assert f"teach --scene-data={trainer.folder / 'lobby'} --output=" in words
+    assert words.endswith("--name=room --events")
 
 
 def test_what_fails_says_why_and_the_old_scene_stays(trainer):
     (trainer.folder / "scenes").mkdir()
     for scene, error, words in [
         ("refused", "BAD_INPUT", "no images in the bag"),
-        ("crash", "FAILED", "status 1: RuntimeError: a defect"),
+        ("crash", "FAILED", "status 1: a line of the log | RuntimeError: a defect"),
+        ("abort", "FAILED", "signal SIGABRT: a line of the log | F1129 Check failed: n > 0"),
         ("damaged", "FAILED", "not usable: the scene file is damaged"),
         ("unusual", "FAILED", "KeyError"),
         ("-room", "BAD_INPUT", "not in front"),
@@ -105,8 +127,29 @@ def test_what_fails_says_why_and_the_old_scene_stays(trainer):
         result = trainer.result(trainer.send(scene))
         assert result.error == getattr(result, error) and words in result.text, scene
         assert old.read_text() == "old" and not any("partial" in name for name in trainer.files())
-    result = trainer.result(trainer.send("room", source="none"))
-    assert result.error == result.BAD_INPUT and "no such recording" in result.text
+    (trainer.folder / "photos").mkdir()
+    (trainer.folder / "photos" / "a.jpg").touch()
+    for source, came in (("none", "no such file or folder"), ("photos", "a folder with a.jpg")):
+        result = trainer.result(trainer.send("room", source=source))
+        assert result.error == result.BAD_INPUT
+        assert f"{came}; expected a rosbag2 recording" in result.text
+
+
+def test_an_option_that_sld_does_not_know_is_bad_input(ros, tmp_path):
+    """With the real program, which ends before it has heard of events."""
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "bag" / "metadata.yaml").touch()
+    process = ros.process("sld_ros.trainer_node", output_folder=tmp_path / "scenes")
+    trainer = Client(ros, process, tmp_path)
+    result = trainer.result(trainer.send("room", head="nonsense"), 60)
+    assert result.error == result.BAD_INPUT, result.text
+    assert "argument --head: invalid choice: 'nonsense'" in result.text
+
+
+def test_an_output_folder_that_cannot_be_written_is_bad_input(trainer):
+    (trainer.folder / "scenes").touch()  # a file, which stops root too
+    result = trainer.result(trainer.send("room"))
+    assert result.error == result.BAD_INPUT and "output_folder" in result.text
 
 
 @pytest.mark.parametrize("scene", ["slow", "stubborn"])
@@ -144,20 +187,34 @@ def test_the_process_ends_with_the_node(trainer):
     assert not is_alive(int(pids.read_text()))
 
 
-def test_a_cancel_finds_a_thread_on_a_single_core(monkeypatch):
+def test_a_cancel_finds_a_thread_on_a_single_core(ros, monkeypatch):
     from sld_ros import trainer_node
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: 1)
-    started = []
-    monkeypatch.setattr(
-        trainer_node, "run", lambda node, make_executor: started.append(make_executor)
-    )
-    trainer_node.main()
-    import rclpy
+    node, executor = trainer_node.start()
+    ros.node(node)
+    assert executor._executor._max_workers >= 2
+    executor.shutdown()
 
-    rclpy.init()
-    try:
-        assert started[0]()._executor._max_workers >= 2
-    finally:
-        rclpy.shutdown()
+
+def test_the_last_words_of_a_log_are_its_messages():
+    from sld_ros.teach_process import last_words
+
+    log = [
+        "WARNING sld_core.data: 3 frames left out",
+        "Traceback (most recent call last):",
+        '  File "solve.py", line 3, in solve',
+        "    run(",
+        "    ^^^^",
+        "terminate called after throwing an instance of 'std::runtime_error'",
+        "  what():  No registered database factory succeeded.",
+        "*** Aborted at 1700000000 ***",
+        "    @     0x7f01 abort",
+        "/lib/x86_64-linux-gnu/libc.so.6(+0x3bfd0) [0x7f0]",
+        "",
+    ]
+    assert last_words(log) == (
+        "WARNING sld_core.data: 3 frames left out | terminate called after throwing an instance "
+        "of 'std::runtime_error' | what():  No registered database factory succeeded."
+    )
