@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 
 from sld_core import runtime
 
@@ -33,16 +34,20 @@ def main(argv: list[str] | None = None) -> int:
             _tell("canceled", "interrupted", events)
         return 128 + number
 
+    def end(number: int) -> None:
+        time.sleep(runtime.GRACE_S)  # for an orderly end
+        runtime.leave(interrupted(number))
+
     try:
         if argv is None:
             runtime.prepare()
-            runtime.on_stop(interrupt, lambda number: runtime.leave(interrupted(number)))
+            runtime.on_stop(end, interrupt)
         _run(argv)
         return 0
     except BaseException as error:
         running = False
         # a library in which the interrupt arrived may have made another error of it
-        if stopped or isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or stopped and isinstance(error, Exception):
             return interrupted(stopped[0] if stopped else signal.SIGINT)
         return _failed(error, events)
     finally:

@@ -10,9 +10,8 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,13 +43,14 @@ def prepare() -> None:
 
 
 def on_stop(
-    react: Callable[[int], None], give_up: Callable[[int], None], grace_s: float = GRACE_S
+    end: Callable[[int], None], interrupt: Callable[[int], None] = lambda number: None
 ) -> None:
-    """Call `react(signal)` in the main thread at the first SIGINT, SIGTERM or SIGHUP.
+    """At the first SIGINT, SIGTERM or SIGHUP call `end(signal)`, once, on a thread of its own. It
+    has to see to it that the process ends, whatever the main thread does.
 
-    Later signals are ignored, so that nothing interrupts the cleaning up. A long computation in C
-    returns to Python late: where the process is still there after `grace_s`, `give_up(signal)` is
-    called on another thread, and has to end it. A signal that is ignored stays so (nohup)."""
+    `interrupt(signal)` is called in the main thread, and may raise; but where that computes in C,
+    it comes late. Later signals are ignored, so that nothing interrupts the cleaning up. A signal
+    that is ignored stays so (nohup)."""
     received: list[int] = []
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -58,14 +58,13 @@ def on_stop(
     def handle(number: int, _frame) -> None:
         if not received:
             received.append(number)
-            react(number)
+            interrupt(number)
 
     def watch() -> None:
-        # Python's C handler writes each signal here at once, whatever the main thread computes
+        # Python's C handler writes each signal here at once, in whatever thread it arrives
         while (number := os.read(reader, 1)[0]) not in STOP_SIGNALS:
             pass
-        time.sleep(grace_s)
-        give_up(number)
+        end(number)
 
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=watch, name="watch", daemon=True).start()
@@ -122,8 +121,6 @@ def leave(status: int) -> NoReturn:
     for folder in list(_temporary_folders):
         shutil.rmtree(folder, ignore_errors=True)
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
-        except (OSError, ValueError):
-            pass  # nobody reads it any more
     os._exit(status)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sld_ros.run import localizer
+
+    localizer()
+
 import threading
 import time
 import traceback
@@ -12,8 +17,11 @@ from pathlib import Path
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sld.msg import LocalizerStatus
 from sld.srv import LoadScene
@@ -31,11 +39,12 @@ from sld_ros.conversions import (
 from sld_ros.latest import Latest
 from sld_ros.map_odom import MapOdom
 from sld_ros.parameters import declare, parameter
-from sld_ros.run import one_line, run
+from sld_ros.run import one_line
+from sld_ros.stamp_gaps import StampGaps
 
-NEWEST_ONLY = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
-)  # hears reliable publishers too
+# best effort hears reliable publishers too
+NEWEST_ONLY = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+END_S = 1.0  # for the image being worked on when the node ends
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,13 @@ class Parameters:
     )
 
 
+def start() -> tuple[LocalizerNode, SingleThreadedExecutor]:
+    return LocalizerNode(), SingleThreadedExecutor()
+
+
 class LocalizerNode(Node):
-    """Images arrive on the executor's thread and are localized on a thread of their own, the newest
-    only.
+    """Images arrive on the executor's thread, and the newest is localized on a thread of its own;
+    scenes are loaded on another, so that TF never waits.
 
     `load` makes a localizer from a path and a device (tests give a fake one)."""
 
@@ -80,14 +93,16 @@ class LocalizerNode(Node):
         self._settings = p = declare(self, Parameters)
         self._load = load
         self._localizer: Localizer | None = None
-        self._scene_lock = (
-            threading.Lock()
-        )  # a result is published only while its scene is the current one
+        # held while the scene changes and while a result is published, so that none of an old
+        # scene follows
+        self._scene_lock = threading.Lock()
+        self._loading = threading.Lock()
         self._map_odom = MapOdom(
             self, p.map_frame, p.odom_frame, p.base_frame, p.transform_tolerance
         )
         if p.scene:
             self._load_scene(p.scene)
+        self._gaps = StampGaps()
         self._calibration: tuple[CameraInfo, Undistortion | SldError] | None = None
         self._images: Latest[tuple[Image | CompressedImage, int]] = Latest()
         self._counts = {"received": 0, "processed": 0, "accepted": 0}
@@ -100,15 +115,20 @@ class LocalizerNode(Node):
         self.create_subscription(
             CompressedImage if p.compressed else Image, "image", self._on_image, NEWEST_ONLY
         )
-        self.create_service(LoadScene, "~/load_scene", self._on_load_scene)
+        self.create_service(
+            LoadScene,
+            "~/load_scene",
+            self._on_load_scene,
+            callback_group=ReentrantCallbackGroup(),  # other callbacks go on while it waits
+        )
         self.create_timer(1.0, self._publish_diagnostics)
         self.create_timer(1.0 / p.tf_rate, self._map_odom.repeat)
-        self._worker = threading.Thread(target=self._work, name="localize")
+        self._worker = threading.Thread(target=self._work, name="localize", daemon=True)
         self._worker.start()
 
     def destroy_node(self) -> None:
         self._images.close()
-        self._worker.join()
+        self._worker.join(END_S)
         super().destroy_node()
 
     def _on_camera_info(self, info: CameraInfo) -> None:
@@ -122,25 +142,46 @@ class LocalizerNode(Node):
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._counts["received"] += 1
+        self._gaps.add(ns_from_time(message.header.stamp))
         self._images.put((message, self.get_clock().now().nanoseconds))
 
-    def _on_load_scene(
+    async def _on_load_scene(
         self, request: LoadScene.Request, response: LoadScene.Response
     ) -> LoadScene.Response:
+        """Answers once another thread has loaded the scene; the executor goes on meanwhile."""
+        if not self._loading.acquire(blocking=False):
+            return self._answer(response, "another scene is being loaded; try again when it is")
+        loaded = Future()
+
+        def load() -> None:
+            error = self._try_to_load(request.path)
+            self._loading.release()
+            loaded.set_result(error)
+            if self.executor is not None:
+                self.executor.wake()
+
+        threading.Thread(target=load, name="load", daemon=True).start()
+        return self._answer(response, await loaded)
+
+    def _try_to_load(self, path: str) -> str:
+        """Why the scene could not be loaded, in one line; empty once it is in use."""
         try:
-            self._load_scene(request.path)
-            response.success = True
+            self._load_scene(path)
+            return ""
         except SldError as error:
-            response.error = str(error)
             self.get_logger().error(f"load_scene: {error}")
+            return str(error)
         except Exception as error:  # a defect, or a device that failed: the scene before goes on
-            response.error = f"{request.path} cannot be loaded: {one_line(error)}"
             self.get_logger().error(f"load_scene: {traceback.format_exc()}")
-        if self._localizer is not None:
-            response.scene, response.landmarks = (
-                self._localizer.scene.name,
-                len(self._localizer.scene.landmarks),
-            )
+            return f"{path} cannot be loaded: {one_line(error)}"
+
+    def _answer(self, response: LoadScene.Response, error: str) -> LoadScene.Response:
+        response.success = not error
+        response.error = error
+        localizer = self._localizer
+        if localizer is not None:
+            response.scene = localizer.scene.name
+            response.landmarks = len(localizer.scene.landmarks)
         return response
 
     def _load_scene(self, path: str) -> None:
@@ -148,10 +189,9 @@ class LocalizerNode(Node):
         if not localizer.scene.metric:
             raise SldError(
                 f"{path}: scene {localizer.scene.name!r} is not metric: its poses are not in "
-                "metres, and a robot would drive by "
-                "them; give its map a scale (sld map metric --distance ... | --tag-size ..., "
-                "or depth images or odometry beside "
-                "the images), go on with sld map all, and teach it again"
+                "metres, and a robot would drive by them; give its map a scale (sld map metric "
+                "--distance ... | --tag-size ..., or depth images or odometry beside the images), "
+                "go on with sld map all, and teach it again"
             )
         with self._scene_lock:
             self._localizer = localizer
@@ -165,7 +205,8 @@ class LocalizerNode(Node):
             try:
                 self._process(*item)
             except Exception:  # a defect must not end localization in silence
-                self.get_logger().error(f"image not processed: {traceback.format_exc()}")
+                if not self._images.closed:  # else its publishers are gone
+                    self.get_logger().error(f"image not processed: {traceback.format_exc()}")
 
     def _process(self, image: Image | CompressedImage, received_ns: int) -> None:
         start = time.monotonic()
@@ -195,8 +236,9 @@ class LocalizerNode(Node):
             return _refused(str(error))
 
     def _publish(self, result: Localization, status: LocalizerStatus, received_ns: int) -> None:
-        """TF first: who hears of a pose finds it on TF."""
-        p, stamp_ns = self._settings, ns_from_time(status.header.stamp)
+        """TF first, so that whoever receives a pose finds it on TF."""
+        p = self._settings
+        stamp_ns = ns_from_time(status.header.stamp)
         if result.pose is not None:
             if p.publish_tf:
                 try:
@@ -210,19 +252,24 @@ class LocalizerNode(Node):
         status.latency = (self.get_clock().now().nanoseconds - stamp_ns) / 1e9
         self._status.publish(status)
         self._counts["processed"] += 1
-        self._counts["accepted"] += result.accepted
+        if result.accepted:
+            self._counts["accepted"] += 1
         self._last = status
 
     def _publish_diagnostics(self) -> None:
-        message = DiagnosticArray(
-            status=[diagnostic(self._last, self._counts, self._images.replaced)]
-        )
+        counts = {
+            **self._counts,
+            "replaced by a newer image": self._images.replaced,
+            "missing, by gaps in the stamps": self._gaps.missing,
+        }
+        status = diagnostic(self.get_fully_qualified_name(), self._last, counts)
+        message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
 
 def status_message(result: Localization) -> LocalizerStatus:
-    """What a localization found, without header, scene and times."""
+    """What a localization found; header, scene and times are left to the caller."""
     status = LocalizerStatus(
         accepted=result.accepted, reason=result.reason, detections=len(result.detections)
     )
@@ -234,32 +281,28 @@ def status_message(result: Localization) -> LocalizerStatus:
     return status
 
 
-def diagnostic(last: LocalizerStatus, counts: dict[str, int], replaced: int) -> DiagnosticStatus:
-    """The node's state in one line, from the last image and the counts since the start."""
-    level, text = DiagnosticStatus.OK, "localized"
-    if not last.accepted:
-        level, text = DiagnosticStatus.WARN, last.reason
-    elif last.tf_error:
-        level, text = DiagnosticStatus.WARN, last.tf_error
+def diagnostic(node: str, last: LocalizerStatus, counts: dict[str, int]) -> DiagnosticStatus:
+    """The state of the node (its fully qualified name) in one line, from the last image and the
+    counts of images since the start."""
+    level = DiagnosticStatus.OK if last.accepted and not last.tf_error else DiagnosticStatus.WARN
     values = {
         "scene": last.scene,
         **counts,
-        "replaced by a newer image": replaced,
         "inliers": last.inliers,
         "processing time (ms)": round(1000 * last.processing_time),
         "latency (ms)": round(1000 * last.latency),
     }
     return DiagnosticStatus(
         level=level,
-        name="localizer: images",
-        message=text,
-        hardware_id="sld",
+        name=f"{node}: images",
+        message=last.reason or last.tf_error or "localized",
+        hardware_id=node,
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
     )
 
 
 def _refused(reason: str) -> Localization:
-    """The image was not looked at."""
+    """An image that was not worked on."""
     return Localization(
         None, reason, Detections(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros(0))
     )
@@ -268,11 +311,3 @@ def _refused(reason: str) -> Localization:
 def _same_calibration(a: CameraInfo, b: CameraInfo) -> bool:
     names = ("width", "height", "distortion_model", "d", "k", "p", "binning_x", "binning_y", "roi")
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
-
-
-def main() -> None:
-    run(LocalizerNode)
-
-
-if __name__ == "__main__":
-    main()

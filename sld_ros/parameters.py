@@ -16,8 +16,8 @@ OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 
 def parameter(default, description: str, minimum=None, maximum=None):
-    """A dataclass field that becomes a ROS parameter with this description, and this range if it is
-    a number."""
+    """A dataclass field that becomes a ROS parameter with this description, and, if it is a number,
+    this range."""
     return dataclasses.field(
         default=default, metadata={"description": description, "range": (minimum, maximum)}
     )
@@ -26,17 +26,18 @@ def parameter(default, description: str, minimum=None, maximum=None):
 def declare(node: Node, kind: type[T]) -> T:
     """Declare every field of `kind` as a read-only parameter and return the values given at start.
 
-    Raises SldError for a parameter that does not exist, a wrong type or a value out of range."""
+    Raises SldError for a wrong type or a value out of range. An unknown parameter is a warning: it
+    may be misspelt, or a launch file gives it to all of its nodes."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    # rclpy has no public list of overrides, and lets a misspelt one pass in silence
+    # rclpy has no public list of overrides, and says nothing of a misspelt one
     unknown = [
         name
-        for name in node._parameter_overrides
+        for name in sorted(node._parameter_overrides)
         if name not in fields and not name.startswith(OF_RCLPY)
     ]
     if unknown:
-        raise SldError(
-            f"unknown parameter {', '.join(sorted(unknown))}; known are {', '.join(fields)}"
+        node.get_logger().warning(
+            f"unknown parameter {', '.join(unknown)} ignored; known are {', '.join(fields)}"
         )
     values = {}
     for name, field in fields.items():

@@ -1,18 +1,101 @@
-"""What every node's main does: logs of the core to ROS, one clear line for a user's mistake, a
-clean end."""
+"""The life of a node's process. Nothing heavy is imported here before signals are taken care of."""
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable
-
-import rclpy
-from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, NoReturn
 
 from sld_core import runtime
-from sld_core.types import SldError
+
+if TYPE_CHECKING:
+    from rclpy.executors import Executor
+    from rclpy.node import Node
+
+
+def localizer() -> NoReturn:
+    run("sld_ros.localizer_node")
+
+
+def recorder() -> NoReturn:
+    # what waits for the disk is still written; launch repeats itself after 5 s
+    run("sld_ros.recorder_node", grace_s=4.0)
+
+
+def trainer() -> NoReturn:
+    run("sld_ros.trainer_node")
+
+
+def run(module_name: str, grace_s: float = runtime.GRACE_S) -> NoReturn:
+    """Run the node that `start()` of a module makes, until SIGINT or SIGTERM ends it with exit
+    status 0; a user's mistake at the start is one line and exit status 1.
+
+    rclpy's own signal handlers are left out: they shut ROS down under the node's feet, and a second
+    signal would interrupt the cleaning up."""
+    importing = True
+    ended = threading.Event()
+
+    def end(_number: int) -> None:
+        if importing:
+            os._exit(0)  # nothing is open yet
+        ended.set()
+        time.sleep(grace_s)
+        runtime.leave(0)
+
+    # launch ends nodes by SIGINT, even where a script started it with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runtime.on_stop(end)
+    runtime.prepare()
+    module = importlib.import_module(module_name)
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    from sld_core.types import SldError
+
+    importing = False
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    status = 0
+    try:
+        node, executor = module.start()
+        _spin(node, executor, ended)
+    except SldError as error:
+        status = 1
+        sys.stderr.write(f"error: {error}\n")
+    except Exception:
+        status = 1
+        traceback.print_exc()
+    rclpy.try_shutdown()
+    runtime.leave(status)
+
+
+def _spin(node: Node, executor: Executor, ended: threading.Event) -> None:
+    """Spin on another thread until `ended` is set; raises what a callback raised."""
+    failures: list[Exception] = []
+
+    def spin() -> None:
+        try:
+            executor.spin()
+        except Exception as error:
+            if not ended.is_set():  # afterwards, callbacks meet what is destroyed already
+                failures.append(error)
+        ended.set()
+
+    forward_core_logs(node)
+    executor.add_node(node)
+    thread = threading.Thread(target=spin, name="spin", daemon=True)
+    thread.start()
+    ended.wait()
+    node.destroy_node()
+    executor.shutdown()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 class RosHandler(logging.Handler):
@@ -35,11 +118,6 @@ class RosHandler(logging.Handler):
             self._logger.debug(text)
 
 
-def one_line(error: Exception) -> str:
-    """An unforeseen error in one line, for an answer; its trace belongs in the log."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 def forward_core_logs(node: Node) -> None:
     """Send what sld_core logs to the node's logger."""
     core = logging.getLogger("sld_core")
@@ -47,25 +125,6 @@ def forward_core_logs(node: Node) -> None:
     core.setLevel(logging.INFO)
 
 
-def run(
-    make_node: Callable[[], Node], make_executor: Callable[[], Executor] = SingleThreadedExecutor
-) -> None:
-    """Run a node until it is interrupted; a user's mistake at start is one line and exit status
-    1."""
-    runtime.prepare()
-    rclpy.init()
-    node = None
-    try:
-        node = make_node()
-        forward_core_logs(node)
-        executor = make_executor()
-        executor.add_node(node)
-        executor.spin()
-    except SldError as error:
-        sys.exit(f"error: {error}")
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+def one_line(error: Exception) -> str:
+    """An unforeseen error in one line, for an answer; its trace belongs in the log."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -151,3 +151,21 @@ def test_in_another_program_signals_stay_as_they_are():
         cli.main(["--help"])
     assert [signal.getsignal(number) for number in runtime.STOP_SIGNALS] == before
     assert sys.argv[1:] != ["--help"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [2.0, 4.0, 6.0, 9.0, 13.0, 18.0])
+def test_sigterm_ends_a_map_at_any_stage(tmp_path, delay_s):
+    from small_room import sway, write_photos
+
+    photos = write_photos(tmp_path / "photos", sway(24))
+    process = start(
+        "-m", "sld_core.cli", "map", "all", "--images", photos, "--output", tmp_path / "m"
+    )
+    wait_until_ready(process)
+    time.sleep(delay_s)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(TERM)
+    status, _, error = end_of(process)
+    assert status == 143 and "Traceback" not in error and "***" not in error
+    assert error.splitlines()[-1] == "sld: interrupted"

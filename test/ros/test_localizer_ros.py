@@ -16,6 +16,7 @@ pytestmark = pytest.mark.ros
 
 CAMERA = Camera(64, 48, 50.0, 50.0, 32.5, 24.5)
 SECOND = 10**9
+LOADED = threading.Event()  # slow scenes wait for it
 T_BASE_CAMERA = make_transform(
     np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0.0]]), np.array([0.1, 0, 0.5])
 )
@@ -39,6 +40,10 @@ class FakeLocalizer:
     def __init__(self, path, device):
         if path.name == "broken.sld":
             raise SldError("broken.sld is damaged")
+        if path.name.startswith("slow"):
+            assert LOADED.wait(20)
+        if path.name == "slow_broken.sld":
+            raise SldError("slow_broken.sld is damaged")
         if path.name == "defect.sld":
             raise RuntimeError("no CUDA\nand no GPU")
         self.path = path
@@ -135,12 +140,12 @@ class Robot:
 
         return self.ros.call(self.load_client, LoadScene.Request(path=path))
 
-    def see(self, number, stamp_ns, odometry=True, size=(48, 64)):
+    def see(self, number, stamp_ns, odometry=True, size=(48, 64), scene=None):
         """Publish one image, its calibration and odometry around its stamp."""
         from sld_ros.conversions import camera_info_message, image_message, transform_message
 
-        if self.made:
-            self.made[-1].stamps[number] = stamp_ns
+        if scene or self.made:
+            (scene or self.made[-1]).stamps[number] = stamp_ns
         self.static.send([transform_message(T_BASE_CAMERA, 0, "base_link", "camera")])
         if odometry:
             self.tf.send(
@@ -201,8 +206,10 @@ def test_pose_and_tf_at_the_image_stamp(robot):
         and stamps == sorted(set(stamps))
         and robot.map_odom[0].header.frame_id == "map"
     )
-    newest = lambda: ns_from_time(robot.map_odom[-1].header.stamp)
-    robot.ros.wait_for(lambda: abs(newest() - time.time_ns()) < 0.5 * SECOND, "map->odom of now")
+    robot.ros.wait_for(
+        lambda: abs(ns_from_time(robot.map_odom[-1].header.stamp) - time.time_ns()) < 0.5 * SECOND,
+        "map->odom of now",
+    )
 
 
 def test_an_old_recording_is_played_in_its_own_time(robot):
@@ -271,6 +278,40 @@ def test_a_scene_that_does_not_load_leaves_the_old_one(robot):
     assert robot.answer_to(1, time.time_ns()).scene == "room"
 
 
+def test_images_and_tf_are_handled_while_a_scene_is_loaded(robot):
+    from sld.srv import LoadScene
+
+    LOADED.clear()
+    assert robot.load_scene("room.sld").success
+    answer = robot.load_client.call_async(LoadScene.Request(path="slow.sld"))
+    time.sleep(0.2)
+    status = robot.answer_to(1, time.time_ns(), scene=robot.made[0])
+    assert (status.scene, status.accepted, status.tf_error) == ("room", True, "")
+    second = robot.load_scene("hall.sld")
+    assert (second.success, second.scene) == (False, "room")
+    assert second.error == "another scene is being loaded; try again when it is"
+    assert not answer.done()
+    LOADED.set()
+    robot.ros.wait_for(answer.done, "answer to the slow load")
+    assert (answer.result().success, answer.result().scene) == (True, "slow")
+    assert robot.answer_to(2, time.time_ns()).scene == "slow"
+    assert robot.load_scene("hall.sld").success  # it may be asked again
+
+
+def test_a_slow_load_that_fails_leaves_the_old_scene(robot):
+    from sld.srv import LoadScene
+
+    LOADED.clear()
+    assert robot.load_scene("room.sld").success
+    answer = robot.load_client.call_async(LoadScene.Request(path="slow_broken.sld"))
+    time.sleep(0.1)
+    LOADED.set()
+    robot.ros.wait_for(answer.done, "answer to the slow load")
+    assert answer.result().error == "slow_broken.sld is damaged"
+    assert answer.result().scene == "room"
+    assert robot.answer_to(1, time.time_ns()).scene == "room"
+
+
 def test_a_scene_without_scale_is_refused(robot):
     """Its poses are in no metres: a robot must not drive by them."""
     assert robot.load_scene("room.sld").success
@@ -330,6 +371,8 @@ def test_diagnostics_tell_the_state(robot):
     robot.diagnostics.clear()
     status = robot.ros.wait_for(lambda: robot.diagnostics, "diagnostics")[0].status[0]
     values = {v.key: v.value for v in status.values}
+    assert status.name == "/localizer: images" and status.hardware_id == "/localizer"
+    assert values["missing, by gaps in the stamps"] == "0"
     assert status.message == "localized" and (
         values["scene"],
         values["received"],
