@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def _alignment(args, scene):
     paths = [f.image_path for f in references]
     pairs = common_images(
         [f.source for f in data.frames],
-        [p.relative_to(args.frames).as_posix() for p in paths],
+        [Path(os.path.relpath(p, args.frames)).as_posix() for p in paths],
         [p.resolve().as_posix() for p in paths],
     )
     if len(pairs) < MIN_COMMON:

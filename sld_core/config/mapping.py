@@ -25,7 +25,7 @@ class FramesConfig:
     # drops images that differ from the last one kept by less than this, in mean grey levels (0 to
     # 255); 0 keeps all, 1 drops what stands still
     reject_similar: float = ranged(0.0, 0.0, 50.0)
-    jpeg_quality: int = ranged(95, 1, 100)
+    jpeg_quality: int = ranged(95, 1, 100)  # of photographs and videos; a bag has its own
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ SHARPNESS_SIDE, THUMBNAIL = 640, (64, 48)
 @dataclass(frozen=True)
 class Candidate:
     """An image that may become a frame: `image_HW3` uint8 RGB, undistorted where the lens is known.
-    `jpeg` is the file as it came, where nothing was changed. `depth_mm_HW` uint16 millimetres, 0 =
-    none, aligned, any resolution."""
+    `jpeg` is the original file, where nothing was changed. `depth_mm_HW` is uint16 millimetres, 0 =
+    none, aligned with the image, at any resolution."""
 
     image_HW3: np.ndarray
     camera: Camera

@@ -25,7 +25,6 @@ from sld_core.data.formats.colmap_files import read_cameras, read_images
 from sld_core.data.formats.colmap_model import write_model
 from sld_core.data.formats.indoor6 import read_scene_data, write_scene_data
 from sld_core.data.formats.splits import split
-from sld_core.data.formats.whole_folder import whole_folder
 from sld_core.data.frame_folder import read_frames
 from sld_core.data.sources import from_colmap
 from sld_core.types import Camera, Frame, Landmarks, Reconstruction, SceneData, SldError
@@ -904,7 +903,7 @@ def write_text(folder, model):
     """As text, which pycolmap writes."""
     import pycolmap
 
-    write_model(folder / "binary", model)
+    write_model(folder / "binary", model, folder / "frames")
     (folder / "model").mkdir()
     pycolmap.Reconstruction(folder / "binary").write_text(folder / "model")
     return folder / "model"
@@ -915,7 +914,7 @@ def test_cameras_and_poses_of_a_model_read_back(tmp_path, model, text):
     if text:
         write_text(tmp_path, model)
     else:
-        write_model(tmp_path / "model", model)
+        write_model(tmp_path / "model", model, tmp_path / "frames")
     cameras, images = read_cameras(tmp_path / "model"), read_images(tmp_path / "model")
     assert len(cameras) == 2
     for frame, image in zip(model.frames, sorted(images, key=lambda i: i.name[-11]), strict=True):
@@ -925,15 +924,18 @@ def test_cameras_and_poses_of_a_model_read_back(tmp_path, model, text):
 
 
 def test_a_model_is_replaced_by_the_next(tmp_path, model):
-    write_model(tmp_path / "model", model)
-    write_model(tmp_path / "model", replace(model, frames=model.frames[:2], **NO_POINTS))
-    assert len(read_images(tmp_path / "model")) == 2 and not list(tmp_path.glob(".model*"))
+    write_model(tmp_path / "model", model, tmp_path / "frames")
+    fewer = replace(model, frames=model.frames[:2], **NO_POINTS)
+    write_model(tmp_path / "model", fewer, tmp_path / "frames")
+    assert len(read_images(tmp_path / "model")) == 2
+    with pytest.raises(SldError, match="lies outside of"):
+        write_model(tmp_path / "model", model, tmp_path / "model")
 
 
 def test_pycolmap_reads_the_model_the_same(tmp_path, model):
     import pycolmap
 
-    write_model(tmp_path / "model", model)
+    write_model(tmp_path / "model", model, tmp_path / "frames")
     theirs = pycolmap.Reconstruction(tmp_path / "model")
     image = theirs.image(2)
     assert image.name == "hall 1/im 1.color.jpg" and np.allclose(
@@ -943,24 +945,9 @@ def test_pycolmap_reads_the_model_the_same(tmp_path, model):
     assert theirs.compute_num_observations() == 5
 
 
-def test_frames_without_a_pose_are_left_out_of_a_model(tmp_path, model, caplog):
-    frames = (*model.frames, frame(tmp_path / "frames", 3, name="hall 1/im 3", T_world_camera=None))
-    write_model(tmp_path / "model", replace(model, frames=frames))
-    assert len(read_images(tmp_path / "model")) == 3
-    assert "1 frames without a pose" in caplog.text
-
-
-def test_a_model_never_replaces_a_folder_of_others(tmp_path, model):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "thesis.tex").write_text("mine")
-    with pytest.raises(SldError, match="thesis.tex"):
-        write_model(tmp_path / "model", model)
-    assert (tmp_path / "model" / "thesis.tex").exists()
-
-
 @pytest.mark.parametrize("file", ["cameras.bin", "images.bin"])
 def test_every_truncation_and_forged_count_of_a_model_is_named(tmp_path, model, file):
-    write_model(tmp_path / "model", model)
+    write_model(tmp_path / "model", model, tmp_path / "frames")
     path = tmp_path / "model" / file
     data = path.read_bytes()
     forged = (
@@ -975,7 +962,7 @@ def test_every_truncation_and_forged_count_of_a_model_is_named(tmp_path, model, 
 
 
 def test_flipped_bytes_of_a_model_never_end_in_another_error(tmp_path, model):
-    write_model(tmp_path / "model", model)
+    write_model(tmp_path / "model", model, tmp_path / "frames")
     random = np.random.default_rng(0)
     for file in ("cameras.bin", "images.bin") * 60:
         path = tmp_path / "model" / file
@@ -1010,7 +997,7 @@ def test_damage_to_a_model_of_text_is_named(tmp_path, model, file, old, new, mes
 
 
 def test_a_frame_set_of_a_model(tmp_path, model):
-    write_model(tmp_path / "model", model)
+    write_model(tmp_path / "model", model, tmp_path / "frames")
     shutil.rmtree(tmp_path / "frames" / "hall 1")
     frame_set = from_colmap(tmp_path / "model", tmp_path / "frames", tmp_path / "out")
     assert [f.source for f in frame_set.frames] == [
@@ -1161,7 +1148,7 @@ def test_a_recorded_room_goes_through_every_format(tmp_path):
     )
     write_scene_data(tmp_path / "out", data)
     assert_same(read_scene_data(tmp_path / "out"), data)
-    write_model(tmp_path / "model", Reconstruction(frames, **NO_POINTS))
+    write_model(tmp_path / "model", Reconstruction(frames, **NO_POINTS), SHARED / "office")
     assert sorted(i.name for i in read_images(tmp_path / "model")) == sorted(
         f"{f.name}.color.jpg" for f in frames
     )
@@ -1182,75 +1169,3 @@ def test_names_of_images_hold_no_folders():
     ):
         with pytest.raises(SldError):
             plain_files.checked_name(name, Path("x.pkl"))
-
-
-# ---- folders that appear as a whole
-
-
-def replaced(folder, text="new"):
-    with whole_folder(folder, ["a"]) as staged:
-        (staged / "a").write_text(text)
-
-
-@pytest.fixture
-def whole(tmp_path):
-    replaced(tmp_path / "model", "old")
-    return tmp_path / "model"
-
-
-def fail_at(monkeypatch, number, error):
-    """The rename of this number, from 1, raises once."""
-    calls, real = itertools.count(1), Path.rename
-
-    def rename(self, target):
-        if next(calls) == number:
-            raise error
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize(
-    "error, raised",
-    [(OSError(28, "No space left on device"), SldError), (KeyboardInterrupt(), KeyboardInterrupt)],
-)
-def test_a_folder_that_cannot_be_replaced_stays(whole, monkeypatch, number, error, raised):
-    fail_at(monkeypatch, number, error)
-    with pytest.raises(raised):
-        replaced(whole)
-    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (
-        whole / "a"
-    ).read_text() == "old"
-    replaced(whole)
-    assert [p.name for p in whole.parent.iterdir()] == ["model"] and (
-        whole / "a"
-    ).read_text() == "new"
-
-
-def test_a_folder_that_a_kill_left_aside_is_put_back(whole, tmp_path):
-    old = tmp_path / ".model.sld-old"
-    whole.rename(old)  # between the two renames
-    (tmp_path / ".model.sld-new").mkdir()
-    with pytest.raises(ZeroDivisionError), whole_folder(whole, ["a"]):
-        raise ZeroDivisionError
-    assert [p.name for p in tmp_path.iterdir()] == ["model"] and (whole / "a").read_text() == "old"
-    old.mkdir()  # a kill after both: it is not needed any more
-    replaced(whole)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"] and (whole / "a").read_text() == "new"
-
-
-def test_a_folder_that_cannot_be_put_back_is_kept_aside(whole, monkeypatch):
-    def rename(self, target):
-        if target != whole:
-            return real(self, target)
-        raise OSError(5, "Input/output error")
-
-    real = Path.rename
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(SldError, match="cannot be written"):
-        replaced(whole)
-    monkeypatch.undo()
-    assert (whole.parent / ".model.sld-old" / "a").read_text() == "old"
-    with whole_folder(whole, ["a"]):
-        assert (whole / "a").read_text() == "old"

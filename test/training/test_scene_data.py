@@ -1,6 +1,7 @@
 """A labelled dataset -> a scene file -> poses of new images, in metres or in units of its own."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -229,8 +230,12 @@ def test_a_scene_without_scale_says_so(without_scale, sequence, tmp_path, capsys
 
 
 def test_a_scene_without_scale_is_measured_after_alignment(
-    without_scale, sequence, tmp_path, capsys
+    without_scale, sequence, tmp_path, capsys, monkeypatch
 ):
+    def no_space(path):
+        pytest.fail("alignment writes nothing")
+
+    monkeypatch.setattr(shutil, "disk_usage", no_space)
     metrics = evaluate(
         without_scale / "room.sld",
         sequence,
