@@ -22,7 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sld_core.config.scene import BACKBONES, SceneConfig
+from sld_core.config.scene import BACKBONES, SceneConfig, ScheduleConfig, TargetConfig
 from sld_core.config.settings import from_dict, to_dict
 from sld_core.files import write_atomically
 from sld_core.models import heads
@@ -198,7 +198,7 @@ def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
             f"{path}: needs backbone {name!r}, this sld has {', '.join(BACKBONES)}; install a "
             f"matching sld or {REMEDY}"
         )
-    config = from_dict(values, SceneConfig)
+    config = from_dict(_grouped(values), SceneConfig)
     weights = config.backbone_weights
     if weights not in ("", IMAGENET, RANDOM) and not Path(weights).is_file():
         beside = path.parent / Path(weights).name
@@ -214,3 +214,21 @@ def _with_weights(values: dict, backbone: dict, path: Path) -> SceneConfig:
             f"weights or {REMEDY}"
         )
     return config
+
+
+def _grouped(values: dict) -> dict:
+    """Settings in the groups of today: older files hold those of the groups target and schedule
+    directly in head.heatmap, and the schedule's kind under the name "schedule"."""
+    old = values.get("head", {}).get("heatmap", {})
+    if "loss" not in old:
+        return values
+    groups = {"target": {}, "schedule": {"kind": old["schedule"]}}
+    group_of = {f.name: "target" for f in dataclasses.fields(TargetConfig)}
+    group_of |= {f.name: "schedule" for f in dataclasses.fields(ScheduleConfig)}
+    heatmap = dict(groups)
+    for name, value in old.items():
+        if name in group_of:
+            groups[group_of[name]][name] = value
+        elif name != "schedule":
+            heatmap[name] = value
+    return values | {"head": values["head"] | {"heatmap": heatmap}}

@@ -1,5 +1,5 @@
-"""What each process of test_distributed does under torchrun, and what the test does alone to
-compare."""
+"""What each process of test_distributed does under torchrun; the test does the same in one
+process."""
 
 import sys
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from sld_core.config.scene import BufferConfig, HeadConfig
-from sld_core.training import feature_buffer as buffering
-from sld_core.training import train_cell_head as recipe
+from sld_core.training import feature_buffer, train_cell_head
 from sld_core.training.distributed import ALONE, from_main, gather, joined, mean
 from sld_core.training.feature_buffer import FeatureBuffer
+from sld_core.training.run import Run
+from sld_core.training.working_images import unrotated
 from sld_core.types import Camera, Frame, Labels, SldError
 
 FRAMES, LANDMARKS, SIDE = 11, 6, (64, 96)
@@ -68,19 +69,8 @@ def toy_place(folder: Path):
 def fill(folder: Path, world=ALONE, processes=1):
     frames, labels = toy_place(folder)
     config = BufferConfig(background_cells=20, channels=8, processes=processes)
-    return buffering.fill(
-        frames,
-        labels,
-        np.zeros(FRAMES),
-        ToyBackbone(),
-        config,
-        640,
-        "cpu",
-        7,
-        2,
-        lambda _: None,
-        world,
-    )
+    run = Run(seed=7, world=world)
+    return feature_buffer.fill(unrotated(frames, 640), labels, ToyBackbone(), config, 2, run)
 
 
 def toy_cells():
@@ -96,7 +86,7 @@ def toy_cells():
 def learn(world=ALONE, config=TOY):
     feature, landmark, offset = toy_cells()
     buffer = FeatureBuffer(feature.half(), landmark, offset, torch.ones(4000, dtype=torch.bool))
-    return recipe.train(buffer, 10, config, 3, "cpu", lambda _: None, world)
+    return train_cell_head.train(buffer, 10, config, Run(seed=3, world=world))
 
 
 def main(folder: Path) -> None:

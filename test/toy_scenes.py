@@ -28,7 +28,7 @@ QUICK = [
     "precision=float32",
     "log_every=1",
     "save_every=1",
-    "learning_rate=0.01",
+    "schedule.learning_rate=0.01",
     "backbone_learning_rate=0.003",
     "heads_first=0",
     "scene.buffer.max_rotation_deg=5",
@@ -115,6 +115,7 @@ def training_sets(folder, sizes=(10, 6)):
 
 def main(work, *settings):
     from sld_core.training import distributed
+    from sld_core.training.run import Run
     from sld_core.training.train_backbone import train
 
     torch.set_num_threads(1)
@@ -136,9 +137,8 @@ def main(work, *settings):
             Toy(),
             config(*settings),
             Path(work),
-            world=world,
+            Run(world=world, progress=progress),
             resume=True,
-            progress=progress,
         )
         if world.is_main:
             torch.save(

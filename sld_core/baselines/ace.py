@@ -1,8 +1,10 @@
-"""The recipe of the ACE-like head: cells of frozen features with their poses -> scene coordinates.
-One page, top to bottom.
+"""An ACE-like head (Brachmann et al., CVPR 2023) on our features: the scene coordinate of every
+cell, and the pose from all of them. It stores no landmarks; it shows what a head on frozen features
+can do in equal time.
 
-As ACE: no depth, no points, only the reprojection error of each cell, under a robust loss that
-tightens; a point behind or far off the camera is drawn to a plausible depth on its ray first."""
+As in ACE, training uses neither depth nor points, only the reprojection error of each cell, under a
+robust loss that tightens; a point behind or far from the camera's view is first drawn to a
+plausible depth on its ray."""
 
 from __future__ import annotations
 
@@ -12,34 +14,104 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sld_core import geometry
-from sld_core.baselines.ace_model import CoordinateHead, Coordinates, cell_centres
 from sld_core.baselines.augmented_views import View, views
-from sld_core.baselines.budget import Budget
-from sld_core.config.scene import BufferConfig
-from sld_core.config.training import CoordinateConfig
+from sld_core.baselines.config import CoordinateConfig
+from sld_core.baselines.loop import Budget, LossCurve, fit
+from sld_core.config.scene import SceneConfig
+from sld_core.heatmap import cell_to_pixel
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
-from sld_core.training import feature_buffer as buffering
+from sld_core.training.feature_buffer import fit_whitening
+from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet
-from sld_core.types import Progress, SldError
+from sld_core.training.working_images import unrotated
+from sld_core.types import Camera, Detections, Progress
 
-WARM_UP = 0.05  # of the training
-NEAR = 0.02  # of the scene's usual depth: nearer, a reprojection says nothing
+NEAR = 0.02  # of the scene's typical depth: nearer, a reprojection error says nothing
 
-Watch = Callable[
-    [int, float, Coordinates], None
-]  # step, seconds of training so far, the model as it is
+
+# the model ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A trained head with its backbone, as a baseline."""
+
+    backbone: Backbone
+    whitening: Whitening
+    head: CoordinateHead
+    config: CoordinateConfig
+
+    @property
+    def ransac_px(self) -> float:
+        return self.config.ransac_px
+
+    @torch.inference_mode()
+    def find(self, image_HW3: np.ndarray, camera: Camera) -> tuple[Detections, np.ndarray]:
+        """Every cell as a detection of its own point, in random order, because RANSAC tries the
+        first ones first."""
+        device = self.head.centre.device
+        features_Chw = self.backbone.features(image_HW3, str(device))
+        with torch.autocast(device.type, torch.bfloat16):
+            xyz_N3 = self.head(self.whitening(features_Chw.flatten(1).T))
+        n = len(xyz_N3)
+        order = np.random.default_rng(0).permutation(n)
+        xy_N2 = cell_centres(features_Chw.shape[1:])[order]
+        cells = Detections(np.arange(n), xy_N2, np.ones(n), np.full(n, self.config.cell_px))
+        return cells, xyz_N3.cpu().numpy().astype(float)[order]
+
+
+class CoordinateHead(nn.Module):
+    """Whitened features (N, C) -> points (N, 3) in the training set's coordinates, by a 1x1 network
+    with residual blocks.
+
+    The last layer is in units of `spread` around `centre_3`, so that position and size of the scene
+    need not be learned."""
+
+    def __init__(
+        self, channels: int, config: CoordinateConfig, centre_3: np.ndarray, spread: float
+    ):
+        super().__init__()
+        width = config.hidden
+        self.first = nn.Linear(channels, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+            for _ in range(config.blocks)
+        )
+        self.last = nn.Linear(width, 3)
+        self.register_buffer("centre", torch.tensor(centre_3, dtype=torch.float32))
+        self.spread = spread
+
+    def forward(self, cells_NC: Tensor) -> Tensor:
+        x = F.relu(self.first(cells_NC))
+        for block in self.blocks:
+            x = F.relu(x + block(x))
+        # bfloat16 would round coordinates of a room to a centimetre
+        with torch.autocast(x.device.type, enabled=False):
+            return self.last(x.float()) * self.spread + self.centre
+
+
+def cell_centres(shape_hw: tuple[int, int]) -> np.ndarray:
+    """Pixels (h * w, 2), corner origin, row by row."""
+    h, w = shape_hw
+    y, x = np.mgrid[:h, :w]
+    return cell_to_pixel(np.stack([x.ravel(), y.ravel()], 1).astype(float))
+
+
+# the recipe ---------------------------------------------------------------------------------------
+
+Watch = Callable[[int, float, Coordinates], None]  # steps, seconds of training, the model as it is
 
 
 @dataclass(frozen=True)
 class RayBuffer:
     """Cells of all views: whitened `feature_NC` (float16), `frame_N`, and `ray_N2`, the direction
-    (x, y, 1) in the frame's camera in which the centre of the cell looks. `T_camera_world_F44`,
-    `focal_F2` pixels at working size; `depth_F` the usual distance of what each frame shows, in the
-    training_set's unit."""
+    (x, y, 1) of the cell's centre in the frame's camera. Of each frame: `T_camera_world_F44`,
+    `focal_F2` (pixels at working size), and `depth_F`, the typical depth of what it shows."""
 
     feature_NC: Tensor
     frame_N: Tensor
@@ -52,138 +124,104 @@ class RayBuffer:
         return len(self.frame_N)
 
 
-def fill(
-    training_set: TrainingSet,
-    backbone: Backbone,
-    config: CoordinateConfig,
-    augmentation: BufferConfig,
-    max_side_px: int,
-    seed: int,
-    device: str,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[RayBuffer, Whitening]:
-    """config.cells random cells of every image, plain and augmented, as far as they lie in the
-    frame."""
-    frames = training_set.frames
-    whitening = buffering.fit_whitening(
-        frames, np.zeros(len(frames)), backbone, augmentation, max_side_px, device, seed
-    )
-    parts, focal_F2 = [], np.zeros((len(frames), 2))
-    for view in views(training_set, backbone, augmentation, max_side_px, device, seed):
-        parts.append(cells_of(view, whitening, config.cells))
-        focal_F2[view.frame] = view.camera.fx, view.camera.fy
-        progress(
-            Progress(
-                "filling the buffer of rays",
-                len(parts) / len(frames) / (1 + augmentation.augmented_passes),
-            )
-        )
-    feature, frame, ray = (torch.cat(part) for part in zip(*parts))
-    T_F44 = np.stack([geometry.invert(f.T_world_camera) for f in frames])
-    depth_F = np.array(
-        [usual_depth(geometry.transform(T, training_set.landmarks.xyz_L3)[:, 2]) for T in T_F44]
-    )
-    return RayBuffer(
-        feature,
-        frame,
-        ray,
-        *(torch.from_numpy(x.astype(np.float32)) for x in (T_F44, focal_F2, depth_F)),
-    ), whitening
-
-
-def cells_of(view: View, whitening: Whitening, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, frame and rays of `count` random cells of a view, less those that look past the
-    frame."""
-    cell_N = view.rng.permutation(view.features_Chw[0].numel())[:count]
-    seen = (
-        np.column_stack([cell_centres(view.features_Chw.shape[1:])[cell_N], np.ones(len(cell_N))])
-        @ np.linalg.inv(view.warp_33).T
-    )
-    xy_N2, camera = seen[:, :2] / seen[:, 2:], view.camera
-    inside = ((xy_N2 >= 0) & (xy_N2 <= [camera.width, camera.height])).all(1)
-    ray_N2 = (xy_N2[inside] - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
-    picked = torch.from_numpy(cell_N[inside]).to(view.features_Chw.device)
-    feature_NC = whitening(view.features_Chw.flatten(1).T[picked]).half().cpu()
-    return (
-        feature_NC,
-        torch.full((len(picked),), view.frame),
-        torch.tensor(ray_N2, dtype=torch.float32),
-    )
-
-
-def usual_depth(z_L: np.ndarray) -> float:
-    """The median depth of landmarks in front of the camera; 1 if there is none."""
-    return float(np.median(z_L[z_L > 0])) if (z_L > 0).any() else 1.0
-
-
 def train(
     training_set: TrainingSet,
     backbone: Backbone,
     config: CoordinateConfig,
-    augmentation: BufferConfig,
-    max_side_px: int,
-    seed: int,
-    device: str,
-    progress: Callable[[Progress], None] = lambda _: None,
+    scene: SceneConfig,
+    run: Run,
     watch: Watch = lambda *_: None,
-) -> tuple[Coordinates, list[tuple[int, float]]]:
-    """The model, and the loss curve as (step, mean). config.seconds is that of training, without
-    filling the buffer."""
-    buffer, whitening = fill(
-        training_set, backbone, config, augmentation, max_side_px, seed, device, progress
-    )
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+) -> tuple[Coordinates, LossCurve]:
+    """Train the head on random cells of all views; config.seconds do not include filling the
+    buffer. `scene` says how images are sized and augmented."""
+    buffer, whitening = fill(training_set, backbone, config, scene, run)
+    torch.manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
     xyz_L3 = training_set.landmarks.xyz_L3
-    head = CoordinateHead(
-        buffer.feature_NC.shape[1], config, np.median(xyz_L3, 0), float(xyz_L3.std())
-    ).to(device)
+    centre_3, spread = np.median(xyz_L3, 0), float(xyz_L3.std())
+    head = CoordinateHead(buffer.feature_NC.shape[1], config, centre_3, spread).to(run.device)
     model = Coordinates(backbone, whitening, head, config)
-    optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate)
-    budget, curve, running, last = Budget(config.steps, config.seconds), [], None, False
-    while not last:
-        done = budget.done
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                config.learning_rate
-                * max(0.01, math.cos(done * math.pi / 2) ** 2)
-                * min(1.0, (done + 1e-3) / WARM_UP)
-            )
+
+    def batch_loss(done: float) -> Tensor:
         pick = torch.randint(len(buffer), (config.batch,), generator=generator)
         frame = buffer.frame_N[pick]
-        cells, of_frames = (
-            (buffer.feature_NC, buffer.ray_N2),
-            (buffer.T_camera_world_F44, buffer.focal_F2, buffer.depth_F),
+        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
+            xyz_N3 = head(buffer.feature_NC[pick].to(run.device).to(torch.bfloat16))
+        # the loss tightens on a circular schedule, as in ACE
+        range_px = config.loose_px - config.tight_px
+        return reprojection_loss(
+            xyz_N3,
+            buffer.ray_N2[pick].to(run.device),
+            buffer.T_camera_world_F44[frame].to(run.device),
+            buffer.focal_F2[frame].to(run.device),
+            buffer.depth_F[frame].to(run.device),
+            scale_px=config.tight_px + range_px * math.sqrt(1 - done**2),
+            far_px=config.far_px,
         )
-        feature, ray, T, focal, depth = (
-            t.to(device) for t in (*(t[pick] for t in cells), *(t[frame] for t in of_frames))
-        )
-        with torch.autocast(device.split(":")[0], torch.bfloat16):
-            xyz_N3 = head(feature.to(torch.bfloat16))
-        scale_px = config.tight_px + (config.loose_px - config.tight_px) * math.sqrt(
-            1 - done**2
-        )  # as ACE
-        loss = reprojection_loss(xyz_N3, ray, T, focal, depth, scale_px, config.far_px)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-        budget.step += 1
-        last = budget.done == 1
-        if budget.step % 20 == 0 or last:
-            curve.append((budget.step, running))
-            progress(
-                Progress("training scene coordinates", budget.done, running, budget.seconds_left)
-            )
-        if budget.step % config.watch_steps == 0 or last:
-            with budget.pause():
-                watch(budget.step, budget.seconds, model)
-    if not math.isfinite(running):
-        raise SldError(
-            f"the training diverged (loss {running}); lower learning_rate from "
-            f"{config.learning_rate}"
-        )
+
+    curve = fit(
+        head,
+        batch_loss,
+        config.schedule,
+        Budget(config.steps, config.seconds),
+        run,
+        lambda step, seconds: watch(step, seconds, model),
+        config.watch_steps,
+    )
     return model, curve
+
+
+def fill(
+    training_set: TrainingSet,
+    backbone: Backbone,
+    config: CoordinateConfig,
+    scene: SceneConfig,
+    run: Run,
+) -> tuple[RayBuffer, Whitening]:
+    """Take config.cells random cells of every view, without those outside the frame."""
+    frames = training_set.frames
+    images = unrotated(frames, scene.image.max_side_px)
+    whitening = fit_whitening(images, backbone, scene.buffer, run)
+    count = len(frames) * (1 + scene.buffer.augmented_passes)
+    features, frame_of_cells, rays, focal_F2 = [], [], [], np.zeros((len(frames), 2))
+    for view in views(training_set, backbone, scene, run):
+        feature_NC, ray_N2 = cells_of(view, whitening, config.cells)
+        features.append(feature_NC)
+        rays.append(ray_N2)
+        frame_of_cells.append(torch.full((len(ray_N2),), view.frame))
+        focal_F2[view.frame] = view.camera.fx, view.camera.fy
+        run.progress(Progress("filling the buffer of rays", len(features) / count))
+    T_F44 = np.stack([geometry.invert(f.T_world_camera) for f in frames])
+    xyz_L3 = training_set.landmarks.xyz_L3
+    depth_F = np.array([typical_depth(geometry.transform(T, xyz_L3)[:, 2]) for T in T_F44])
+    buffer = RayBuffer(
+        torch.cat(features),
+        torch.cat(frame_of_cells),
+        torch.cat(rays),
+        torch.from_numpy(T_F44.astype(np.float32)),
+        torch.from_numpy(focal_F2.astype(np.float32)),
+        torch.from_numpy(depth_F.astype(np.float32)),
+    )
+    return buffer, whitening
+
+
+def cells_of(view: View, whitening: Whitening, count: int) -> tuple[Tensor, Tensor]:
+    """Features and rays of `count` random cells of a view, without those outside the frame."""
+    cell_N = view.rng.permutation(view.features_Chw[0].numel())[:count]
+    centre_N2 = cell_centres(view.features_Chw.shape[1:])[cell_N]
+    xyw_N3 = np.column_stack([centre_N2, np.ones(len(cell_N))]) @ np.linalg.inv(view.warp_33).T
+    xy_N2, camera = xyw_N3[:, :2] / xyw_N3[:, 2:], view.camera
+    inside = ((xy_N2 >= 0) & (xy_N2 <= [camera.width, camera.height])).all(1)
+    ray_N2 = (xy_N2[inside] - [camera.cx, camera.cy]) / [camera.fx, camera.fy]
+    picked = torch.from_numpy(cell_N[inside]).to(view.features_Chw.device)
+    feature_NC = whitening(view.features_Chw.flatten(1).T[picked]).half().cpu()
+    return feature_NC, torch.tensor(ray_N2, dtype=torch.float32)
+
+
+def typical_depth(z_L: np.ndarray) -> float:
+    """The median depth of landmarks in front of the camera; 1 if there are none."""
+    in_front = z_L[z_L > 0]
+    return float(np.median(in_front)) if len(in_front) else 1.0
 
 
 def reprojection_loss(
@@ -195,20 +233,18 @@ def reprojection_loss(
     scale_px: float,
     far_px: float,
 ) -> Tensor:
-    """Mean over cells of scale_px * tanh(error / scale_px), in pixels; of those behind the camera
-    or off by more than far_px, the distance to the point at the usual depth on the cell's ray, as
-    part of that depth, times the scale."""
-    point_N3 = (T_camera_world_N44[:, :3, :3] @ xyz_N3[..., None])[..., 0] + T_camera_world_N44[
-        :, :3, 3
-    ]
+    """Mean over cells of scale_px * tanh(error / scale_px), in pixels.
+
+    Of points behind the camera or off by more than far_px, the error is instead the distance to the
+    point at the typical depth on the cell's ray, relative to that depth, times the scale."""
+    R_N33, t_N3 = T_camera_world_N44[:, :3, :3], T_camera_world_N44[:, :3, 3]
+    point_N3 = (R_N33 @ xyz_N3[..., None])[..., 0] + t_N3
     z = point_N3[:, 2]
-    z_safe = torch.maximum(z, NEAR * depth_N)  # never divides by what is behind
-    error = (
-        ((point_N3[:, :2] / z_safe[:, None] - ray_N2) * focal_N2).square().sum(1).add(1e-9).sqrt()
-    )
+    z_safe = torch.maximum(z, NEAR * depth_N)  # never divides by a depth behind the camera
+    error_N2 = (point_N3[:, :2] / z_safe[:, None] - ray_N2) * focal_N2
+    error = error_N2.square().sum(1).add(1e-9).sqrt()
     good = (z > NEAR * depth_N) & (error < far_px)
     target_N3 = torch.cat([ray_N2, torch.ones_like(z)[:, None]], 1) * depth_N[:, None]
-    astray = (point_N3 - target_N3).abs().sum(1) / depth_N
-    return torch.where(
-        good, scale_px * torch.tanh(error / scale_px), scale_px * (1 + astray)
-    ).mean()
+    distance = (point_N3 - target_N3).abs().sum(1) / depth_N
+    robust = scale_px * torch.tanh(error / scale_px)
+    return torch.where(good, robust, scale_px * (1 + distance)).mean()

@@ -1,116 +1,200 @@
-"""The recipe of the bearing network: all landmarks' bearings in every frame, whether it shows them
-or not. One page."""
+"""NBE (Do et al., CVPR 2022): the bearings of all landmarks, visible or not, from the whole image
+at once, beside SLD*'s detections.
+
+Our form of it: frozen features averaged on a coarse grid, then a small network. A bearing is
+accurate to degrees where a detection is accurate to pixels, so it only replaces landmarks that were
+not detected, and its weight in the pose solve follows from its predicted sigma."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sld_core import geometry
 from sld_core.baselines.augmented_views import View, views
-from sld_core.baselines.budget import Budget
-from sld_core.baselines.nbe_model import BearingNetwork, Bearings, grid_features
-from sld_core.config.scene import BufferConfig
-from sld_core.config.training import BearingConfig
+from sld_core.baselines.config import BearingConfig
+from sld_core.baselines.loop import Budget, LossCurve, fit
+from sld_core.baselines.sld_star import SldStar
+from sld_core.config.scene import SceneConfig
 from sld_core.models.backbone import Backbone
-from sld_core.training import feature_buffer as buffering
+from sld_core.models.heads import Whitening, limited
+from sld_core.training.feature_buffer import fit_whitening
+from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet, hold_out
-from sld_core.types import Progress, SldError
+from sld_core.training.working_images import unrotated
+from sld_core.types import Camera, Detections, Progress
+
+MIN_SIGMA_RAD, MAX_SIGMA_RAD = np.radians(0.5), np.radians(60.0)
+
+
+# the model ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WithBearings:
+    """SLD* + NBE, as one baseline."""
+
+    star: SldStar
+    nbe: Bearings
+
+    @property
+    def ransac_px(self) -> float:
+        """Loose enough for bearings to take part; the refinement's robust loss then gives most
+        weight to the exact detections."""
+        return self.nbe.config.ransac_px
+
+    def find(self, image_HW3: np.ndarray, camera: Camera) -> tuple[Detections, np.ndarray]:
+        detections, xyz_L3 = self.star.find(image_HW3, camera)
+        bearing_L3, sigma_L = self.nbe.bearings(image_HW3)
+        return joined(detections, bearing_L3, sigma_L, camera, self.nbe.config), xyz_L3
+
+
+@dataclass(frozen=True)
+class Bearings:
+    """A trained network with its backbone."""
+
+    backbone: Backbone
+    whitening: Whitening
+    network: BearingNetwork
+    config: BearingConfig
+    sigma_factor: float = 1.0  # by which errors in new frames exceed the predicted sigma
+
+    @torch.inference_mode()
+    def bearings(self, image_HW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Unit bearings (L, 3) in camera axes and their standard deviations (L,), radians, of one
+        uint8 RGB image."""
+        self.network.eval()
+        features_Chw = self.backbone.features(image_HW3, self.backbone.device)
+        grid_N = grid_features(features_Chw, self.whitening, self.config)
+        bearing_1L3, log_sigma_1L = self.network(grid_N[None])
+        sigma_L = log_sigma_1L[0].double().exp().cpu().numpy()
+        return bearing_1L3[0].double().cpu().numpy(), self.sigma_factor * sigma_L
+
+
+class BearingNetwork(nn.Module):
+    """Grid features (B, N) -> unit bearings (B, L, 3) in camera axes and log of their standard
+    deviations (B, L), radians per axis."""
+
+    def __init__(self, inputs: int, landmarks: int, config: BearingConfig):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(inputs, config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),
+            nn.ReLU(),
+            nn.Linear(config.hidden, 4 * landmarks),
+        )
+
+    def forward(self, grid_BN: Tensor) -> tuple[Tensor, Tensor]:
+        out_BL4 = self.layers(grid_BN).float().unflatten(1, (-1, 4))
+        log_sigma_BL = limited(out_BL4[..., 3] - 2, np.log(MIN_SIGMA_RAD), np.log(MAX_SIGMA_RAD))
+        return F.normalize(out_BL4[..., :3], dim=-1), log_sigma_BL
+
+
+def grid_features(features_Chw: Tensor, whitening: Whitening, config: BearingConfig) -> Tensor:
+    """Whitened features, averaged over a grid of config.rows x config.columns: (N,)."""
+    white_CN = whitening(features_Chw.flatten(1).T).T
+    white_Chw = white_CN.unflatten(1, features_Chw.shape[1:])
+    return F.adaptive_avg_pool2d(white_Chw, (config.rows, config.columns)).flatten()
+
+
+def joined(
+    detections: Detections,
+    bearing_L3: np.ndarray,
+    sigma_L: np.ndarray,
+    camera: Camera,
+    config: BearingConfig,
+) -> Detections:
+    """The detections, followed by bearings of landmarks that were not detected, most certain first.
+
+    Bearings are used where they are in front of the camera, within max_angle_deg of its axis, and
+    certain enough. Their scores lie below all detections'."""
+    max_sigma = np.radians(config.max_sigma_deg)
+    in_front = bearing_L3[:, 2] > np.cos(np.radians(config.max_angle_deg))
+    usable = in_front & (sigma_L < max_sigma)
+    usable[detections.landmark_K] = False
+    landmark = np.flatnonzero(usable)
+    landmark = landmark[np.argsort(sigma_L[landmark], kind="stable")]
+    x, y, z = bearing_L3[landmark].T
+    xy = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], 1)
+    # the farther from the axis, the more pixels a degree has
+    sigma_px = camera.fx * sigma_L[landmark] / z**2
+    highest = 0.5 * detections.score_K.min(initial=1.0)
+    score = highest * np.exp(-sigma_L[landmark] / max_sigma)
+    return Detections(
+        np.concatenate([detections.landmark_K, landmark]),
+        np.concatenate([detections.xy_px_K2, xy]),
+        np.concatenate([detections.score_K, score]),
+        np.concatenate([detections.sigma_px_K, sigma_px]),
+    )
+
+
+# the recipe ---------------------------------------------------------------------------------------
 
 
 def train(
     training_set: TrainingSet,
     backbone: Backbone,
     config: BearingConfig,
-    augmentation: BufferConfig,
-    max_side_px: int,
-    seed: int,
-    device: str,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[Bearings, list[tuple[int, float]]]:
-    """The model, and the loss curve as (step, mean). config.seconds is that of training, after each
-    view's features are there.
+    scene: SceneConfig,
+    run: Run,
+) -> tuple[Bearings, LossCurve]:
+    """Train the network on the features of all views, which config.seconds do not include. `scene`
+    says how images are sized and augmented.
 
-    config.held_out of the frames, in chunks, are not learnt from: a network that has few views by
-    heart is far too sure of itself, and they tell by how much."""
-    whitened = replace(augmentation, channels=config.channels)
-    whitening = buffering.fit_whitening(
-        training_set.frames,
-        np.zeros(len(training_set.frames)),
+    The fraction config.held_out of the frames, in chunks, calibrates the predicted sigma: a network
+    that has learned few views by heart is far too certain."""
+    frames = training_set.frames
+    whitening = fit_whitening(
+        unrotated(frames, scene.image.max_side_px),
         backbone,
-        whitened,
-        max_side_px,
-        device,
-        seed,
+        replace(scene.buffer, channels=config.channels),
+        run,
     )
-    kept = hold_out(len(training_set.frames), config.held_out)
-    grids, targets, learn = [], [], []
-    for view in views(training_set, backbone, augmentation, max_side_px, device, seed):
+    held_out = hold_out(len(frames), config.held_out)
+    count = len(frames) * (1 + scene.buffer.augmented_passes)
+    grids, bearings, learned = [], [], []
+    for view in views(training_set, backbone, scene, run):
         grids.append(grid_features(view.features_Chw, whitening, config).half().cpu())
-        targets.append(true_bearings(view, training_set))
-        learn.append(view.frame not in kept)
-        progress(
-            Progress(
-                "filling the buffer of views",
-                len(grids) / len(training_set.frames) / (1 + augmentation.augmented_passes),
-            )
-        )
-    grid_VN, bearing_VL3 = (
+        bearings.append(torch.from_numpy(true_bearings(view, training_set).astype(np.float32)))
+        learned.append(view.frame not in held_out)
+        run.progress(Progress("filling the buffer of views", len(grids) / count))
+    grid_VN, bearing_VL3, learned_V = (
         torch.stack(grids),
-        torch.from_numpy(np.stack(targets).astype(np.float32)),
+        torch.stack(bearings),
+        torch.tensor(learned),
     )
-    learn_V = torch.tensor(learn)
-    rows = torch.nonzero(learn_V)[:, 0]
+    rows = torch.nonzero(learned_V)[:, 0]
 
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    network = BearingNetwork(grid_VN.shape[1], bearing_VL3.shape[1], config).to(device).train()
-    optimizer = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, weight_decay=config.weight_decay
-    )
-    budget, curve, running, last = Budget(config.steps, config.seconds), [], None, False
-    while not last:
-        done = budget.done
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * max(0.01, math.cos(done * math.pi / 2) ** 2)
+    torch.manual_seed(run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+    network = BearingNetwork(grid_VN.shape[1], bearing_VL3.shape[1], config).to(run.device).train()
+
+    def batch_loss(done: float) -> Tensor:
         pick = rows[torch.randint(len(rows), (config.batch,), generator=generator)]
-        with torch.autocast(device.split(":")[0], torch.bfloat16):
-            bearing, log_sigma = network(grid_VN[pick].to(device).to(torch.bfloat16))
-        loss = bearing_loss(bearing, log_sigma, bearing_VL3[pick].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-        budget.step += 1
-        last = budget.done == 1
-        if budget.step % 20 == 0 or last:
-            curve.append((budget.step, running))
-            progress(Progress("training bearings", budget.done, running, budget.seconds_left))
-    if not math.isfinite(running):
-        raise SldError(
-            f"the training diverged (loss {running}); lower learning_rate from "
-            f"{config.learning_rate}"
-        )
+        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
+            bearing, log_sigma = network(grid_VN[pick].to(run.device).to(torch.bfloat16))
+        return bearing_loss(bearing, log_sigma, bearing_VL3[pick].to(run.device))
+
+    curve = fit(network, batch_loss, config.schedule, Budget(config.steps, config.seconds), run)
     network.eval()
-    return Bearings(
-        backbone,
-        whitening,
-        network,
-        config,
-        calibrate_sigma(network, *(t[~learn_V].to(device) for t in (grid_VN, bearing_VL3))),
-    ), curve
+    sigma_factor = calibrate_sigma(
+        network, grid_VN[~learned_V].to(run.device), bearing_VL3[~learned_V].to(run.device)
+    )
+    return Bearings(backbone, whitening, network, config, sigma_factor), curve
 
 
 @torch.inference_mode()
-def calibrate_sigma(network: BearingNetwork, grid_VN: Tensor, true_VL3: Tensor) -> float:
-    """By how much the errors of views exceed what their sigmas promise, at the median; at least 1,
-    and 1 where there is no view. Of two normal angles the median error is sqrt(2 log 2) = 1.18
-    sigma."""
+def calibrate_sigma(network: nn.Module, grid_VN: Tensor, true_VL3: Tensor) -> float:
+    """The factor by which the errors of views exceed the predicted sigmas, at the median; at least
+    1, and 1 without views. The median of two normal angles is sqrt(2 log 2) = 1.18 sigma."""
     if len(grid_VN) == 0:
         return 1.0
     bearing, log_sigma = network(grid_VN.float())
@@ -119,15 +203,13 @@ def calibrate_sigma(network: BearingNetwork, grid_VN: Tensor, true_VL3: Tensor) 
 
 
 def true_bearings(view: View, training_set: TrainingSet) -> np.ndarray:
-    """Unit directions (L, 3) in camera axes of all landmarks in a view, those behind the camera
-    too.
+    """Unit directions (L, 3) in camera axes of all landmarks in a view, also of those behind the
+    camera.
 
-    An image warped by H looks like that of a camera which sees K^-1 H K x where the frame's own
-    sees x."""
-    xyz_L3 = geometry.transform(
-        geometry.invert(training_set.frames[view.frame].T_world_camera),
-        training_set.landmarks.xyz_L3,
-    )
+    An image warped by H is what a camera would see that sees K^-1 H K x where the frame's own sees
+    x."""
+    T_camera_world = geometry.invert(training_set.frames[view.frame].T_world_camera)
+    xyz_L3 = geometry.transform(T_camera_world, training_set.landmarks.xyz_L3)
     K = view.camera.K
     bearing_L3 = xyz_L3 @ (np.linalg.inv(K) @ view.warp_33 @ K).T
     return bearing_L3 / np.linalg.norm(bearing_L3, axis=1, keepdims=True)

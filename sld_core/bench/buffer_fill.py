@@ -1,4 +1,4 @@
-"""`sld bench fill`: how long the feature buffer takes to fill, against the number of processes."""
+"""`sld bench fill`: the time to fill the feature buffer, with several numbers of processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from sld_core.config.settings import override
 from sld_core.progress import Bar
 from sld_core.types import Frame, Labels, SldError, Visibility
 
-LANDMARKS, SHOWN = 1000, 200  # of the scene, and in each image: as many as a camera sees of a room
+LANDMARKS, SHOWN = 1000, 200  # of the scene, and visible in each image, as in a typical room
+TOLERANCE = 0.02  # of features that different processes compute
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "fill",
-        help="time the feature buffer against processes",
-        description="Landmarks are put at random: how long it takes hardly depends on them.",
+        help="time the feature buffer with several numbers of processes",
+        description="Landmarks are placed at random: the time hardly depends on them.",
     )
     add_frames(parser)
     parser.add_argument(
@@ -31,7 +32,7 @@ def add(commands) -> None:
         nargs="+",
         default=[1, 2],
         metavar="N",
-        help="how many to compare (default: 1 2)",
+        help="numbers of processes to compare (default: 1 2)",
     )
     parser.add_argument(
         "--set",
@@ -54,9 +55,7 @@ def _fill(args) -> None:
     check_device(args.device)
     frames = read_frames(args.frames, list_path(args.list, args.frames))
     rows = measure(frames, config, args.processes, args.device)
-    print(
-        f"{'processes':>9s} {'seconds':>8s} {'pictures/s':>10s} {'speed-up':>8s}  the same buffer"
-    )
+    print(f"{'processes':>9s} {'seconds':>8s} {'images/s':>10s} {'speed-up':>8s}  same buffer")
     for row in rows:
         same = "yes" if row["same"] else "no"
         print(
@@ -70,54 +69,48 @@ def _fill(args) -> None:
 def measure(
     frames: list[Frame], config: SceneConfig, processes: list[int], device: str
 ) -> list[dict]:
-    """One row for each number of processes: seconds of the whole fill, start of processes and
-    whitening included, pictures per second, speed-up over the first row, and whether every cell's
-    label is that of the first row and its feature within 0.02 of it."""
-    import torch
-
+    """One row for each number of processes: seconds of the whole fill, including the start of the
+    processes and the whitening; images per second; the speed-up over the first row; and whether the
+    buffer is the `same` as the first, its features within TOLERANCE."""
     from sld_core.models.backbone import Backbone
-    from sld_core.training import feature_buffer as buffering
+    from sld_core.training import feature_buffer
+    from sld_core.training.run import Run
+    from sld_core.training.working_images import unrotated
 
     if min(processes) < 1:
         raise SldError(f"--processes {min(processes)}: expected at least 1")
-    backbone, labels = (
-        Backbone(config.backbone, config.backbone_weights).to(device),
-        random_labels(frames, config.seed),
-    )
+    backbone = Backbone(config.backbone, config.backbone_weights).to(device)
+    labels = random_labels(frames, config.seed)
+    images = unrotated(frames, config.image.max_side_px)
+    passes = config.buffer.augmented_passes
+    bar = Bar()
+    run = Run(device, config.seed, progress=bar)
     rows, first = [], None
-    pictures, show = len(frames) * (1 + config.buffer.augmented_passes), Bar()
     for number in processes:
+        settings = replace(config.buffer, processes=number)
         start = time.monotonic()
-        buffer, _ = buffering.fill(
-            frames,
-            labels,
-            np.zeros(len(frames)),
-            backbone,
-            replace(config.buffer, processes=number),
-            config.image.max_side_px,
-            device,
-            config.seed,
-            config.buffer.augmented_passes,
-            show,
-        )
+        buffer, _ = feature_buffer.fill(images, labels, backbone, settings, passes, run)
         seconds = time.monotonic() - start
-        first = first or (seconds, buffer)
-        close = (
-            torch.allclose(buffer.feature_NC, first[1].feature_NC, atol=0.02, rtol=0.02)
-            if len(buffer) == len(first[1])
-            else False
-        )
+        first = first or buffer
         rows.append(
             {
                 "processes": number,
                 "seconds": seconds,
-                "pictures_per_s": pictures / seconds,
-                "speed_up": first[0] / seconds,
-                "same": close and torch.equal(buffer.landmark_N, first[1].landmark_N),
+                "pictures_per_s": len(frames) * (1 + passes) / seconds,
+                "speed_up": rows[0]["seconds"] / seconds if rows else 1.0,
+                "same": _same(buffer, first),
             }
         )
-    show.done()
+    bar.done()
     return rows
+
+
+def _same(buffer, other) -> bool:
+    import torch
+
+    return torch.equal(buffer.landmark_N, other.landmark_N) and torch.allclose(
+        buffer.feature_NC, other.feature_NC, atol=TOLERANCE, rtol=TOLERANCE
+    )
 
 
 def random_labels(frames: list[Frame], seed: int) -> Labels:

@@ -1,5 +1,5 @@
-"""`sld bench sfm`: structure from motion without poses against the poses that the frames have, for
-several settings in one run."""
+"""`sld bench sfm`: structure from motion without poses, compared with the known poses of the
+frames, for several settings in one run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ COLUMNS = (
 def add(commands) -> None:
     parser = commands.add_parser(
         "sfm",
-        help="compare ways of structure from motion with known poses",
-        description="Every variant solves the same frames, without their poses, from the start.",
+        help="compare settings of structure from motion with known poses",
+        description="Every variant solves the same frames from scratch, without their poses.",
     )
     add_frames(parser)
     parser.add_argument(
@@ -43,7 +43,7 @@ def add(commands) -> None:
         "(repeatable; default: the defaults)",
     )
     parser.add_argument(
-        "--guess-intrinsics", action="store_true", help="do not use the camera that is known either"
+        "--guess-intrinsics", action="store_true", help="do not use the known camera either"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
@@ -57,12 +57,12 @@ def _sfm(args) -> None:
     variants = {
         text or "default": override(SfmConfig(), text.split()) for text in args.variant or [""]
     }
-    if posed := [name for name, config in variants.items() if config.mapper == "posed"]:
-        raise SldError(
-            f"--variant {posed[0]!r}: mapper=posed refines the poses that this benchmark keeps "
-            "back to compare with; "
-            "expected mapper=auto, incremental or global"
-        )
+    for name, config in variants.items():
+        if config.mapper == "posed":
+            raise SldError(
+                f"--variant {name!r}: mapper=posed refines the poses that this benchmark keeps "
+                "back to compare with; expected mapper=auto, incremental or global"
+            )
     if args.json:
         check_writable(args.json, "--json")
     reference = read_frames(args.frames, list_path(args.list, args.frames))
@@ -85,25 +85,23 @@ def _sfm(args) -> None:
 
 
 def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -> dict:
-    """Seconds, counts and errors against the reference after a similarity that fits the camera
-    positions (Umeyama)."""
+    """Seconds, counts, and errors relative to the reference after aligning the camera positions
+    with a similarity (Umeyama)."""
     from sld_core import geometry
     from sld_core.camera.calibration import guessed_camera
     from sld_core.sfm.solve import solve
 
     if len({f.image_path.parent for f in reference}) > 1:
         raise SldError("the frames lie in several folders; expected one")
-    camera_of = lambda f: (
-        f.camera if intrinsics_known else guessed_camera(f.camera.width, f.camera.height)
-    )
-    frames = tuple(
-        replace(f, T_world_camera=None, camera=camera_of(f), depth_path=None, session="")
-        for f in reference
-    )
-    show, start = Bar(), time.monotonic()
+    frames = tuple(replace(f, T_world_camera=None, depth_path=None, session="") for f in reference)
+    if not intrinsics_known:
+        frames = tuple(
+            replace(f, camera=guessed_camera(f.camera.width, f.camera.height)) for f in frames
+        )
+    bar, start = Bar(), time.monotonic()
     with temporary_folder() as folder:
         try:
-            result = solve(FrameSet(frames, intrinsics_known), folder, config, seed, show)
+            result = solve(FrameSet(frames, intrinsics_known), folder, config, seed, bar)
         except SldError as error:
             return dict.fromkeys(COLUMNS) | {
                 "seconds": time.monotonic() - start,
@@ -111,7 +109,7 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
                 "reason": str(error),
             }
         finally:
-            show.done()
+            bar.done()
     true = {f.name: f.T_world_camera for f in reference}
     T = np.stack([f.T_world_camera for f in result.reconstruction.frames])
     T_true = np.stack([true[f.name] for f in result.reconstruction.frames])
@@ -132,12 +130,8 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
 
 
 def _printed(value) -> str:
-    return (
-        "-"
-        if value is None
-        else str(value)
-        if isinstance(value, int)
-        else f"{value:.3g}"
-        if value < 100
-        else f"{value:.0f}"
-    )
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

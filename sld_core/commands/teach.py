@@ -147,22 +147,15 @@ def _check_sources(args) -> None:
 
 def _from_frames(args, config: SceneConfig, work: Path, show, start: float, world):
     from sld_core.training.distributed import from_main
-    from sld_core.training.teach import teach
+    from sld_core.training.run import Run
+    from sld_core.training.teach import SceneOutput, teach
 
     frames = from_main(lambda: _read_frames(args, config, work, show), world)
     seconds = {"frames": time.monotonic() - start}
-    return teach(
-        frames,
-        args.output,
-        args.name or args.output.stem,
-        config,
-        work,
-        args.device,
-        show,
-        seconds,
-        world,
-        metric=args.colmap is None or args.metres_per_unit is not None,
-    )
+    output = SceneOutput(args.output, args.name or args.output.stem, seconds)
+    run = Run(args.device, world=world, progress=show)
+    metric = args.colmap is None or args.metres_per_unit is not None
+    return teach(frames, work, config, output, run, metric)
 
 
 def _read_frames(args, config: SceneConfig, work: Path, show) -> list[Frame]:
@@ -184,7 +177,8 @@ def _read_frames(args, config: SceneConfig, work: Path, show) -> list[Frame]:
 def _from_scene_data(args, config: SceneConfig, work: Path, show, start: float, world):
     from sld_core.data.formats.indoor6 import read_scene_data
     from sld_core.training.distributed import from_main
-    from sld_core.training.teach import teach_scene_data
+    from sld_core.training.run import Run
+    from sld_core.training.teach import SceneOutput, teach_scene_data
     from sld_core.training.training_set import first_landmarks
 
     def read() -> SceneData:
@@ -199,9 +193,8 @@ def _from_scene_data(args, config: SceneConfig, work: Path, show, start: float, 
     ):
         data = first_landmarks(data, config.landmarks.count)
     seconds = {"frames": time.monotonic() - start}
-    return teach_scene_data(
-        data, args.output, args.name or args.output.stem, config, args.device, show, seconds, world
-    )
+    output = SceneOutput(args.output, args.name or args.output.stem, seconds)
+    return teach_scene_data(data, config, output, Run(args.device, world=world, progress=show))
 
 
 def _config(args) -> SceneConfig:

@@ -1,8 +1,9 @@
-"""`sld train backbone`: many scenes in, the weights of one backbone out. What is of one scene only,
-`sld teach` trains."""
+"""`sld train backbone`: many scenes in, the weights of one backbone out. Heads of single scenes are
+trained by `sld teach`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
@@ -14,19 +15,20 @@ from sld_core.config.training import BackboneTrainingConfig
 from sld_core.progress import Bar, Silent
 from sld_core.types import SldError
 
-MAX_TOLD = 8  # scenes whose check is printed; all are in log.csv
+MAX_PRINTED = 8  # scenes whose validation is printed; all are in log.csv
 
 
 def add(commands) -> None:
-    train = commands.add_parser("train", help="train a backbone that all scenes share, or plan to")
+    train = commands.add_parser(
+        "train", help="train a backbone that all scenes share, or estimate its cost"
+    )
     kinds = train.add_subparsers(required=True, metavar="WHAT")
     parser = kinds.add_parser(
         "backbone",
         help="train a backbone on many scenes",
-        description="Trains a backbone on many scenes, with a head for each. What it writes is "
-        "used with --set backbone=NAME --set "
-        "backbone_weights=FILE. Several GPUs: torchrun --nproc-per-node N -m sld_core.cli "
-        "train backbone ...",
+        description="Trains a backbone on many scenes, with a head for each. Use the weights with "
+        "--set backbone=NAME --set backbone_weights=FILE. Several GPUs: torchrun --nproc-per-node "
+        "N -m sld_core.cli train backbone ...",
     )
     parser.add_argument(
         "--scene-data",
@@ -50,8 +52,8 @@ def add(commands) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="the frames to use of --frames: once for each of them, in the same order, or not "
-        "at all",
+        help="names the frames to use of --frames: one for each of these, in the same order, or "
+        "none",
     )
     parser.add_argument(
         "--output",
@@ -77,9 +79,8 @@ def add(commands) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --work if there is one; always with torchrun "
-        "--max-restarts, which needs "
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+        help="continue the run in --work if there is one; needed with torchrun --max-restarts, "
+        "which itself needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
     )
     parser.add_argument(
         "--set",
@@ -93,29 +94,37 @@ def add(commands) -> None:
     train_plan.add(kinds)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """One scene to learn from."""
+
+    name: str
+    folder: Path
+    labelled: bool
+    list_file: Path | None = None
+
+
 def _train(args) -> None:
     config = _config(args)
     _check(args)
     from sld_core.models.backbone import save_weights, trainable, weights_sha256
     from sld_core.training import distributed, logbook, train_backbone
+    from sld_core.training.run import Run
 
-    name, weights = config.scene.backbone, config.scene.backbone_weights
+    name, weights, seed = config.scene.backbone, config.scene.backbone_weights, config.scene.seed
     with distributed.joined(args.device) as world:
-        show = Bar() if world.is_main else Silent()
-        training_sets = _training_sets(args, config.scene, show, world)
-        network = distributed.from_main(lambda: trainable(name, weights, config.scene.seed), world)
-        trained = train_backbone.train(
-            training_sets, network, config, args.work, args.device, world, args.resume, show
-        )
-        show.done()
+        bar = Bar() if world.is_main else Silent()
+        run = Run(args.device, seed, world, bar)
+        training_sets = _training_sets(args, config.scene, run)
+        network = distributed.from_main(lambda: trainable(name, weights, seed), world)
+        trained = train_backbone.train(training_sets, network, config, args.work, run, args.resume)
+        bar.done()
         if world.is_main:
-            record = trained.record | {
-                "backbone": name,
-                "started_from": weights_sha256(name, weights),
-            }
+            started_from = {"backbone": name, "started_from": weights_sha256(name, weights)}
+            record = trained.record | started_from
             save_weights(trained.network, name, args.output, record)
             logbook.curves([args.work / logbook.FILE], args.work / "curves.png")
-            _tell(args.output, record)
+            _print_result(args.output, record)
 
 
 def _config(args) -> BackboneTrainingConfig:
@@ -126,7 +135,7 @@ def _config(args) -> BackboneTrainingConfig:
 
 
 def _check(args) -> None:
-    """Before anything takes time."""
+    """Raise SldError before anything takes time."""
     if not args.scene_data and not args.frames:
         raise SldError(
             "give at least one scene, with --scene-data DIR or --frames DIR; two or more make "
@@ -149,82 +158,81 @@ def _check(args) -> None:
     check_work(args.work, args.resume)
 
 
-def _training_sets(args, config: SceneConfig, show, world) -> dict:
-    """The scenes by name. Each rank makes its share of them, which leaves their tracks in --work;
-    then all have all."""
+def _training_sets(args, config: SceneConfig, run) -> dict:
+    """The training sets of all scenes by name. The ranks first make tracks of the scenes, which are
+    divided among them, in --work; rank 0 then reads all and sends them to the others."""
     from sld_core.training import distributed
 
-    sources = [(folder, None, True) for folder in args.scene_data]
-    sources += [
-        (folder, list_path(listed, folder), False)
-        for folder, listed in zip(args.frames, args.list or [None] * len(args.frames))
-    ]
-    names = _names([folder for folder, _, _ in sources])
-    asked = args.landmarks is not None or any(
+    all_landmarks = args.landmarks is None and not any(
         setting.startswith("scene.landmarks.count=") for setting in args.set
     )
-    make = lambda i: _training_set(
-        *sources[i], args.work / "scenes" / names[i], config, asked, show
+    sources = _sources(args)
+
+    def make(source: _Source):
+        work = args.work / "scenes" / source.name
+        work.mkdir(parents=True, exist_ok=True)
+        if source.labelled:
+            return _labelled_training_set(source, work, config, all_landmarks)
+        return _training_set(source, work, config, run.progress)
+
+    if run.world.size > 1:
+        for i in distributed.shard(len(sources), run.world):
+            make(sources[i])
+        distributed.barrier(run.world)
+    return distributed.from_main(
+        lambda: {source.name: make(source) for source in sources}, run.world
     )
-    if world.size > 1:
-        for i in distributed.shard(len(sources), world):
-            make(i)
-        distributed.barrier(world)
-    return distributed.from_main(lambda: {name: make(i) for i, name in enumerate(names)}, world)
 
 
-def _training_set(
-    folder: Path,
-    listed: Path | None,
-    labelled: bool,
-    work: Path,
-    config: SceneConfig,
-    asked: bool,
-    show,
-):
+def _sources(args) -> list[_Source]:
+    names = _names([*args.scene_data, *args.frames])
+    sources = [_Source(name, folder, labelled=True) for name, folder in zip(names, args.scene_data)]
+    lists = args.list or [None] * len(args.frames)
+    for name, folder, given in zip(names[len(sources) :], args.frames, lists):
+        sources.append(_Source(name, folder, False, list_path(given, folder)))
+    return sources
+
+
+def _labelled_training_set(source: _Source, work: Path, config: SceneConfig, all_landmarks: bool):
     from sld_core.data.formats.indoor6 import read_scene_data
+    from sld_core.training.training_set import first_landmarks, from_data
+
+    data = read_scene_data(source.folder, undistorted=work / "undistorted")
+    if not all_landmarks:
+        data = first_landmarks(data, config.landmarks.count)
+    return from_data(data, config.validation_fraction)
+
+
+def _training_set(source: _Source, work: Path, config: SceneConfig, progress):
     from sld_core.data.frame_folder import read_frames
     from sld_core.models.backbone import Backbone
-    from sld_core.training.training_set import first_landmarks, from_data, from_frames
+    from sld_core.training.training_set import from_frames
 
-    work.mkdir(parents=True, exist_ok=True)
-    if labelled:
-        data = read_scene_data(folder, undistorted=work / "undistorted")
-        return from_data(
-            first_landmarks(data, config.landmarks.count) if asked else data,
-            config.validation_fraction,
-        )
-    return from_frames(
-        read_frames(folder, listed),
-        work,
-        config,
-        Backbone(config.backbone, config.backbone_weights),
-        show,
-    )
+    frames = read_frames(source.folder, source.list_file)
+    backbone = Backbone(config.backbone, config.backbone_weights)
+    return from_frames(frames, work, config, backbone, progress)
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """Names of folders; a name that comes again gets a number."""
+    """Names of folders, with a number where a name is repeated."""
     names = []
     for folder in folders:
         name = folder.resolve().name
-        again = sum(other == name or other.startswith(f"{name}#") for other in names)
-        names.append(f"{name}#{again + 1}" if again else name)
+        earlier = sum(other == name or other.startswith(f"{name}#") for other in names)
+        names.append(f"{name}#{earlier + 1}" if earlier else name)
     return names
 
 
-def _tell(output: Path, record: dict) -> None:
+def _print_result(output: Path, record: dict) -> None:
     best = record["best"]
     print(
         f"{output}: {record['backbone']} trained on {len(record['scenes'])} scenes in "
-        f"{record['seconds']:.0f} s, "
-        f"epoch {best['epoch']} of {record['config']['epochs']}, "
+        f"{record['seconds']:.0f} s, epoch {best['epoch']} of {record['config']['epochs']}, "
         f"{output.stat().st_size / 1e6:.1f} MB"
     )
-    for name, row in list(best["scenes"].items())[-MAX_TOLD:]:
+    for name, row in list(best["scenes"].items())[-MAX_PRINTED:]:
         recall = "" if isnan(row["recall"]) else f", {row['recall']:.0%} within 5 cm / 5 deg"
-        found = (
-            f"{row['found']:.0%} of the landmarks in the picture found, "
-            f"{row['pixel_error']:.1f} px off"
+        print(
+            f"held-out frames of {name}: {row['found']:.0%} of the landmarks in view found, "
+            f"{row['pixel_error']:.1f} px off{recall}"
         )
-        print(f"held-out frames of {name}: {found}{recall}")

@@ -1,4 +1,4 @@
-"""`sld train plan`: hours and memory of a training of many scenes, without training."""
+"""`sld train plan`: estimates the hours and memory of training a backbone on many scenes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def add(commands) -> None:
 
     parser = commands.add_parser(
         "plan",
-        help="hours and memory of a training of many scenes, before it is started",
-        description="Nothing is trained. Every other unit cost stands in training/plan.py with "
-        "its source.",
+        help="estimate hours and memory of training on many scenes",
+        description="Nothing is trained. The unit costs and their sources are listed in "
+        "training/plan.py.",
     )
     for known in dataclasses.fields(PlanConfig):
         option = "--" + known.name.replace("_", "-")

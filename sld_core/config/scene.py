@@ -20,7 +20,6 @@ BACKBONES = (  # how each is made is in models.backbone
     "efficientnet-b4",
     "swin-t",
 )
-LOSSES = ("cells", "squares", "focal", "softmax")  # of heatmaps (training.targets)
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,34 @@ class BufferConfig:
 
 
 @dataclass(frozen=True)
+class TargetConfig:
+    """The heatmaps that a network learns, and the loss (training.targets)."""
+
+    loss: str = chosen("cells", "squares", "focal", "softmax")
+    sigma_px: float = ranged(8.0, 1.0, 200.0)  # of the Gaussian around each landmark
+    floor: float = ranged(0.1, 0.0, 0.99)  # values below it are zero
+    positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """AdamW and its learning rate over a training (training.schedule)."""
+
+    kind: str = chosen("cosine", "halving")
+    learning_rate: float = ranged(3e-3, 1e-8, 1.0)  # the largest
+    weight_decay: float = ranged(0.01, 0.0, 10.0)
+    warm_up: float = ranged(0.05, 0.0, 0.99)  # fraction of all steps
+    halvings: int = ranged(4, 0, 30)  # of kind "halving", spread evenly
+
+
+@dataclass(frozen=True)
 class HeatmapConfig:
     """The paper's head, one heatmap per landmark, and its training (models.heatmap_head,
     training.feature_map_buffer, training.train_heatmap_head)."""
 
     width: int = ranged(128, 4, 4096, multiple=4)  # channels of its blocks
-    loss: str = chosen(*LOSSES)
-    sigma_px: float = ranged(8.0, 1.0, 100.0)  # of the Gaussian targets
-    floor: float = ranged(0.1, 0.0, 0.99)  # targets below it are zero
-    positive_weight: float = ranged(1.0, 0.0, 1e6)  # of a cell at a landmark, against an empty one
+    target: TargetConfig = field(default_factory=TargetConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     # RAM for feature maps; GPU memory is used first, and a file when RAM is full
     memory_mb: float = ranged(4000.0, 0.0, 1e7)
     precision: str = chosen("float16", "bfloat16")  # of feature maps
@@ -142,16 +160,10 @@ class HeatmapConfig:
     positives: float = ranged(0.5, 0.0, 1.0)  # fraction of patches with a visible landmark
     steps: int = ranged(3000, 1, 10**9)  # at most
     max_seconds: float = ranged(0.0, 0.0, 1e7)  # of training; 0: no limit
-    learning_rate: float = ranged(3e-3, 1e-8, 1.0)
-    weight_decay: float = ranged(0.01, 0.0, 1.0)
-    schedule: str = chosen("cosine", "halving")  # of the learning rate, over all steps
-    warm_up: float = ranged(0.05, 0.0, 0.99)  # fraction of all steps
-    halvings: int = ranged(4, 0, 30)  # of schedule "halving"
-    validation_fraction: float = ranged(
-        0.04, 0.0, 0.5
-    )  # of the training frames, for early stopping
+    # fraction of the training frames that is held out to decide when to stop
+    validation_fraction: float = ranged(0.04, 0.0, 0.5)
     check_every: int = ranged(250, 1, 10**9)  # steps between validations
-    patience: int = ranged(5, 1, 10**6)  # validations without better recall before training stops
+    patience: int = ranged(5, 1, 10**6)  # validations without improvement before training stops
     reach: int = ranged(2, 1, 20)  # cells around the peak over which decoding takes the centroid
     power: float = ranged(2.0, 0.1, 10.0)  # of the scores in the centroid
     threshold: float = ranged(0.1, 0.0, 1.0)  # fraction of the peak below which cells do not count

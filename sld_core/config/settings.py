@@ -28,27 +28,32 @@ def range_of(kind: type, name: str) -> tuple[float, float]:
     return kind.__dataclass_fields__[name].metadata["range"]
 
 
-def from_dict(values: dict[str, Any], kind: type, group: str = ""):
+def from_dict(values: dict[str, Any], kind: type):
     """A configuration from nested plain values; absent keys take their defaults.
 
-    SldError names the whole setting (`group` is the path to `kind`, such as "head.") where a key is
-    unknown, a type is wrong or a value is out of range."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    SldError names the whole setting, such as head.hidden, where a key is unknown, a type is wrong
+    or a value is out of range."""
+    return _changed(kind(), values, "")
+
+
+def _changed(defaults, values: dict[str, Any], group: str):
+    """`defaults` with these values; `group` is the path to them, such as "head."."""
+    fields = {f.name: f for f in dataclasses.fields(defaults)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
         names = ", ".join(group + name for name in unknown)
-        raise SldError(f"unknown setting {names}; {kind.__name__} has {', '.join(fields)}")
-    defaults = kind()
+        kind = type(defaults).__name__
+        raise SldError(f"unknown setting {names}; {kind} has {', '.join(fields)}")
     out = {}
     for name, value in values.items():
         default = getattr(defaults, name)
         if not dataclasses.is_dataclass(default):
             out[name] = _checked(group + name, fields[name].metadata, value, default)
         elif isinstance(value, dict):
-            out[name] = from_dict(value, type(default), f"{group}{name}.")
+            out[name] = _changed(default, value, f"{group}{name}.")
         else:
             raise SldError(f"setting {group}{name}: expected a group of settings, got {value!r}")
-    return kind(**out)
+    return dataclasses.replace(defaults, **out)
 
 
 def _checked(name: str, metadata, value, default):

@@ -136,7 +136,7 @@ class HeatmapSceneHead(nn.Module):
         """Score maps of one image from its whitened features."""
         with torch.autocast(white_Chw.device.type, torch.bfloat16):
             logits_1Lhw = self.maps(white_Chw[None])
-        score_Lhw = scores(logits_1Lhw.float(), self.config.loss)[0]
+        score_Lhw = scores(logits_1Lhw.float(), self.config.target.loss)[0]
         _, h, w = white_Chw.shape
         return ScoreMaps(
             score_Lhw,

@@ -1,4 +1,4 @@
-"""A backbone whose channels have mean 0 and deviation 1 at the start of its training."""
+"""Backbone features scaled to mean 0 and standard deviation 1 per channel, for training heads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class ChannelNormalization(nn.Module):
 
 
 class NormalizedBackbone(nn.Module):
-    """`network`, then `standard`. Networks side by side differ in scale by hundreds, which a
-    scene's whitening takes away, but training heads have none. The network itself is trained as it
-    will be used."""
+    """`network`, then a normalization of its channels as they were before training. Networks side
+    by side differ in scale by hundreds; a scene's whitening removes that, training heads have none.
+    The network itself is trained as it will be used, without the normalization."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, self.standard = network, ChannelNormalization(network.channels)
+        self.network = network
+        self.normalization = ChannelNormalization(network.channels)
 
     @torch.no_grad()
     def fit(self, images_B3HW: Iterable[torch.Tensor]) -> None:
@@ -38,10 +39,9 @@ class NormalizedBackbone(nn.Module):
             [self.network(image).movedim(1, -1).flatten(0, 2).double() for image in images_B3HW]
         )
         deviation = cells_NC.std(0)
-        self.standard.mean.copy_(cells_NC.mean(0)[:, None, None])
-        self.standard.scale.copy_(
-            1 / deviation.clamp_min(FLOOR * float(deviation.mean()) + 1e-12)[:, None, None]
-        )
+        deviation = deviation.clamp_min(FLOOR * float(deviation.mean()) + 1e-12)
+        self.normalization.mean.copy_(cells_NC.mean(0)[:, None, None])
+        self.normalization.scale.copy_(1 / deviation[:, None, None])
 
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
-        return self.standard(self.network(image_B3HW))
+        return self.normalization(self.network(image_B3HW))

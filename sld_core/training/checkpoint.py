@@ -1,5 +1,4 @@
-"""The whole state of a training run in one file, so that a killed run goes on as if nothing had
-happened."""
+"""The whole state of a training run in one file, so that a killed run can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -14,17 +13,17 @@ from sld_core.types import SldError
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and lists and dicts of them); a kill leaves the
-    previous file as it was."""
+    """Write `state` (tensors, numbers, text, and lists and dicts of them) atomically: a killed
+    process leaves the previous file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.fsync(file.fileno())  # else a power cut may leave an empty file
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch raises one of its own over that of a full disk
+    except (OSError, RuntimeError) as error:  # torch raises its own over that of a full disk
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
@@ -37,7 +36,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU; read as data only."""
+    """What `save` wrote, with tensors on the CPU; no code in the file is run."""
     damaged = f"{path}: not a checkpoint of a training run, or damaged; delete it to start anew"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -59,8 +58,8 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random(state: dict[str, Any]) -> None:
-    """Set torch's generators to a `random_state()`; those of devices this machine lacks are passed
-    over."""
+    """Set torch's generators to a `random_state()`, those of GPUs where this machine has as
+    many."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

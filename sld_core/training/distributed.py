@@ -1,5 +1,4 @@
-"""Several processes as one: torchrun starts them, each does its share, and what they need of each
-other passes through here.
+"""Training in several processes: what they exchange.
 
 Under `torchrun --nproc-per-node N -m sld_core.cli ...` every process (rank) calls `join` once;
 without torchrun the same code is one process alone. Tensors in main memory travel over gloo, those
@@ -22,22 +21,21 @@ from torch import nn
 from sld_core.types import SldError
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(
-    hours=12
-)  # the others wait while rank 0 maps; where a process dies, torchrun ends the rest at once
+# the others wait while rank 0 makes tracks; where a process dies, torchrun ends the rest at once
+TIMEOUT = timedelta(hours=12)
 GRACE_S = 3.0
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is."""
+    """This process among `size`."""
 
     rank: int
     size: int
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
 
@@ -45,7 +43,7 @@ ALONE = World(0, 1)
 
 
 def join(device: str = "cpu") -> World:
-    """Meet the other processes of this torchrun, be it only this one; `ALONE` without torchrun.
+    """Join the processes of this torchrun, even if this is the only one; `ALONE` without torchrun.
     From then on "cuda" is this process's own GPU."""
     if "WORLD_SIZE" not in os.environ:
         return ALONE
@@ -56,12 +54,12 @@ def join(device: str = "cpu") -> World:
         )
     if cuda:
         torch.cuda.set_device(_own_gpu())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     return World(dist.get_rank(), dist.get_world_size())
 
 
 def leave() -> None:
-    """Part from the others; does nothing in a process alone."""
+    """Leave the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -77,14 +75,14 @@ def joined(device: str = "cpu"):
 
 
 def shard(n: int, world: World) -> range:
-    """This rank's share of n things: consecutive, so that shares joined in order of rank are the
-    whole in order."""
+    """This rank's share of n items: consecutive ones, so that the shares in order of rank are all
+    items in order."""
     return range(n * world.rank // world.size, n * (world.rank + 1) // world.size)
 
 
 def parallel(module: nn.Module, world: World) -> nn.Module:
-    """The module, its gradients averaged over all ranks at every backward. Every rank must use all
-    its parameters."""
+    """The module with its gradients averaged over all ranks at every backward pass. Every rank must
+    use all its parameters."""
     return nn.parallel.DistributedDataParallel(module) if dist.is_initialized() else module
 
 
@@ -95,7 +93,7 @@ def barrier(world: World) -> None:
 
 
 def mean(value: torch.Tensor, world: World) -> torch.Tensor:
-    """The average over ranks of a tensor, the same bits on each."""
+    """The average of a tensor over ranks, bit-equal on each."""
     if not dist.is_initialized():
         return value
     total = value.detach().clone()
@@ -119,7 +117,8 @@ def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
         return part_N
     lengths = all_of(len(part_N), world)
     whole = part_N.new_empty((sum(lengths), *part_N.shape[1:]))
-    for rank, slot in enumerate(whole.split(lengths)):  # in place: no second copy of a large buffer
+    # in place, without a second copy of a large buffer
+    for rank, slot in enumerate(whole.split(lengths)):
         if rank == world.rank:
             slot.copy_(part_N)
         dist.broadcast(slot.view(torch.uint8) if slot.dtype == torch.bool else slot, rank)
@@ -127,31 +126,31 @@ def gather(part_N: torch.Tensor, world: World) -> torch.Tensor:
 
 
 def from_main(compute: Callable[[], Result], world: World) -> Result:
-    """What `compute` returns on rank 0, on every rank; only rank 0 runs it. Where it fails, rank 0
+    """Run `compute` on rank 0 only, and return its result on every rank. Where it fails, rank 0
     raises and the others exit."""
     if not dist.is_initialized():
         return compute()
-    answer = [False, None]
+    succeeded_and_result = [False, None]
     try:
         if world.is_main:
-            answer = [True, compute()]
+            succeeded_and_result = [True, compute()]
     finally:
-        dist.broadcast_object_list(answer, 0)
-    if not answer[0]:
-        with suppress(
-            KeyboardInterrupt
-        ):  # as soon as one process ends, torchrun ends the others: let rank 0 first say why
+        dist.broadcast_object_list(succeeded_and_result, 0)
+    succeeded, result = succeeded_and_result
+    if not succeeded:
+        # torchrun ends all processes as soon as one ends: let rank 0 first report why
+        with suppress(KeyboardInterrupt):
             time.sleep(GRACE_S)
         raise SystemExit(1)
-    return answer[1]
+    return result
 
 
 def _own_gpu() -> int:
-    local, here = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if local >= here:
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    gpus = torch.cuda.device_count()
+    if local >= gpus:
         raise SldError(
-            f"process {local} of this machine has no GPU: it has {here}; expected one for "
-            "each, start torchrun with "
-            f"--nproc-per-node {max(here, 1)}"
+            f"process {local} of this machine has no GPU: there are {gpus}; expected one for each, "
+            f"start torchrun with --nproc-per-node {max(gpus, 1)}"
         )
     return local

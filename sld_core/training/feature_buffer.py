@@ -1,8 +1,8 @@
 """The feature buffer: the frozen backbone runs once over all images, plain and augmented; training
-then sees only cells.
+then reads cells only.
 
 Cells within positive_radius_cell of a visible landmark are its positives; cells farther than
-ignore_radius_cell from every landmark, seen or unknown, may be background."""
+ignore_radius_cell from every landmark, visible or unknown, may be background."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import torch
 
 from sld_core import heatmap
-from sld_core.camera.images import load_upright
 from sld_core.config.scene import BufferConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
 from sld_core.spread import spread
 from sld_core.training import augmentation
-from sld_core.training.distributed import ALONE, World, from_main, gather, shard
-from sld_core.types import Frame, Labels, Progress, Visibility
+from sld_core.training.distributed import from_main, gather, shard
+from sld_core.training.run import Run
+from sld_core.training.working_images import WorkingImages
+from sld_core.types import Labels, Progress, Visibility
 
 WHITENING_FRAMES, WHITENING_CELLS = 60, 600
 GPU_SHARE = 0.5  # of the free memory of a GPU that a buffer may take; training needs the rest
@@ -64,136 +64,116 @@ def fits_on_gpu(size_bytes: int, device: str) -> bool:
 
 
 def fill(
-    frames: Sequence[Frame],
+    images: WorkingImages,
     labels: Labels,
-    angle_rad_F: np.ndarray,
     backbone: Backbone,
     config: BufferConfig,
-    max_side_px: int,
-    device: str,
-    seed: int,
     passes: int,
-    progress: Callable[[Progress], None],
-    world: World = ALONE,
+    run: Run,
 ) -> tuple[FeatureBuffer, Whitening]:
-    """One plain pass and `passes` augmented ones over `frames`, each turned upright by its angle;
-    row i of `labels` belongs to frame i. Cells are in order of frames, then passes.
+    """The cells of one plain pass and `passes` augmented ones, in order of images, then passes; row
+    i of `labels` belongs to image i.
 
-    Each rank of `world`, and in it each of `config.processes`, fills its share of the frames; every
-    rank returns the whole, which is what one process alone fills."""
-    whitening = fit_whitening(
-        frames, angle_rad_F, backbone, config, max_side_px, device, seed, world
+    The images are divided among the ranks of torchrun and, in each, among config.processes. Every
+    rank returns the whole buffer, the same as one process alone fills."""
+    whitening = fit_whitening(images, backbone, config, run)
+    sampler = _CellSampler(
+        images, labels, backbone, whitening, config, passes, run.device, run.seed
     )
-    cells_of = partial(
-        _cells_of_frame,
-        frames,
-        labels,
-        angle_rad_F,
-        backbone,
-        whitening,
-        config,
-        max_side_px,
-        device,
-        seed,
-        passes,
-    )
-    share = shard(len(frames), world)
-    parts = [_no_cells(len(whitening.matrix))]
-    for part in _each(cells_of, share, config.processes):
+    share = shard(len(images.frames), run.world)
+    parts = [_no_cells(len(whitening.matrix))]  # for a rank without images
+    for part in _sampled(sampler, share, config.processes):
         parts.append(part)
-        progress(Progress("filling the feature buffer", (len(parts) - 1) / len(share)))
-    columns = zip(*([getattr(part, f.name) for f in fields(part)] for part in parts))
-    return FeatureBuffer(
-        *(gather(torch.from_numpy(np.concatenate(column)), world) for column in columns)
-    ), whitening
+        run.progress(Progress("filling the feature buffer", (len(parts) - 1) / len(share)))
+    columns = {
+        name: gather(torch.from_numpy(column), run.world)
+        for name, column in _concatenated(parts).items()
+    }
+    return FeatureBuffer(**columns), whitening
 
 
 def fit_whitening(
-    frames: Sequence[Frame],
-    angle_rad_F: np.ndarray,
-    backbone: Backbone,
-    config: BufferConfig,
-    max_side_px: int,
-    device: str,
-    seed: int,
-    world: World = ALONE,
+    images: WorkingImages, backbone: Backbone, config: BufferConfig, run: Run
 ) -> Whitening:
-    """Whitening of random cells of frames spread over the whole drive, the same on every rank of
-    `world`."""
-    chosen = np.array(spread(range(len(frames)), WHITENING_FRAMES))
-    cells = [torch.empty(0, backbone.channels, device=device)]  # for a rank without a frame
-    for i in chosen[shard(len(chosen), world)]:
-        features_NC = (
-            backbone.features(load_upright(frames[i], max_side_px, angle_rad_F[i])[0], device)
-            .flatten(1)
-            .T
-        )
-        picked = np.random.default_rng((seed, i)).integers(0, len(features_NC), WHITENING_CELLS)
-        cells.append(features_NC[torch.from_numpy(picked).to(device)])
-    cells_NC = gather(torch.cat(cells), world)
-    # fitted once: on processors that differ the same sum may end in other bits
-    return from_main(
-        lambda: Whitening.fit(cells_NC, min(config.channels, backbone.channels)), world
-    ).to(device)
+    """The whitening of random cells of images spread over the drive, the same on every rank."""
+    chosen = spread(range(len(images.frames)), WHITENING_FRAMES)
+    share = shard(len(chosen), run.world)
+    # starts with an empty part for a rank without images
+    parts = [torch.empty(0, backbone.channels, device=run.device)]
+    for i in chosen[share.start : share.stop]:
+        features_NC = backbone.features(images.load(i)[0], run.device).flatten(1).T
+        rng = np.random.default_rng((run.seed, i))
+        picked = rng.integers(0, len(features_NC), WHITENING_CELLS)
+        parts.append(features_NC[torch.from_numpy(picked).to(run.device)])
+    cells_NC = gather(torch.cat(parts), run.world)
+    outputs = min(config.channels, backbone.channels)
+    # fitted on one rank: on different processors the same sum may end in different bits
+    return from_main(lambda: Whitening.fit(cells_NC, outputs), run.world).to(run.device)
 
 
-def _cells_of_frame(
-    frames, labels, angle_rad_F, backbone, whitening, config, max_side_px, device, seed, passes, i
-) -> FeatureBuffer:
-    """The cells of frame i in numpy arrays, plain and augmented. Each picture has a random
-    generator of its own, so that it is the same whoever makes it."""
-    image, A = load_upright(frames[i], max_side_px, angle_rad_F[i])
-    xy_L2 = labels.xy_FL2[i] @ A[:, :2].T + A[:, 2]
-    parts = []
-    for number in range(1 + passes):
-        rng = np.random.default_rng((seed, number, i))
-        seen, seen_xy_L2 = (
-            augmentation.augment(image, xy_L2, config, rng) if number else (image, xy_L2)
-        )
-        cell, landmark, offset = pick_cells(
-            seen.shape[:2], seen_xy_L2, labels.visibility_FL[i], config, rng
-        )
-        features_NC = (
-            backbone.features(seen, device).flatten(1).T[torch.from_numpy(cell).to(device)]
-        )
-        parts.append(
-            (
-                whitening(features_NC).half().cpu().numpy(),
-                landmark,
-                offset,
-                np.full(len(cell), number == 0),
-            )
-        )
-    return FeatureBuffer(*map(np.concatenate, zip(*parts)))
+Columns = dict[str, np.ndarray]  # of a FeatureBuffer, by name
 
 
-def _no_cells(channels: int) -> FeatureBuffer:
-    return FeatureBuffer(
-        np.empty((0, channels), np.float16),
-        np.empty(0, np.int64),
-        np.empty((0, 2), np.float32),
-        np.empty(0, bool),
-    )
+@dataclass(frozen=True)
+class _CellSampler:
+    """Picks the cells of one image, plain and augmented."""
+
+    images: WorkingImages
+    labels: Labels
+    backbone: Backbone
+    whitening: Whitening
+    config: BufferConfig
+    passes: int
+    device: str
+    seed: int
+
+    def __call__(self, i: int) -> Columns:
+        image, A = self.images.load(i)
+        xy_L2 = self.labels.xy_FL2[i] @ A[:, :2].T + A[:, 2]
+        return _concatenated([self._of_pass(i, n, image, xy_L2) for n in range(1 + self.passes)])
+
+    def _of_pass(self, i: int, number: int, image: np.ndarray, xy_L2: np.ndarray) -> Columns:
+        # each view has its own random generator, so that it does not depend on who makes it
+        rng = np.random.default_rng((self.seed, number, i))
+        if number > 0:
+            image, xy_L2 = augmentation.augment(image, xy_L2, self.config, rng)
+        visibility_L = self.labels.visibility_FL[i]
+        cell, landmark, offset = pick_cells(image.shape[:2], xy_L2, visibility_L, self.config, rng)
+        features_NC = self.backbone.features(image, self.device).flatten(1).T
+        features_NC = features_NC[torch.from_numpy(cell).to(self.device)]
+        return {
+            "feature_NC": self.whitening(features_NC).half().cpu().numpy(),
+            "landmark_N": landmark,
+            "offset_N2": offset,
+            "plain_N": np.full(len(cell), number == 0),
+        }
 
 
-def _each(
-    cells_of: Callable[[int], FeatureBuffer], rows: Sequence[int], processes: int
-) -> Iterator[FeatureBuffer]:
-    """`cells_of` each row, in order, computed by so many processes, which share this one's
-    threads."""
+def _no_cells(channels: int) -> Columns:
+    return {
+        "feature_NC": np.empty((0, channels), np.float16),
+        "landmark_N": np.empty(0, np.int64),
+        "offset_N2": np.empty((0, 2), np.float32),
+        "plain_N": np.empty(0, bool),
+    }
+
+
+def _concatenated(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sampled(sampler: _CellSampler, rows: Sequence[int], processes: int) -> Iterator[Columns]:
+    """The cells of each row, in order, computed by `processes`, which share this one's threads."""
     if processes == 1 or len(rows) < 2:
-        yield from map(cells_of, rows)
+        yield from map(sampler, rows)
         return
-    # pickled here: the way in which torch sends tensors takes shared memory, 64 MB in many
-    # containers
-    job, gpu = (
-        pickle.dumps(cells_of),
-        torch.cuda.current_device() if torch.cuda.is_initialized() else None,
-    )
+    # pickled here: torch would send tensors through shared memory, of which many containers have
+    # only 64 MB
+    job = pickle.dumps(sampler)
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     threads = max(1, torch.get_num_threads() // processes)
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), _begin, (job, threads, gpu)
-    )
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, _begin, (job, threads, gpu))
     try:
         yield from pool.map(_work, rows)
     finally:
@@ -201,20 +181,23 @@ def _each(
 
 
 def _begin(job: bytes, threads: int, gpu: int | None) -> None:
-    """In each process of the pool: unpack the job, on the parent's GPU, and end when the parent
-    ends, however it does."""
+    """In each process of the pool: unpack the job, on the parent's GPU."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(
-        target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True
-    ).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if gpu is not None:
         torch.cuda.set_device(gpu)
     _job = pickle.loads(job)
 
 
-def _work(row: int) -> FeatureBuffer:
+def _end_with_parent() -> None:
+    """Also where the parent is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(row: int) -> Columns:
     return _job(row)
 
 
@@ -225,39 +208,32 @@ def pick_cells(
     config: BufferConfig,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flat cell index (N,), landmark (N,) with L for background, and offset (N, 2) in cells, of one
-    image."""
+    """Choose the training cells of one image: flat cell index (N,), landmark (N,) with L for
+    background, and offset (N, 2) in cells."""
     h, w = heatmap.grid_size(*shape_HW)
     background = len(xy_L2)
     with np.errstate(invalid="ignore"):
-        inside = ((xy_L2 >= 0) & (xy_L2 < [shape_HW[1], shape_HW[0]])).all(1) & (
-            visibility_L != Visibility.HIDDEN
-        )
-    landmark = np.flatnonzero(inside)
+        inside = ((xy_L2 >= 0) & (xy_L2 < [shape_HW[1], shape_HW[0]])).all(1)
+    landmark = np.flatnonzero(inside & (visibility_L != Visibility.HIDDEN))
     xy_cell = heatmap.pixel_to_cell(xy_L2[landmark])
     x, y, distance2 = _window(xy_cell, config.ignore_radius_cell)
     valid = (x >= 0) & (x < w) & (y >= 0) & (y < h)
     cell = y * w + x
-    free = np.ones(h * w, bool)
-    free[cell[valid & (distance2 <= config.ignore_radius_cell**2)]] = False
-    positive = (
-        valid
-        & (distance2 <= config.positive_radius_cell**2)
-        & (visibility_L[landmark] == Visibility.VISIBLE)[:, None]
-    )
-    row, column = np.nonzero(positive)
+    visible = visibility_L[landmark] == Visibility.VISIBLE
+    near = valid & (distance2 <= config.positive_radius_cell**2)
+    row, column = np.nonzero(near & visible[:, None])
     # where two landmarks claim a cell, the nearer one has it
     order = np.argsort(distance2[row, column], kind="stable")
     row, column = row[order], column[order]
     _, first = np.unique(cell[row, column], return_index=True)
     row, column = row[first], column[first]
     offset = xy_cell[row] - np.stack([x[row, column], y[row, column]], 1)
+
+    free = np.ones(h * w, bool)
+    free[cell[valid & (distance2 <= config.ignore_radius_cell**2)]] = False
     empty = np.flatnonzero(free)
-    empty = (
-        rng.choice(empty, min(config.background_cells, len(empty)), replace=False)
-        if len(empty)
-        else empty
-    )
+    if len(empty):
+        empty = rng.choice(empty, min(config.background_cells, len(empty)), replace=False)
     return (
         np.concatenate([cell[row, column], empty]).astype(np.int64),
         np.concatenate([landmark[row], np.full(len(empty), background)]).astype(np.int64),

@@ -1,5 +1,5 @@
-"""What a training run was like: CSV rows as it goes (TensorBoard beside, where it is installed),
-and the curves of them."""
+"""The log of a training run: CSV rows (and TensorBoard, where it is installed), and curves of
+them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ COLUMNS = (
     "scene",
     "loss",
     "learning_rate",
-    "pixel_error",
     "found",
+    "precision",
+    "pixel_error",
     "recall",
 )
 PANELS = (
@@ -34,29 +35,23 @@ PANELS = (
     ("pixel_error", "median pixel error, validation", "log"),
     ("recall", "recall at 5 cm / 5 deg, validation", "linear"),
 )
-COLOURS = (
-    "#0072b2",
-    "#cc79a7",
-    "#009e73",
-    "#56b4e9",
-    "#e69f00",
-    "#d55e00",
-)  # which the colour-blind tell apart (Okabe and Ito)
-FAINT = {"color": "#a9b2bb", "lw": 0.6}  # lines that are more than there are colours
+# colours that the colour-blind can tell apart (Okabe and Ito)
+COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#56b4e9", "#e69f00", "#d55e00")
+FAINT = {"color": "#a9b2bb", "lw": 0.6}  # for all lines where there are not enough colours
 POINTS = 40  # of a line, at most
+
+Line = tuple[np.ndarray, np.ndarray]  # epochs, values
 
 
 class Logbook:
-    """Rows appended to `folder`/log.csv. A run that goes on from an earlier step drops the rows of
-    later ones first, so that killed and resumed runs leave the file of one that was not."""
+    """Appends rows to `folder`/log.csv. A run that is resumed at `resume_step` first drops the rows
+    of later steps, so that the file is the same as without the interruption."""
 
     def __init__(self, folder: Path, resume_step: int = 0):
         self.path = folder / FILE
-        kept = (
-            [row for row in read(self.path) if int(row["step"]) <= resume_step]
-            if resume_step and self.path.exists()
-            else []
-        )
+        kept = []
+        if resume_step and self.path.exists():
+            kept = [row for row in read(self.path) if int(row["step"]) <= resume_step]
         table = io.StringIO()
         self._writer(table).writeheader()
         self._writer(table).writerows(kept)
@@ -72,7 +67,7 @@ class Logbook:
             )
 
     def write(self, step: int, epoch: float, seconds: float, scene: str, **values: float) -> None:
-        """One row: `values` are of COLUMNS, those not given stay empty. Written at once."""
+        """Append one row at once; `values` are of COLUMNS, and those not given stay empty."""
         row = {
             "step": step,
             "epoch": f"{epoch:.4f}",
@@ -96,26 +91,24 @@ class Logbook:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a log.csv, as text; a last line that a kill cut short is left out."""
+    """The rows of a log.csv, as text, without a last line that was cut short."""
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SldError(f"{path}: cannot be read ({error})") from None
     rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-    if not text.startswith(",".join(COLUMNS)) or any(
-        None in row or None in row.values() for row in rows
-    ):
+    incomplete = any(None in row or None in row.values() for row in rows)
+    if not text.startswith(",".join(COLUMNS)) or incomplete:
         raise SldError(f"{path}: expected a table with the columns {', '.join(COLUMNS)}")
     return rows
 
 
 def curves(files: Sequence[Path], png: Path) -> None:
-    """Loss, pixel error and recall over the epochs, a line per scene (the paper's Figure 7);
-    several runs, told apart by the names of their folders, in one picture. Where there are many
-    lines, their mean stands out."""
-    from matplotlib.figure import (
-        Figure,
-    )  # here, for it takes half a second and training does not need it
+    """Draw loss, pixel error and recall over the epochs, a line per scene (the paper's Figure 7).
+
+    Several runs are labelled with the names of their folders. Among more lines than colours only
+    the mean stands out."""
+    from matplotlib.figure import Figure  # takes half a second, and training does not need it
 
     panels = [_lines(files, name) for name, _, _ in PANELS]
     labels = sorted({label for lines in panels for label in lines})
@@ -123,22 +116,15 @@ def curves(files: Sequence[Path], png: Path) -> None:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     for axes, lines, (name, title, scale) in zip(figure.subplots(1, len(PANELS)), panels, PANELS):
         for label, (x, y) in sorted(lines.items()):
-            axes.plot(
-                x,
-                y,
-                **(
-                    {"color": colour[label], "label": label, "lw": 1.4, "marker": ".", "ms": 4}
-                    if colour
-                    else FAINT
-                ),
-            )
+            if colour:
+                axes.plot(x, y, ".-", color=colour[label], label=label, lw=1.4, ms=4)
+            else:
+                axes.plot(x, y, **FAINT)
         if lines and not colour:
             axes.plot(*_mean(lines), color=COLOURS[0], lw=2, label=f"mean of {len(lines)}")
-        axes.set(
-            title=title,
-            xlabel="epoch",
-            yscale=scale if all(y.min() > 0 for _, y in lines.values()) else "linear",
-        )
+        if any(y.min() <= 0 for _, y in lines.values()):
+            scale = "linear"
+        axes.set(title=title, xlabel="epoch", yscale=scale)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}" if scale == "log" else "")
         if name == "recall":
@@ -155,28 +141,26 @@ def curves(files: Sequence[Path], png: Path) -> None:
     figure.savefig(png, dpi=120, format="png")
 
 
-def _lines(files: Sequence[Path], name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Epochs and values of each scene of each run, as means of neighbouring rows where there are
-    many."""
+def _lines(files: Sequence[Path], name: str) -> dict[str, Line]:
+    """The line of each scene of each run; neighbouring rows are averaged where there are many."""
     found = defaultdict(list)
     for file in files:
         run = f"{Path(file).resolve().parent.name}: " if len(files) > 1 else ""
         for row in read(file):
             if row["scene"] != ALL and row[name] and math.isfinite(float(row[name])):
                 found[run + row["scene"]].append((float(row["epoch"]), float(row[name])))
-    parts = {
-        label: np.array_split(np.array(points), min(len(points), POINTS))
-        for label, points in found.items()
-    }
-    return {
-        label: tuple(np.array([part.mean(0) for part in several]).T)
-        for label, several in parts.items()
-    }
+    return {label: _thinned(np.array(points)) for label, points in found.items()}
 
 
-def _mean(lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean line, over the epochs that all of them have."""
-    at = np.linspace(
-        max(x[0] for x, _ in lines.values()), min(x[-1] for x, _ in lines.values()), POINTS
-    )
+def _thinned(points_N2: np.ndarray) -> Line:
+    parts = np.array_split(points_N2, min(len(points_N2), POINTS))
+    means_P2 = np.array([part.mean(0) for part in parts])
+    return means_P2[:, 0], means_P2[:, 1]
+
+
+def _mean(lines: dict[str, Line]) -> Line:
+    """The mean line, over the epochs that all lines have."""
+    first = max(x[0] for x, _ in lines.values())
+    last = min(x[-1] for x, _ in lines.values())
+    at = np.linspace(first, last, POINTS)
     return at, np.mean([np.interp(at, x, y) for x, y in lines.values()], axis=0)

@@ -1,11 +1,12 @@
-"""Which images of which scene each step of multi-scene training sees: scene-homogeneous batches,
-shuffled across all scenes.
+"""Which images each step of multi-scene training sees: batches of one scene each, shuffled across
+all scenes.
 
-Everything follows from (seed, epoch): the position in a run is two numbers, and whoever knows them
-draws the same batches."""
+Everything follows from (seed, epoch): two numbers are the position in a run, and determine all
+batches from there on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from sld_core.types import SldError
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one scene: their rows in that scene."""
+    """Images of one scene, by their row in it."""
 
     scene: int
     items: tuple[int, ...]
@@ -28,10 +29,9 @@ Step = tuple[Batch, ...]  # what one optimiser step sees
 class SceneBatches:
     """The steps of a run over scenes of `sizes` images, and the position in it.
 
-    order "shuffled": a step is one batch; an epoch is every batch of every scene once, scenes in
-    random order. order "rounds" (as ACE-style training of many heads): a step is one batch of each
-    scene; an epoch is as many steps as the largest scene has batches, and smaller scenes are
-    repeated, shuffled anew each time."""
+    Order "shuffled": a step is one batch; an epoch is every batch of every scene once, in random
+    order. Order "rounds": a step is one batch of each scene; an epoch has as many steps as the
+    largest scene has batches, and smaller scenes are repeated, reshuffled each time."""
 
     def __init__(self, sizes: Sequence[int], batch: int, seed: int, order: str = "shuffled"):
         if not sizes or min(sizes) < 1:
@@ -57,8 +57,8 @@ class SceneBatches:
         return EPOCHS[self.order](self.sizes, self.batch, np.random.default_rng((self.seed, epoch)))
 
     def next(self) -> Step:
-        """The step at the position, which moves on; after the last step of an epoch comes the first
-        of the next."""
+        """The step at the position, which then advances, after the last step of an epoch to the
+        first of the next."""
         step = self._steps[self.position]
         self.position += 1
         if self.position == len(self._steps):
@@ -70,7 +70,7 @@ class SceneBatches:
         return {"epoch": self.epoch, "position": self.position}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on from a `state()` of the same sizes, batch, seed and order."""
+        """Continue from a `state()` of the same sizes, batch, seed and order."""
         self._go(state["epoch"], state["position"])
 
     def _go(self, epoch: int, position: int) -> None:
@@ -90,22 +90,22 @@ def shuffled(sizes: Sequence[int], batch: int, rng: np.random.Generator) -> list
 
 
 def rounds(sizes: Sequence[int], batch: int, rng: np.random.Generator) -> list[Step]:
-    """One batch of each scene per step, until the largest scene is through."""
-    count = -(-max(sizes) // batch)
-    columns = []
+    """One batch of each scene per step, until every image of the largest scene was seen."""
+    count = math.ceil(max(sizes) / batch)
+    batches = []  # of each scene, one a step
     for scene, size in enumerate(sizes):
-        column = []
-        while len(column) < count:
-            column += batches_of(scene, size, batch, rng)
-        columns.append(column[:count])
-    return list(zip(*columns))
+        mine = []
+        while len(mine) < count:
+            mine += batches_of(scene, size, batch, rng)
+        batches.append(mine[:count])
+    return [tuple(mine[i] for mine in batches) for i in range(count)]
 
 
 EPOCHS = {"shuffled": shuffled, "rounds": rounds}
 
 
 def batches_of(scene: int, size: int, batch: int, rng: np.random.Generator) -> list[Batch]:
-    """All images of a scene once, in as few batches of at most `batch` as can be, whose sizes
+    """All images of a scene once, in as few batches of at most `batch` as possible, whose sizes
     differ by at most one."""
-    parts = np.array_split(rng.permutation(size), -(-size // batch))
+    parts = np.array_split(rng.permutation(size), math.ceil(size / batch))
     return [Batch(scene, tuple(part.tolist())) for part in parts]

@@ -1,5 +1,5 @@
-"""Patches of a scene's images with the landmarks' places in them, as multi-scene backbone training
-sees them."""
+"""Patches of a scene's images with the positions of landmarks, for multi-scene backbone
+training."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from sld_core.camera.images import load_upright
 from sld_core.config.training import BackboneTrainingConfig
 from sld_core.training import augmentation, targets
-from sld_core.training.training_set import TrainingSet, upright_angles
+from sld_core.training.training_set import TrainingSet
+from sld_core.training.working_images import upright
 from sld_core.types import Visibility
 
 Job, Loaded = TypeVar("Job"), TypeVar("Loaded")
-NEAR = (
-    0.4  # of the patch's side: how far from its centre the landmark may lie about which it was cut
-)
+# of the patch's side: the largest offset of the patch's centre from the landmark it is cut around
+MAX_OFFSET = 0.4
 
 
 @dataclass(frozen=True)
@@ -34,39 +33,26 @@ class Patches:
 
 
 class SceneImages:
-    """The images of one training_set, to draw patches from; `number` tells scenes of one run
-    apart."""
+    """The images of one scene, to draw patches from; `number` identifies the scene in a run."""
 
     def __init__(self, training_set: TrainingSet, number: int, config: BackboneTrainingConfig):
         self.training_set, self.number, self.config = training_set, number, config
-        self.angle_rad_F = upright_angles(training_set.frames)
+        self.images = upright(training_set.frames, config.scene.image.max_side_px)
 
-    def draw(self, items: Iterable[int], epoch: int) -> Patches:
-        """`config.patches` of each image; what is drawn of an image depends on the seed, the epoch
-        and the image alone, so that neither a resumed run nor another number of processes sees
-        anything else."""
-        drawn = []
-        for item in items:
-            rng = np.random.default_rng((self.config.scene.seed, epoch, self.number, item))
-            image, A = load_upright(
-                self.training_set.frames[item],
-                self.config.scene.image.max_side_px,
-                self.angle_rad_F[item],
-            )
-            xy_L2 = self.training_set.labels.xy_FL2[item] @ A[:, :2].T + A[:, 2]
-            around = round(self.config.positive_patches * self.config.patches)
-            drawn += [
-                patch(
-                    image,
-                    xy_L2,
-                    self.training_set.labels.visibility_FL[item],
-                    self.config,
-                    k < around,
-                    rng,
-                )
-                for k in range(self.config.patches)
-            ]
-        return Patches(*(np.stack(parts) for parts in zip(*drawn)))
+    def draw(self, rows: Iterable[int], epoch: int) -> Patches:
+        """Draw `config.patches` of each image. They depend on the seed, the epoch and the image
+        alone, so a resumed run or another number of processes sees the same."""
+        config, labels, drawn = self.config, self.training_set.labels, []
+        around = round(config.positives * config.patches)
+        for row in rows:
+            rng = np.random.default_rng((config.scene.seed, epoch, self.number, row))
+            image, A = self.images.load(row)
+            xy_L2 = labels.xy_FL2[row] @ A[:, :2].T + A[:, 2]
+            visibility_L = labels.visibility_FL[row]
+            for k in range(config.patches):
+                drawn.append(patch(image, xy_L2, visibility_L, config, k < around, rng))
+        images, positions, visibilities = zip(*drawn)
+        return Patches(np.stack(images), np.stack(positions), np.stack(visibilities))
 
 
 def patch(
@@ -77,23 +63,26 @@ def patch(
     around: bool,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One augmented patch, `around` some visible landmark or anywhere: image, xy_L2 and
-    visibility_L. Landmarks that are too far outside to leave a trace in its heatmaps are HIDDEN,
-    whatever they are in the image."""
+    """One augmented patch, `around` a visible landmark or anywhere: image, xy_L2 and visibility_L.
+
+    Landmarks that are too far outside to affect its heatmaps are HIDDEN, whatever they are in the
+    image."""
     side = config.patch_px
-    moved_centre = np.array([[1, 0, side / 2], [0, 1, side / 2], [0, 0, 1]])
-    moved_centre[:2, 2] -= centre(image_HW3.shape, xy_L2, visibility_L, side, around, rng)
-    H = augmentation.random_view(side, side, config.scene.buffer, rng) @ moved_centre
-    image = augmentation.warp(image_HW3, H, side, side)
+    to_patch = np.array([[1, 0, side / 2], [0, 1, side / 2], [0, 0, 1]])
+    to_patch[:2, 2] -= centre(image_HW3.shape, xy_L2, visibility_L, side, around, rng)
+    H = augmentation.random_view(side, side, config.scene.buffer, rng) @ to_patch
+    image = augmentation.recolour(
+        augmentation.warp(image_HW3, H, side, side), config.scene.buffer, rng
+    )
     moved = np.column_stack([xy_L2, np.ones(len(xy_L2))]) @ H.T
     with np.errstate(invalid="ignore", divide="ignore"):
         xy = moved[:, :2] / moved[:, 2:]
-        reach = targets.reach_px(config.sigma_px, config.floor)
-        inside = (moved[:, 2] > 0) & (xy > -reach).all(1) & (xy < side + reach).all(1)
+        reach = targets.reach_px(config.target)
+        near = (moved[:, 2] > 0) & (xy > -reach).all(1) & (xy < side + reach).all(1)
     return (
-        augmentation.recolour(image, config.scene.buffer, rng),
-        np.where(inside[:, None], xy, -1e4).astype(np.float32),
-        np.where(inside, visibility_L, Visibility.HIDDEN).astype(np.uint8),
+        image,
+        np.where(near[:, None], xy, -1e4).astype(np.float32),
+        np.where(near, visibility_L, Visibility.HIDDEN).astype(np.uint8),
     )
 
 
@@ -105,23 +94,23 @@ def centre(
     around: bool,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Where to cut a patch: near a random landmark that is visible in the image, if there is one,
+    """The centre of a patch: near a random landmark that is visible in the image, if there is one,
     or anywhere."""
     size = np.array([shape[1], shape[0]])
     with np.errstate(invalid="ignore"):
-        seen = np.flatnonzero(
-            (visibility_L == Visibility.VISIBLE) & (xy_L2 >= 0).all(1) & (xy_L2 < size).all(1)
-        )
-    if around and len(seen):
-        return xy_L2[rng.choice(seen)] + rng.uniform(-NEAR, NEAR, 2) * side
-    return rng.uniform(np.minimum(side, size) / 2, size - np.minimum(side, size) / 2)
+        inside = (xy_L2 >= 0).all(1) & (xy_L2 < size).all(1)
+    visible = np.flatnonzero(inside & (visibility_L == Visibility.VISIBLE))
+    if around and len(visible):
+        return xy_L2[rng.choice(visible)] + rng.uniform(-MAX_OFFSET, MAX_OFFSET, 2) * side
+    margin = np.minimum(side, size) / 2
+    return rng.uniform(margin, size - margin)
 
 
 def ahead(
     jobs: Iterable[Job], load: Callable[[Job], Loaded], threads: int
 ) -> Iterator[tuple[Job, Loaded]]:
-    """Every job with what `load` makes of it, in order; up to `threads` are loaded while the caller
-    works on one."""
+    """Every job with its loaded data, in order; up to `threads` are loaded while the caller works
+    on one."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = deque()
         for job in jobs:

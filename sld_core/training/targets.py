@@ -1,5 +1,4 @@
-"""Heatmap targets and losses, as SLD* has them (Do and Sinha 2024) and better ones; pure
-tensors."""
+"""Heatmap targets and their losses: those of SLD* (Do and Sinha 2024), and better ones."""
 
 from __future__ import annotations
 
@@ -10,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sld_core import heatmap
+from sld_core.config.scene import TargetConfig
 from sld_core.types import Visibility
+
+
+def heatmap_loss(
+    logits_BLhw: Tensor, xy_px_BL2: Tensor, visibility_BL: Tensor, config: TargetConfig
+) -> Tensor:
+    """The loss of heatmaps of landmarks at `xy_px_BL2` (see `render` and `loss`)."""
+    shape_hw = logits_BLhw.shape[2:]
+    target, weight = render(xy_px_BL2, visibility_BL, shape_hw, config.sigma_px, config.floor)
+    return loss(logits_BLhw.float(), target, weight, config.loss, config.positive_weight)
 
 
 def render(
@@ -23,39 +32,42 @@ def render(
     """Heatmaps target_BLhw in 0..1 and weight_BLhw (0: left out of the loss, else 1) of landmarks
     at `xy_px_BL2` (pixels, corner origin, any place).
 
-    VISIBLE: a Gaussian about the exact projection, zero below `floor`. HIDDEN: all zero. UNKNOWN,
-    and places that are not numbers unless HIDDEN: left out."""
+    VISIBLE: a Gaussian around the exact projection, zero below `floor`. HIDDEN: all zero. UNKNOWN,
+    and positions that are not finite unless HIDDEN: left out."""
     h, w = shape_hw
     visible, known = visibility_BL == Visibility.VISIBLE, xy_px_BL2.isfinite().all(-1)
-    # NaN where there is nothing to see would spread; far away is the same as nowhere
+    # a NaN would spread to the whole heatmap; a position far away gives an empty one
     xy = heatmap.pixel_to_cell(
         torch.where((visible & known)[..., None], xy_px_BL2, torch.full_like(xy_px_BL2, 1e6))
     )
     spread = -0.5 * (heatmap.STRIDE / sigma_px) ** 2
     x_BwL = (spread * (torch.arange(w, device=xy.device)[:, None] - xy[:, None, :, 0]) ** 2).exp()
     y_BhL = (spread * (torch.arange(h, device=xy.device)[:, None] - xy[:, None, :, 1]) ** 2).exp()
-    # in memory landmarks are innermost, as in the logits of a channels_last network: losses run
-    # twice as fast
+    # landmarks are innermost in memory, as in the logits of a channels_last network: this makes
+    # the losses twice as fast
     target = F.threshold(y_BhL[:, :, None] * x_BwL[:, None], floor, 0.0).permute(0, 3, 1, 2)
     weight = ((visible & known) | (visibility_BL == Visibility.HIDDEN)).to(target.dtype)
     return target, weight[..., None, None].expand(target.shape)
 
 
-def hidden_elsewhere(
-    xy_px_BL2: Tensor, visibility_BL: Tensor, side_px: int, sigma_px: float, floor: float
+def hidden_outside(
+    xy_px_BL2: Tensor, visibility_BL: Tensor, side_px: int, config: TargetConfig
 ) -> Tensor:
-    """The visibility in patches of `side_px`: landmarks that are UNKNOWN in the image are HIDDEN in
-    a patch where their heatmap could not reach (SLD*: only those in the patch are left out)."""
-    reach = reach_px(sigma_px, floor)
-    elsewhere_BL = ((xy_px_BL2 < -reach) | (xy_px_BL2 > side_px + reach)).any(2)
+    """The visibility of landmarks in patches of `side_px`: those UNKNOWN in the image are HIDDEN
+    where their heatmap cannot reach the patch. Only those near the patch are left out of the loss
+    (SLD*)."""
+    reach = reach_px(config)
+    outside_BL = ((xy_px_BL2 < -reach) | (xy_px_BL2 > side_px + reach)).any(2)
     return torch.where(
-        elsewhere_BL & (visibility_BL == Visibility.UNKNOWN), Visibility.HIDDEN, visibility_BL
+        outside_BL & (visibility_BL == Visibility.UNKNOWN), Visibility.HIDDEN, visibility_BL
     ).to(visibility_BL.dtype)
 
 
-def reach_px(sigma_px: float, floor: float) -> float:
-    """How far from its landmark a target is not zero."""
-    return sigma_px * math.sqrt(-2 * math.log(floor)) if floor else math.inf
+def reach_px(config: TargetConfig) -> float:
+    """The distance from its landmark beyond which a target is zero."""
+    if config.floor == 0:
+        return math.inf
+    return config.sigma_px * math.sqrt(-2 * math.log(config.floor))
 
 
 def loss(
@@ -65,9 +77,10 @@ def loss(
     kind: str,
     positive_weight: float = 1.0,
 ) -> Tensor:
-    """The scalar loss of heatmaps: a sum per patch, mean over the batch's patches. Where there is a
-    landmark, the target times `positive_weight` - 1 is added to the weight: of a thousand heatmaps
-    all but a few are empty in each patch.
+    """The scalar loss of heatmaps: summed over each patch, averaged over the patches of the batch.
+
+    At landmarks, the weight grows by (`positive_weight` - 1) times the target: of a thousand
+    heatmaps all but a few are empty in each patch.
 
     "squares" is that of SLD*: squared differences of the raw output. "focal": sigmoid, cells that
     are nearly right count little. "softmax": each heatmap's cross-entropy over its cells and none.
@@ -80,7 +93,7 @@ def loss(
         return (weight_BLhw * focal(logits_BLhw, target_BLhw, positive_weight)).sum() / batch
     if kind == "softmax":
         known_BL = weight_BLhw[..., 0, 0]
-        logits, target = (t.flatten(2) for t in (logits_BLhw, target_BLhw))
+        logits, target = logits_BLhw.flatten(2), target_BLhw.flatten(2)
         return (known_BL * cross_entropy(logits, target, 2, positive_weight)).sum() / batch
     if kind == "cells":
         logits = logits_BLhw + (weight_BLhw - 1) * 1e4
@@ -89,15 +102,15 @@ def loss(
 
 
 def focal(logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
-    """Each cell's cross-entropy of a soft target, times the squared difference of score and target
-    (Li et al. 2020, quality focal loss)."""
+    """Each cell's cross-entropy against a soft target, times the squared difference of score and
+    target (quality focal loss, Li et al. 2020)."""
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (1 + (positive_weight - 1) * target) * (target - logits.sigmoid()) ** 2 * each
 
 
 def cross_entropy(logits: Tensor, target: Tensor, dim: int, positive_weight: float) -> Tensor:
-    """Cross-entropy along `dim` over the entries and none, whose logit is 0: none has what the
-    largest target leaves of 1, the entries share the rest."""
+    """Cross-entropy along `dim` over its entries and "none", whose logit is 0. The entries share
+    the largest target in proportion to their own; "none" has what that leaves of 1."""
     top = target.amax(dim)
     share = top / target.sum(dim).clamp_min(1e-6)
     each = F.softplus(logits.logsumexp(dim)) - share * (target * logits).sum(dim)

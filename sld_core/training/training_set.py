@@ -1,4 +1,5 @@
-"""What a recipe is taught: labelled frames, the landmarks, and a few frames kept for the check."""
+"""What a head is taught: labelled frames, the landmarks, and a few frames held out for
+validation."""
 
 from __future__ import annotations
 
@@ -12,23 +13,24 @@ import numpy as np
 from sld_core import geometry
 from sld_core.config.scene import LandmarkConfig, SceneConfig
 from sld_core.config.settings import range_of
-from sld_core.landmarks import selection as landmarking
-from sld_core.landmarks import visibility as labelling
+from sld_core.landmarks import selection, visibility
 from sld_core.landmarks.matchability import matchability
 from sld_core.landmarks.normals import normals_of
 from sld_core.models.backbone import Backbone
 from sld_core.sfm import triangulation
 from sld_core.sfm.subset import without_frames
 from sld_core.spread import spread
+from sld_core.training.run import ignore
+from sld_core.training.working_images import upright_angles
 from sld_core.types import Frame, Labels, Landmarks, Progress, SceneData, SldError, Visibility
 
-MIN_VALIDATION = 3  # held-out frames that must all fail before a scene is refused
+MIN_VALIDATION = 3  # validation frames that must all fail before a scene is refused
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a head is taught, in coordinates less `origin_3`: labelled `frames` to learn from, row i
-    of `labels` is that of frame i, and the `validation`, frames that are kept for the check."""
+    """`frames` to learn from with their `labels` (row i is of frame i), and `validation`, frames
+    held out. All coordinates are relative to `origin_3`."""
 
     frames: tuple[Frame, ...]
     landmarks: Landmarks
@@ -44,12 +46,13 @@ def from_frames(
     work: Path,
     config: SceneConfig,
     backbone: Backbone,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[Progress], None] = ignore,
     stage: Callable[[str], AbstractContextManager] = nullcontext,
     metric: bool = True,
 ) -> TrainingSet:
-    """The training_set of frames with poses: tracks, landmarks and labels are made here; `work`
-    keeps the tracks. Frames are held out in chunks as the validation before landmarks are chosen.
+    """Make tracks, landmarks and labels from frames with poses, in metres where `metric`.
+
+    `work` keeps the tracks. Validation frames are held out in chunks before landmarks are chosen.
     `stage` is entered around each stage."""
     triangulation.check(frames)
     origin_3 = origin_of(frames)
@@ -70,27 +73,21 @@ def from_frames(
                 progress,
                 upright_angles(seen.frames),
             )
-        landmarks = landmarking.select(seen, config.landmarks, match_N)
-        normals_L3 = (
-            normals_of(seen, landmarks, config.labels) if config.labels.use_normals else None
-        )
-        labels = labelling.label(seen, landmarks, config.labels, normals_L3)
+        landmarks = selection.select(seen, config.landmarks, match_N)
+        normals_L3 = None
+        if config.labels.use_normals:
+            normals_L3 = normals_of(seen, landmarks, config.labels)
+        labels = visibility.label(seen, landmarks, config.labels, normals_L3)
     validation = tuple(whole.frames[i] for i in held_out)
-    return TrainingSet(
-        seen.frames,
-        landmarks,
-        labels,
-        validation,
-        origin_3,
-        metric,
-        {"points": len(whole.points_N3)},
-    )
+    counts = {"points": len(whole.points_N3)}
+    return TrainingSet(seen.frames, landmarks, labels, validation, origin_3, metric, counts)
 
 
 def from_data(data: SceneData, validation_fraction: float) -> TrainingSet:
-    """The training_set of a labelled dataset: frames of split "train" to learn from; the validation
-    are frames of "val", or, where there are none, training frames held out. Frames of "test" are
-    never looked at. Frames may come from several cameras."""
+    """The training set of a labelled dataset, whose frames may come from several cameras.
+
+    Frames of split "train" are learned; those of "val" validate, or held-out training frames where
+    there are none. Frames of "test" are never used."""
     train, validation = split_rows(data.split_F, validation_fraction)
     _check(data, train)
     learned = [data.frames[i] for i in train]
@@ -98,34 +95,26 @@ def from_data(data: SceneData, validation_fraction: float) -> TrainingSet:
     frames = tuple(moved(f, -origin_3) for f in learned)
     landmarks = replace(data.landmarks, xyz_L3=data.landmarks.xyz_L3 - origin_3)
     labels = Labels(data.visibility_FL[train], projections(frames, landmarks.xyz_L3))
-    return TrainingSet(
-        frames,
-        landmarks,
-        labels,
-        tuple(moved(data.frames[i], -origin_3) for i in validation),
-        origin_3,
-        data.metric,
-    )
+    held_out = tuple(moved(data.frames[i], -origin_3) for i in validation)
+    return TrainingSet(frames, landmarks, labels, held_out, origin_3, data.metric)
 
 
 def first_landmarks(data: SceneData, count: int) -> SceneData:
-    """The dataset with the first `count` of its landmarks only: they are in order of choice."""
+    """The dataset with only the first `count` landmarks; they are stored in order of choice."""
     if count > len(data.landmarks):
         raise SldError(
             f"{count} landmarks were asked for, the dataset has {len(data.landmarks)}; ask for "
-            "at most that many, or map it "
-            "again with more"
+            "at most that many, or map it again with more"
         )
     landmarks = Landmarks(data.landmarks.xyz_L3[:count], data.landmarks.point_L[:count])
     return replace(data, landmarks=landmarks, visibility_FL=data.visibility_FL[:, :count])
 
 
 def split_rows(split_F: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
-    """Rows to learn from and rows for the check, about `fraction` of both together, or
-    MIN_VALIDATION: of "val", evenly thinned, or else held out from "train"."""
-    train, val = (
-        [i for i, split in enumerate(split_F) if split == name] for name in ("train", "val")
-    )
+    """Rows to learn from and rows to validate with: of "val", thinned evenly, or else held out from
+    "train". These are about `fraction` of both together, of "val" at least MIN_VALIDATION."""
+    train = [i for i, split in enumerate(split_F) if split == "train"]
+    val = [i for i, split in enumerate(split_F) if split == "val"]
     if not val:
         validation = [train[i] for i in hold_out(len(train), fraction)]
         return [i for i in train if i not in validation], validation
@@ -136,14 +125,14 @@ def split_rows(split_F: Sequence[str], fraction: float) -> tuple[list[int], list
 
 
 def projections(frames: Sequence[Frame], xyz_L3: np.ndarray) -> np.ndarray:
-    """Where each frame has each landmark (F, L, 2), pixels, NaN behind the camera."""
+    """Pixels of each landmark in each frame (F, L, 2); NaN behind the camera."""
     return np.stack(
         [geometry.project(f.camera, geometry.invert(f.T_world_camera), xyz_L3)[0] for f in frames]
     )
 
 
 def _check(data: SceneData, train: list[int]) -> None:
-    """SldError unless there is enough to learn."""
+    """Raise SldError unless there is enough to learn from."""
     low, high = range_of(LandmarkConfig, "count")
     if not low <= len(data.landmarks) <= high:
         raise SldError(
@@ -159,30 +148,22 @@ def _check(data: SceneData, train: list[int]) -> None:
     if shown < low:
         raise SldError(
             f"only {shown} of {len(data.landmarks)} landmarks are visible in any of "
-            f"{len(train)} training frames; expected at "
-            f"least {low}: are landmarks and visibility of the same dataset?"
+            f"{len(train)} training frames; expected at least {low}: are landmarks and visibility "
+            "of the same dataset?"
         )
 
 
 def origin_of(frames: Sequence[Frame]) -> np.ndarray:
-    """Far from the world's origin, as in UTM coordinates, single precision and pose solvers lose
-    centimetres."""
+    """A round position near the cameras. Far from the world's origin, as in UTM coordinates, single
+    precision and pose solvers lose centimetres."""
     return np.mean([f.T_world_camera[:3, 3] for f in frames], axis=0).round()
 
 
 def moved(frame: Frame, by_3: np.ndarray) -> Frame:
+    """The frame with its camera moved by `by_3`."""
     T = frame.T_world_camera.copy()
     T[:3, 3] += by_3
     return replace(frame, T_world_camera=T)
-
-
-def upright_angles(frames: Sequence[Frame]) -> np.ndarray:
-    """By how much to turn each image (radians) so that all stand upright; zeros when none is off by
-    more than 10 degrees, as on a robot that does not roll."""
-    T_F44 = np.stack([f.T_world_camera for f in frames])
-    up = geometry.mean_up(T_F44)
-    angle_F = np.array([geometry.upright_angle(T, up) for T in T_F44])
-    return angle_F if np.degrees(np.abs(angle_F)).max() > 10 else np.zeros(len(frames))
 
 
 def hold_out(count: int, fraction: float, chunk: int = 5) -> list[int]:

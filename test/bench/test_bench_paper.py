@@ -126,7 +126,7 @@ def test_what_would_end_too_late_is_left_out_and_done_by_the_next_call(tmp_path)
     steps = [Step("a", 50, Slow()), Step("b", 60, Slow()), Step("c", 40, Slow())]
     done, missing = paper_steps.run(steps, tmp_path, 100, lambda: now[0])
     assert list(done) == ["a", "c"]
-    assert missing == {"b": "takes about 60 s, 50 s were left; call again to go on"}
+    assert missing == {"b": "takes about 60 s, 50 s were left; call again to continue"}
     assert list(paper_steps.run(steps, tmp_path, 100, lambda: now[0])[0]) == ["a", "b", "c"]
 
 
@@ -147,14 +147,14 @@ def test_a_room_is_rendered_once_and_its_queries_are_another_drive(tmp_path, mon
 
     monkeypatch.setattr(scenes.Room, "make", lambda seed: Grey())
     bench = Bench(tmp_path, tmp_path, Preset(room_frames=10, room_queries=3))
-    place = bench.place("room2")
+    place = bench.scene("room2")
     assert (len(place.frames), len(place.queries), place.frames[0].camera.width) == (10, 3, 640)
     assert not {f.image_path for f in place.frames} & {f.image_path for f in place.queries}
     written = place.frames[0].image_path.stat().st_mtime_ns
-    assert bench.place("room2").frames[0].image_path.stat().st_mtime_ns == written
+    assert bench.scene("room2").frames[0].image_path.stat().st_mtime_ns == written
 
 
-def test_judging_counts_what_is_found_and_moves_answers_back(tmp_path):
+def test_evaluation_counts_what_is_found_and_moves_answers_back(tmp_path):
     frames = [_frame(tmp_path, i) for i in range(4)]
     origin_3 = np.array([3.0, 0.0, 0.0])
 
@@ -200,7 +200,7 @@ def test_every_headline_and_both_tables_have_a_step_for_them():
         "cells kitchen",
         "paper kitchen",
         "sld_star kitchen",
-        "race kitchen",
+        "curves kitchen",
         "prototype kitchen",
         "coordinates kitchen",
         "backbone",
@@ -228,7 +228,7 @@ def test_only_the_steps_that_a_setting_concerns_are_redone():
             if stages.key_of(a.settings) != stages.key_of(b.settings)
         }
 
-    assert changed("sld_star.loss=focal") == {"sld_star", "nbe"}
+    assert changed("sld_star.target.loss=focal") == {"sld_star", "nbe"}
     assert changed("backbone.epochs=7") == {
         "backbone"
     }  # those on it follow because it is made anew
@@ -236,7 +236,7 @@ def test_only_the_steps_that_a_setting_concerns_are_redone():
         "cells",
         "paper",
         "prototype",
-        "race",
+        "curves",
         "backbone",
     }
     assert changed("scene.landmarks.count=20") == {step.name.split()[0] for step in plan()}
@@ -286,7 +286,7 @@ FOUND = done(
         "rows": [row("kitchen", "sld_star", 0.5)],
         "curves": {"sld_star": [(200.0, 0.2), (400.0, 0.5)]},
     },
-    race_kitchen={
+    curves_kitchen={
         "curves": {
             "cells": [(11.0, 0.4), (16.0, 0.8)],
             "cells, buffer filled before": [(1.0, 0.4), (6.0, 0.8)],
@@ -343,7 +343,7 @@ def test_the_page_shows_tables_pictures_what_was_scaled_down_and_what_is_missing
         "- landmarks: 300 of each scene" in text and "- coordinates desk: failed: too dark" in text
     )
     assert "](steps/backbone/figure7.png)" in text
-    for name in ("race.png", "fill.png"):
+    for name in ("recall.png", "fill.png"):
         assert f"({name})" in text and (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "metrics.json").read_text())["speedup_to_equal_recall"] == 25
 
@@ -392,7 +392,7 @@ def test_heads_of_backbone_training_are_decoded_as_they_are_validated():
         (12, 12),
         8.0,
     )
-    config = override(BackboneTrainingConfig(), ["loss=squares"])
+    config = override(BackboneTrainingConfig(), ["target.loss=squares"])
     found = heatmap.decode(
         TrainedHead(lambda _: target, config)(torch.zeros(4, 12, 12)), config.scene.decode
     )

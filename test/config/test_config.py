@@ -5,7 +5,14 @@ import pkgutil
 import pytest
 
 import sld_core
-from sld_core.config.scene import BufferConfig, LandmarkConfig, SceneConfig
+from sld_core.baselines.config import SldStarConfig
+from sld_core.config.scene import (
+    BufferConfig,
+    LandmarkConfig,
+    SceneConfig,
+    ScheduleConfig,
+    TargetConfig,
+)
 from sld_core.config.settings import from_dict, override, range_of, to_dict
 from sld_core.config.training import BackboneTrainingConfig
 from sld_core.types import SldError
@@ -60,6 +67,13 @@ def test_settings_of_one_name_keep_their_own_ranges():
         from_dict({"channels": 0}, BufferConfig)
 
 
+def test_absent_settings_of_a_group_take_the_defaults_of_whoever_has_the_group():
+    """SLD* has other targets and another schedule than heatmap heads."""
+    config = from_dict({"target": {"floor": 0.2}, "schedule": {"halvings": 2}}, SldStarConfig)
+    assert config.target == TargetConfig("squares", sigma_px=20.0, floor=0.2)
+    assert config.schedule == ScheduleConfig("halving", 1e-3, warm_up=0.0, halvings=2)
+
+
 def test_round_trip():
     config = override(
         SceneConfig(), ["head.hidden=512", "buffer.noise=2", "seed=7", "tracks.refine_poses=False"]
@@ -99,7 +113,10 @@ def test_unknown_or_unusable_settings_are_named_whole(setting, words):
         ({"hed": {}}, "unknown setting hed"),
         ({"head": {"hiden": 1}}, "unknown setting head.hiden"),
         ({"head": {"hidden": "512"}}, "setting head.hidden: expected int"),
-        ({"head": {"heatmap": {"loss": "l2"}}}, "setting head.heatmap.loss='l2': expected one of"),
+        (
+            {"head": {"heatmap": {"target": {"loss": "l2"}}}},
+            "setting head.heatmap.target.loss='l2': expected one of",
+        ),
         ({"head": {"heatmap": 3}}, "setting head.heatmap: expected a group"),
         ({"seed": 1.5}, "setting seed: expected int"),
         ({"seed": True}, "setting seed: expected int"),
@@ -110,7 +127,7 @@ def test_unknown_keys_and_wrong_types_are_named_whole(values, words):
         from_dict(values, SceneConfig)
 
 
-@pytest.mark.parametrize("settings", ["width=18", "patch_px=72", "warm_up=1"])
+@pytest.mark.parametrize("settings", ["width=18", "patch_px=72", "schedule.warm_up=1"])
 def test_impossible_trainings_are_refused_before_they_begin(settings):
     with pytest.raises(SldError, match="multiple of|0.99"):
         override(BackboneTrainingConfig(), [settings])

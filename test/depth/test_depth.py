@@ -10,8 +10,9 @@ import pytest
 
 from sld_core import cli
 from sld_core.bench.depth_completion import trials
-from sld_core.bench.depth_completion.errors import depth_errors, evaluate
-from sld_core.bench.depth_completion.masking import KINDS, blocks, hide, regions
+from sld_core.bench.depth_completion.command import MASKS
+from sld_core.bench.depth_completion.errors import depth_errors
+from sld_core.bench.depth_completion.masking import blocks, mask, regions
 from sld_core.config.mapping import DepthConfig, GaussianProcessConfig
 from sld_core.depth import gaussian_process, paper
 from sld_core.depth.completion import DEFAULT, METHODS, method_of, scale_and_shift
@@ -201,22 +202,22 @@ def test_errors_by_hand():
 
 
 def test_blocks_and_regions_are_whole():
-    """About a quarter of the image, in pieces: few borders between hidden and not, unlike scattered
+    """About a quarter of the image, in pieces: few borders between masked and not, unlike scattered
     pixels."""
     for make in (blocks, regions):
-        mask = make((120, 160), np.random.default_rng(1))
-        borders = (mask[:, 1:] != mask[:, :-1]).mean() + (mask[1:] != mask[:-1]).mean()
-        assert 0.2 < mask.mean() < 0.4 and borders < 0.06
+        masked = make((120, 160), np.random.default_rng(1))
+        borders = (masked[:, 1:] != masked[:, :-1]).mean() + (masked[1:] != masked[:-1]).mean()
+        assert 0.2 < masked.mean() < 0.4 and borders < 0.06
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_known_depths_are_hidden(corner, kind):
+@pytest.mark.parametrize("kind", MASKS)
+def test_only_known_depths_are_masked(corner, kind):
     depth, _, image = corner
     holes = depth.copy()
     holes[:, :10], holes[0, 12] = 0, np.nan
-    mask = hide(holes, image, kind, np.random.default_rng(0))
-    assert mask.any() and (holes[mask] > 0).all()
-    np.testing.assert_array_equal(mask, hide(holes, image, kind, np.random.default_rng(0)))
+    masked = mask(holes, image, kind, np.random.default_rng(0))
+    assert masked.any() and (holes[masked] > 0).all()
+    np.testing.assert_array_equal(masked, mask(holes, image, kind, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -224,8 +225,8 @@ def test_hidden_depths_teach_nothing(corner, hidden, name):
     """Poisoned truth under the mask changes no bit of what is completed."""
     depth, mono, image = corner
     poisoned = np.where(hidden, 1e6, depth)
-    _, clean, _ = evaluate(METHODS[name], depth, mono, image, hidden, np.random.default_rng(0))
-    _, other, _ = evaluate(METHODS[name], poisoned, mono, image, hidden, np.random.default_rng(0))
+    clean = trials.complete(METHODS[name], depth, mono, image, hidden).depth_HW
+    other = trials.complete(METHODS[name], poisoned, mono, image, hidden).depth_HW
     np.testing.assert_array_equal(clean, other)
     assert clean[hidden].max() < 10
 
@@ -234,13 +235,9 @@ def test_hidden_depths_teach_nothing(corner, hidden, name):
 
 
 @pytest.fixture
-def frames(corner, tmp_path, monkeypatch):
-    """Three frames of the corner; a network that knows its inverse depth stands in for the real
-    one."""
-    depth, mono, image = corner
-    monkeypatch.setattr(
-        trials, "MonocularDepth", lambda model, preprocessing: lambda image_HW3: mono
-    )
+def frames(corner, tmp_path):
+    """Three frames of the corner."""
+    depth, _, image = corner
     paths = [tmp_path / f"{i}.depth.png" for i in range(3)]
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
     for path in paths:
@@ -257,10 +254,13 @@ def frames(corner, tmp_path, monkeypatch):
     ]
 
 
-def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(frames, caplog):
+def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(corner, frames, caplog):
+    def run(frames):  # with a network that knows the inverse depth
+        return trials.run_trials(frames, lambda image: corner[1], "blocks", 12, 0, lambda _: None)
+
     cv2.imwrite(str(frames[0].depth_path), np.zeros((48, 64), np.uint16))
     frames[1].depth_path.write_bytes(b"no image")
-    found = trials.run_trials(frames, "net.onnx", "blocks", 12)
+    found = run(frames)
     assert [trial.name for trial in found] == ["2"] and trials.summary(found)["images"] == 1
     assert (
         "0.depth.png: too few known depths" in caplog.messages[0]
@@ -271,7 +271,7 @@ def test_frames_whose_depth_cannot_be_used_are_left_out_and_named(frames, caplog
         SldError,
         match="none of 2 frames can be used; the first, 0: .*0.depth.png: too few known depths",
     ):
-        trials.run_trials(frames[:2], "net.onnx", "blocks", 12)
+        run(frames[:2])
     assert not caplog.messages
 
 

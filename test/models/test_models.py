@@ -13,9 +13,9 @@ from sld_core.models import heads, weights
 from sld_core.models.backbone import Backbone
 from sld_core.models.folding import folded_conv
 from sld_core.models.lite0 import upsample_even
-from sld_core.training import augmentation
-from sld_core.training import train_cell_head as recipe
+from sld_core.training import augmentation, train_cell_head
 from sld_core.training.feature_buffer import FeatureBuffer, pick_cells
+from sld_core.training.run import Run
 from sld_core.types import SldError, Visibility
 
 INSTALLED = ("lite0", "xfeat", "lite0+xfeat")  # with weights
@@ -148,7 +148,7 @@ TOY = HeadConfig(hidden=32, samples=60_000, batch=500)
 
 
 def test_the_head_learns_which_and_where():
-    head, curve = recipe.train(toy_buffer(), 10, TOY, 0, "cpu", lambda _: None)
+    head, curve = train_cell_head.train(toy_buffer(), 10, TOY, Run())
     test = toy_buffer(seed=1)
     with torch.no_grad():
         logits, located = head(test.feature_NC.float())
@@ -159,9 +159,9 @@ def test_the_head_learns_which_and_where():
 
 
 def test_training_repeats_exactly_with_one_seed():
-    short = dataclasses.replace(TOY, samples=5000)
+    config = dataclasses.replace(TOY, samples=5000)
     curves = [
-        recipe.train(toy_buffer(), 10, short, seed, "cpu", lambda _: None)[1] for seed in (3, 3, 4)
+        train_cell_head.train(toy_buffer(), 10, config, Run(seed=seed))[1] for seed in (3, 3, 4)
     ]
     assert curves[0] == curves[1] != curves[2]
 
@@ -171,7 +171,7 @@ def test_a_prototype_is_the_mean_direction_of_its_views():
     buffer = FeatureBuffer(
         feature, torch.tensor([0, 0, 1, 2]), torch.zeros(4, 2), torch.ones(4, dtype=torch.bool)
     )
-    head = recipe.prototypes(buffer, 2, HeadConfig())
+    head = train_cell_head.prototypes(buffer, 2, HeadConfig())
     torch.testing.assert_close(
         head.prototype, torch.tensor([[0.5**0.5, 0.5**0.5], [1, 0]]), atol=1e-3, rtol=1e-3
     )
@@ -182,14 +182,14 @@ def test_a_prototype_is_the_mean_direction_of_its_views():
 def test_laplace_likelihood_by_hand():
     located = torch.tensor([[0.1, 0.2, np.log(0.5)]], dtype=torch.float32)
     offset = torch.tensor([[0.3, -0.2]])
-    assert recipe.laplace_nll(located, offset).item() == pytest.approx(
+    assert train_cell_head.laplace_nll(located, offset).item() == pytest.approx(
         0.6 / 0.5 + 2 * np.log(0.5), abs=1e-6
     )
-    assert recipe.laplace_nll(located[:0], offset[:0]).item() == 0
+    assert train_cell_head.laplace_nll(located[:0], offset[:0]).item() == 0
 
 
 def test_score_maps_of_a_head_find_the_cell():
-    head = recipe.prototypes(toy_buffer(), 10, HeadConfig())
+    head = train_cell_head.prototypes(toy_buffer(), 10, HeadConfig())
     buffer = toy_buffer(seed=2)
     whitening = heads.Whitening(16, 16)
     whitening.matrix.copy_(torch.eye(16))

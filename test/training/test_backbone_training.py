@@ -2,6 +2,7 @@
 several processes are as one."""
 
 import csv
+import itertools
 import math
 import os
 import subprocess
@@ -15,23 +16,18 @@ import torch
 import toy_scenes
 from torch import nn
 
+from sld_core.config.scene import ScheduleConfig
 from sld_core.config.settings import override
 from sld_core.config.training import BackboneTrainingConfig
 from sld_core.models.heatmap_head import TrainingHead
+from sld_core.training import train_backbone
 from sld_core.training.channel_normalization import NormalizedBackbone
 from sld_core.training.distributed import World
+from sld_core.training.run import Run, ignore
 from sld_core.training.scene_batches import Batch
 from sld_core.training.scene_images import SceneImages, ahead
-from sld_core.training.train_backbone import (
-    BEST,
-    LAST,
-    Job,
-    _draw,
-    _learning,
-    backbone_rate,
-    rate,
-    train,
-)
+from sld_core.training.schedule import rate
+from sld_core.training.train_backbone import BEST, LAST, Job, _draw, _set_training, backbone_rate
 from sld_core.types import SldError, Visibility
 
 SCRIPT = Path(toy_scenes.__file__)
@@ -58,6 +54,22 @@ def whole(training_sets, tmp_path_factory):
     """A run that nobody disturbed, and its folder."""
     work = tmp_path_factory.mktemp("whole")
     return train(training_sets, toy_scenes.Toy(), toy_scenes.config(), work), work
+
+
+def stop_at(call):
+    """A callback that interrupts the training in this call, counted from 0."""
+    calls = itertools.count()
+
+    def progress(_):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def train(training_sets, network, config, work, resume=False, progress=ignore):
+    run = Run(progress=progress)
+    return train_backbone.train(training_sets, network, config, work, run, resume)
 
 
 def log(work):
@@ -100,7 +112,7 @@ def assert_equal(state, other, **tolerance):
             state[name],
             other[name],
             **tolerance or {"rtol": 0, "atol": 0},
-            msg=lambda text: f"{name}: {text}",
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -122,10 +134,6 @@ def test_it_learns_to_find_landmarks_in_images_it_has_not_seen(training_sets, tm
 
 
 def test_a_step_changes_the_backbone_and_the_head_of_its_scene_only(training_sets, tmp_path):
-    def stop(_, steps=iter(range(9))):
-        if next(steps) == 1:  # in the second step
-            raise KeyboardInterrupt
-
     for order, changed in (("shuffled", 1), ("rounds", 2)):
         with pytest.raises(KeyboardInterrupt):
             train(
@@ -133,7 +141,7 @@ def test_a_step_changes_the_backbone_and_the_head_of_its_scene_only(training_set
                 toy_scenes.Toy(),
                 toy_scenes.config(f"order={order}"),
                 tmp_path / order,
-                progress=stop,
+                progress=stop_at(1),
             )
         state = torch.load(tmp_path / order / LAST, weights_only=True)
         assert state["step"] == 1 and state["batches"] == {"epoch": 0, "position": 1}
@@ -148,15 +156,11 @@ def test_a_step_changes_the_backbone_and_the_head_of_its_scene_only(training_set
         assert not torch.equal(
             toy_scenes.Toy().layers[0].weight, state["backbone"]["network.layers.0.weight"]
         )
-        stop.__defaults__ = (iter(range(9)),)
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(training_sets, whole, tmp_path):
-    def stop(_, steps=iter(range(99))):
-        if next(steps) == 6:  # between two checkpoints, in the second of three epochs
-            raise KeyboardInterrupt
-
     settings = toy_scenes.config("save_every=3")
+    stop = stop_at(6)  # between two checkpoints, in the second of three epochs
     with pytest.raises(KeyboardInterrupt):
         train(training_sets, toy_scenes.Toy(), settings, tmp_path, progress=stop)
     assert len(log(tmp_path)) == 7 + 3
@@ -227,7 +231,7 @@ def test_shares_of_ranks_make_up_the_batch(training_sets):
 
 def test_other_settings_or_no_word_of_resuming_are_refused(training_sets, whole):
     network, work = toy_scenes.Toy(), whole[1]
-    with pytest.raises(SldError, match="holds a training run already"):
+    with pytest.raises(SldError, match="already holds a training run"):
         train(training_sets, network, toy_scenes.config(), work)
     with pytest.raises(SldError, match="other settings"):
         train(training_sets, network, toy_scenes.config("batch=2"), work, resume=True)
@@ -238,7 +242,9 @@ def test_other_settings_or_no_word_of_resuming_are_refused(training_sets, whole)
 def test_a_training_that_diverges_says_so(training_sets, tmp_path):
     network = toy_scenes.Toy()
     network.layers[0].bias.data[0] = float("nan")
-    with pytest.raises(SldError, match="diverged at step 1; lower learning_rate from 0.01"):
+    with pytest.raises(
+        SldError, match="diverged at step 1; lower schedule.learning_rate from 0.01"
+    ):
         train(training_sets, network, toy_scenes.config(), tmp_path)
     assert not (tmp_path / LAST).exists()
 
@@ -284,22 +290,22 @@ def test_no_block_is_left_out_at_random():
     from sld_core.models.backbone import RANDOM, trainable
 
     network, image = (
-        _learning(trainable("efficientnet-b0", RANDOM)),
+        _set_training(trainable("efficientnet-b0", RANDOM)),
         torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
     )
     assert torch.equal(network(image), network(image))
 
 
-def test_features_are_standardised_and_their_network_left_alone():
+def test_features_are_normalized_and_their_network_left_alone():
     network = toy_scenes.Toy()
     with torch.no_grad():
         network.layers[2].weight.mul_(torch.logspace(-2, 2, 12)[:, None, None, None])
     images = [
         torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(i)) for i in range(3)
     ]
-    standard, before = NormalizedBackbone(network), network(images[0])
-    standard.fit(images)
-    cells_CN = torch.cat([standard(image) for image in images]).transpose(0, 1).flatten(1)
+    normalized, before = NormalizedBackbone(network), network(images[0])
+    normalized.fit(images)
+    cells_CN = torch.cat([normalized(image) for image in images]).transpose(0, 1).flatten(1)
     assert cells_CN.mean(1).abs().max() < 1e-3 and (cells_CN.std(1)[3:] - 1).abs().max() < 1e-2
     assert torch.equal(network(images[0]), before)
 
@@ -335,7 +341,9 @@ def test_what_a_patch_does_not_show_is_hidden_whatever_it_is_in_the_image(traini
             one.labels, visibility_FL=np.full_like(one.labels.visibility_FL, Visibility.UNKNOWN)
         ),
     )
-    drawn = SceneImages(unknown, 0, toy_scenes.config("sigma_px=2", "patches=8")).draw(range(10), 0)
+    drawn = SceneImages(unknown, 0, toy_scenes.config("target.sigma_px=2", "patches=8")).draw(
+        range(10), 0
+    )
     reach = 2 * math.sqrt(2 * math.log(10))
     near = ((drawn.xy_NL2 > -reach) & (drawn.xy_NL2 < 64 + reach)).all(2)
     assert near.any() and not near.all()
@@ -361,12 +369,10 @@ def test_jobs_are_loaded_ahead_and_come_in_order():
 
 
 def test_learning_rates():
-    cosine = override(BackboneTrainingConfig(), ["warm_up=0.2"])
+    cosine = ScheduleConfig(warm_up=0.2)
     assert [rate(done, cosine) for done in (0.2, 0.6, 1.0)] == pytest.approx([1, 0.5, 0])
-    assert 0 < rate(0, cosine) < 0.02 and rate(0.1, cosine) == pytest.approx(0.5, abs=0.01)
-    halved = override(
-        BackboneTrainingConfig(), ["warm_up=0", "schedule=step", "halvings=4"]
-    )  # every 40 of 200 epochs, as SLD*
+    assert 0 < rate(0, cosine) < 0.05 and rate(0.1, cosine) == pytest.approx(0.11 / 0.21)
+    halved = ScheduleConfig("halving", warm_up=0.0)  # every 40 of 200 epochs, as SLD*
     assert [rate(epoch / 200, halved) for epoch in (0, 39, 40, 119, 120, 160, 199, 200)] == [
         1,
         1,
@@ -380,7 +386,7 @@ def test_learning_rates():
 
 
 def test_the_backbone_waits_for_the_heads(training_sets, tmp_path):
-    config = override(BackboneTrainingConfig(), ["warm_up=0", "heads_first=0.5"])
+    config = override(BackboneTrainingConfig(), ["schedule.warm_up=0", "heads_first=0.5"])
     assert [backbone_rate(done, config) for done in (0, 0.49, 0.5, 0.75, 1.0)] == pytest.approx(
         [0, 0, 1, 0.5, 0]
     )

@@ -5,12 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from sld_core.config.scene import BufferConfig, HeadConfig, HeatmapConfig, SceneConfig
+from sld_core.config.scene import (
+    BufferConfig,
+    HeadConfig,
+    HeatmapConfig,
+    SceneConfig,
+    TargetConfig,
+)
 from sld_core.models.heads import Whitening
 from sld_core.training import feature_map_buffer
-from sld_core.training.distributed import World
+from sld_core.training.distributed import ALONE, World
 from sld_core.training.feature_map_buffer import FeatureMapBuffer
+from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet
+from sld_core.training.working_images import unrotated
 from sld_core.types import Camera, Frame, Labels, Landmarks, SldError, Visibility
 
 HIDDEN, VISIBLE, UNKNOWN = (int(state) for state in Visibility)
@@ -52,14 +60,13 @@ def training_set(tmp_path_factory):
     )
 
 
-def fill(training_set, folder, world=World(0, 1), **head):
+def fill(training_set, folder, world=ALONE, **head):
     config = SceneConfig(
-        seed=3,
         buffer=BufferConfig(augmented_passes=2, channels=6),
         head=HeadConfig(heatmap=HeatmapConfig(**head)),
     )
     return feature_map_buffer.fill(
-        training_set, np.zeros(5), Colours(), config, "cpu", folder, lambda _: None, world
+        training_set, Colours(), config, folder, Run(seed=3, world=world)
     )
 
 
@@ -107,7 +114,7 @@ def test_a_full_disk_is_one_error(training_set, whitening, tmp_path, monkeypatch
 
 def test_plain_maps_are_the_images_features(training_set, whitening, tmp_path):
     buffer, _ = fill(training_set, tmp_path)
-    image, _ = feature_map_buffer.load_upright(training_set.frames[4], 640, 0.0)
+    image, _ = unrotated(training_set.frames, 640).load(4)
     assert buffer.shape_M2[12].tolist() == [13, 20]
     torch.testing.assert_close(
         buffer.map(12), Colours().features(image, "cpu")[:6], atol=1e-3, rtol=1e-3
@@ -170,7 +177,7 @@ def test_unknown_stays_unknown_where_it_may_be():
     patches = feature_map_buffer.cut(
         buffer,
         torch.arange(1),
-        HeatmapConfig(patches=50, patch_px=96, sigma_px=20.0),
+        HeatmapConfig(patches=50, patch_px=96, target=TargetConfig(sigma_px=20.0)),
         torch.Generator().manual_seed(0),
     )
     assert (patches.visibility_BL[:, 1] == UNKNOWN).all()

@@ -10,12 +10,12 @@ from torch import nn
 from sld_core.commands import train_plan
 from sld_core.training.plan import (
     AUGMENT_MS,
-    CHECK_IMAGES,
-    CHECK_MS,
     FLOAT32_FORWARDS,
     HEAD_S,
     READ_MS,
     TRAINING_FORWARDS,
+    VALIDATION_IMAGES,
+    VALIDATION_MS,
     Counts,
     PlanConfig,
     count,
@@ -52,7 +52,7 @@ def test_hours_by_hand():
     assert backbone.hours == pytest.approx(steps * (compute_ms + exchange_ms) / 3.6e6)
     # 5 epochs, 5 scenes on each GPU
     assert validation.hours == pytest.approx(
-        5 * 5 * CHECK_IMAGES * (READ_MS + CHECK_MS + FLOAT32_FORWARDS * 20) / 3.6e6
+        5 * 5 * VALIDATION_IMAGES * (READ_MS + VALIDATION_MS + FLOAT32_FORWARDS * 20) / 3.6e6
     )
     assert buffers.hours == pytest.approx(
         5 * 100 * ((READ_MS + 2 * AUGMENT_MS) / 100 + 3 * 20) / 3.6e6
@@ -75,18 +75,20 @@ def test_memory_by_hand():
 
 
 def test_how_cost_grows():
-    hours = lambda **change: plan(PlanConfig(**{**SMALL, **change}), COUNTS).phases[1].hours
+    def hours(**change):
+        return plan(PlanConfig(**{**SMALL, **change}), COUNTS).phases[1].hours
+
     assert hours(scenes=30) == pytest.approx(3 * hours())
     assert hours(images=200) == pytest.approx(2 * hours())
     assert hours() / 2 < hours(gpus=4) < hours()  # faster, but not twice: there is more to exchange
     assert hours(gpus=1) < 2 * hours()
     # the heads' weights are there for every scene, activations for the one at work
-    memory = lambda scenes: plan(PlanConfig(**{**SMALL, "scenes": scenes}), COUNTS).memory_gb
-    assert memory(30)["each worker: activations"] == memory(10)["each worker: activations"]
-    assert (
-        memory(30)["each worker: backbone, heads, optimiser"]
-        > 2 * memory(10)["each worker: backbone, heads, optimiser"]
+    few, many = (
+        plan(PlanConfig(**{**SMALL, "scenes": scenes}), COUNTS).memory_gb for scenes in (10, 30)
     )
+    assert many["each worker: activations"] == few["each worker: activations"]
+    optimiser = "each worker: backbone, heads, optimiser"
+    assert many[optimiser] > 2 * few[optimiser]
 
 
 def test_both_orders_see_every_image_and_rounds_exchange_less_often():

@@ -65,9 +65,14 @@ def dataset(data, tmp_path_factory):
 
 def unscaled(data: SceneData) -> SceneData:
     """The same in a frame and unit of its own, as from photographs alone."""
-    moved = lambda xyz: SCALE * xyz @ R.T + SHIFT
-    pose = lambda T: make_transform(R @ T[:3, :3], moved(T[None, :3, 3])[0])
-    frames = [replace(f, T_world_camera=pose(f.T_world_camera)) for f in data.frames]
+
+    def moved(xyz_N3):
+        return SCALE * xyz_N3 @ R.T + SHIFT
+
+    def moved_pose(T):
+        return make_transform(R @ T[:3, :3], moved(T[None, :3, 3])[0])
+
+    frames = [replace(f, T_world_camera=moved_pose(f.T_world_camera)) for f in data.frames]
     return replace(
         data,
         frames=tuple(frames),

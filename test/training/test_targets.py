@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sld_core.config.scene import TargetConfig
 from sld_core.models.heatmap_head import scores
 from sld_core.training import targets
 from sld_core.types import Visibility
@@ -38,7 +39,10 @@ def test_every_cell_is_the_gaussian_or_zero_below_the_floor(x, y, sigma, floor):
     exact = torch.exp(-square / (2 * sigma**2))
     assert torch.allclose(target[exact > floor + 1e-4], exact[exact > floor + 1e-4], atol=1e-4)
     assert (target[exact < floor - 1e-4] == 0).all()
-    assert (target[square.sqrt() > targets.reach_px(sigma, floor) + 1e-2] == 0).all()
+    assert (
+        target[square.sqrt() > targets.reach_px(TargetConfig(sigma_px=sigma, floor=floor)) + 1e-2]
+        == 0
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_an_unknown_loss_is_refused():
 
 
 def test_unknown_landmarks_that_a_patch_cannot_show_are_hidden_in_it():
-    reach = targets.reach_px(8.0, 0.1)
+    reach = targets.reach_px(TargetConfig(sigma_px=8.0, floor=0.1))
     xy_BL2 = torch.tensor(
         [
             [
@@ -176,7 +180,7 @@ def test_unknown_landmarks_that_a_patch_cannot_show_are_hidden_in_it():
         ]
     )
     visibility_BL = torch.stack([UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, VISIBLE])[None]
-    found = targets.hidden_elsewhere(xy_BL2, visibility_BL, 96, 8.0, 0.1)
+    found = targets.hidden_outside(xy_BL2, visibility_BL, 96, TargetConfig(sigma_px=8.0, floor=0.1))
     assert found.dtype == torch.uint8 and found[0].tolist() == [
         Visibility.UNKNOWN,
         Visibility.HIDDEN,

@@ -352,9 +352,11 @@ def test_poses_of_a_poor_odometry_are_refined(sequence, tmp_path):
     result = triangulation.reconstruct(
         noisy, tmp_path, TrackConfig(max_features=1200, neighbours=10)
     )
-    error = lambda frames: np.median(
-        [pose_error(a.T_world_camera, b.T_world_camera) for a, b in zip(frames, truth)], axis=0
-    )
+
+    def error(frames):
+        pairs = zip(frames, truth)
+        return np.median([pose_error(a.T_world_camera, b.T_world_camera) for a, b in pairs], axis=0)
+
     before, after = error(noisy), error(result.frames)
     assert after[0] < 0.5 * before[0] and after[1] < 0.5 * before[1], (before, after)
 

@@ -1,4 +1,4 @@
-"""`sld bench depth`: how well depth completion fills what was hidden of measured depth images."""
+"""`sld bench depth`: the error of depth completion on masked parts of measured depth images."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ from pathlib import Path
 from sld_core.types import SldError
 
 DEFAULT_IMAGES = 12
-COLUMNS = {
-    "mae_mm": "MAE mm",
-    "mse_mm2": "MSE mm²",
-    "absrel": "AbsRel",
-    "delta1": "delta1",
-    "s_per_image": "s/image",
-}
-FORMATS = {
-    "mae_mm": "{:.1f}",
-    "mse_mm2": "{:.0f}",
-    "absrel": "{:.4f}",
-    "delta1": "{:.4f}",
-    "s_per_image": "{:.2f}",
-}
-HIDE = ("both", "blocks", "regions", "sparse")
+COLUMNS = (  # key, heading, how to print the value
+    ("mae_mm", "MAE mm", "{:.1f}"),
+    ("mse_mm2", "MSE mm²", "{:.0f}"),
+    ("absrel", "AbsRel", "{:.4f}"),
+    ("delta1", "delta1", "{:.4f}"),
+    ("s_per_image", "s/image", "{:.2f}"),
+)
+MASKS = ("both", "blocks", "regions", "sparse")  # of masking.mask
 
 
 def add(commands) -> None:
     """`depth` among the subcommands of `sld bench`."""
     parser = commands.add_parser(
         "depth",
-        help="hide known depths, complete them, say how wrong that was",
-        description="All methods see the same hidden pixels; errors are means over the images.",
+        help="mask known depths, complete them, and measure the error",
+        description="All methods get the same masks; errors are means over the images.",
     )
     parser.add_argument(
         "--frames",
@@ -50,36 +43,36 @@ def add(commands) -> None:
         "--model",
         required=True,
         metavar="FILE.onnx",
-        help="monocular depth network: an ONNX file, the folder of a transformers model, or "
-        "its name on the hub",
+        help="monocular depth network: an ONNX file, or the folder or name of a transformers model",
     )
     parser.add_argument(
         "--max-images",
         type=int,
         default=DEFAULT_IMAGES,
         metavar="N",
-        help=f"images, spread evenly over the list (default {DEFAULT_IMAGES}: the paper's "
-        "method takes seconds each)",
+        help=f"images, spread evenly over the list (default {DEFAULT_IMAGES}; the paper's "
+        "method takes seconds for each)",
     )
     parser.add_argument(
-        "--hide",
-        choices=HIDE,
-        default=HIDE[0],
-        help="both (default): blocks and whole regions; sparse: all but 400 corners of texture",
+        "--mask",
+        choices=MASKS,
+        default=MASKS[0],
+        help="what to mask; both (default): blocks and whole regions; sparse: all but 400 corners "
+        "of texture",
     )
     parser.add_argument(
         "--preprocessing",
         choices=("auto", "raw255", "imagenet"),
         default="auto",
-        help="what the network wants as input",
+        help="of the network's input",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is hidden")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the masks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.add_argument(
         "--report",
         type=Path,
         metavar="FILE.html",
-        help="also write a page with depth before and after, and loss curves",
+        help="also write a page with depth before and after completion, and loss curves",
     )
     parser.set_defaults(run=_run)
 
@@ -88,23 +81,24 @@ def _run(args) -> None:
     from sld_core.bench.depth_completion.trials import run_trials, summary
     from sld_core.commands.common import check_writable, list_path
     from sld_core.data.frame_folder import read_frames
+    from sld_core.depth.monocular import MonocularDepth
     from sld_core.files import write_atomically
     from sld_core.progress import Bar
 
     if args.max_images < 1 or args.seed < 0:
         raise SldError(
-            f"--max-images {args.max_images}, --seed {args.seed}: expected at least 1, and at "
-            "least 0"
+            f"--max-images {args.max_images} --seed {args.seed}: expected at least 1 and 0"
         )
-    for option in ("json", "report"):
-        if (path := getattr(args, option)) is not None:
-            check_writable(path, f"--{option}")
-    frames, show = read_frames(args.frames, list_path(args.list, args.frames)), Bar()
-    trials = run_trials(
-        frames, args.model, args.hide, args.max_images, args.preprocessing, args.seed, show
-    )
-    show.done()
-    out = {"hide": args.hide, **summary(trials)}
+    if args.json:
+        check_writable(args.json, "--json")
+    if args.report:
+        check_writable(args.report, "--report")
+    frames = read_frames(args.frames, list_path(args.list, args.frames))
+    network = MonocularDepth(args.model, args.preprocessing)
+    bar = Bar()
+    trials = run_trials(frames, network, args.mask, args.max_images, args.seed, bar)
+    bar.done()
+    out = {"mask": args.mask, **summary(trials)}
     rows = table(out)
     for row in rows:
         print(f"{row[0]:32s}" + "".join(f"{cell:>12s}" for cell in row[1:]))
@@ -120,8 +114,9 @@ def table(out: dict) -> list[list[str]]:
     """Heading and one row per method, as text."""
     from sld_core.depth.completion import METHODS
 
-    rows = [[f"{out['images']} images, hidden: {out['hide']}", *COLUMNS.values()]]
+    headings = [heading for _, heading, _ in COLUMNS]
+    rows = [[f"{out['images']} images, masked: {out['mask']}", *headings]]
     for name in METHODS:
         label = f"{name} (default)" if name == out["default_method"] else name
-        rows.append([label, *(FORMATS[key].format(out[f"{name}_{key}"]) for key in COLUMNS)])
+        rows.append([label, *(form.format(out[f"{name}_{key}"]) for key, _, form in COLUMNS)])
     return rows

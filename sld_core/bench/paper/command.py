@@ -1,5 +1,4 @@
-"""`sld bench paper`: the paper's comparisons on the scenes at hand, at a scale that fits the
-machine."""
+"""`sld bench paper`: the paper's comparisons on your scenes, at a scale that fits the machine."""
 
 from __future__ import annotations
 
@@ -10,23 +9,22 @@ from sld_core.bench.paper.presets import PRESETS, SCENES, scaled_down
 from sld_core.commands.common import check_writable
 from sld_core.types import SldError
 
-SHARED = Path("../shared/data")  # where the recorded sets lie beside a checkout of this repository
+SHARED = Path("../shared/data")  # of the recorded sets, beside a checkout of this repository
 
 
 def add(commands) -> None:
     """`paper` among the subcommands of `sld bench`."""
     parser = commands.add_parser(
         "paper",
-        help="the paper's tables, speed-up and curves, measured here",
-        description="Trains and judges every method; each step is kept in DIR/steps, and a "
-        "second call goes on. "
-        "Writes paper.md, pictures and metrics.json.",
+        help="measure the paper's tables, speed-up and curves",
+        description="Trains and evaluates every method. Each step is kept in DIR/steps, and a "
+        "second call continues. Writes paper.md, pictures and metrics.json.",
     )
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
         default="cpu",
-        help="the scale: cpu (default), under an hour on 2 cores; gpu",
+        help="the scale: cpu (default) takes under an hour on 2 cores; gpu",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -34,8 +32,8 @@ def add(commands) -> None:
         nargs="+",
         default=list(SCENES),
         metavar="NAME",
-        help="recorded sets; the first is the unseen scene of the headlines (default: "
-        f"{' '.join(SCENES)})",
+        help="recorded sets; the multi-scene backbone does not see the first, which the headlines "
+        f"are of (default: {' '.join(SCENES)})",
     )
     parser.add_argument(
         "--data",
@@ -44,12 +42,12 @@ def add(commands) -> None:
         metavar="DIR",
         help=f"folder of the recorded sets (default {SHARED})",
     )
-    parser.add_argument("--landmarks", type=int, metavar="N", help="of each scene, for all methods")
+    parser.add_argument("--landmarks", type=int, metavar="N", help="per scene, for all methods")
     parser.add_argument(
         "--epochs",
         type=int,
         metavar="N",
-        help="of SLD* and of the multi-scene backbone, unless their seconds end before",
+        help="of SLD* and of the multi-scene backbone, unless their time ends before",
     )
     parser.add_argument(
         "--resolution", type=int, metavar="PX", help="longer side to which images are scaled down"
@@ -71,6 +69,7 @@ def _paper(args) -> None:
     from sld_core.config.settings import override, to_dict
     from sld_core.localizer import check_device
     from sld_core.progress import Bar
+    from sld_core.training.run import Run
 
     given = {
         "scene.landmarks.count": args.landmarks,
@@ -78,24 +77,20 @@ def _paper(args) -> None:
         "sld_star.epochs": args.epochs,
         "backbone.epochs": args.epochs,
     }
-    settings = [
-        *args.set,
-        *(f"{name}={value}" for name, value in given.items() if value is not None),
-    ]
-    preset, device = (
-        override(PRESETS[args.preset], settings),
-        args.device or {"gpu": "cuda"}.get(args.preset, "cpu"),
-    )
+    settings = [f"{name}={value}" for name, value in given.items() if value is not None]
+    preset = override(PRESETS[args.preset], [*args.set, *settings])
+    device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
     check_device(device)
     if len(set(args.scenes)) < len(args.scenes):
         raise SldError(f"--scenes {' '.join(args.scenes)}: names a scene twice")
     check_writable(args.output / "metrics.json")
-    show = Bar()
-    bench = Bench(args.data, args.output, preset, device, show)
+    bar = Bar()
+    run = Run(device, preset.scene.seed, progress=bar)
+    bench = Bench(args.data, args.output, preset, run)
     for scene in args.scenes:
-        bench.place(scene)  # what cannot be read is said before the hours of work
+        bench.scene(scene)  # raises before the hours of work where it cannot be read
     done, missing = steps.run(plan.steps(bench, args.scenes), args.output / "steps", preset.limit_s)
-    show.done()
+    bar.done()
     about = {
         "preset": args.preset,
         "machine": machine(device),
@@ -114,8 +109,6 @@ def machine(device: str) -> str:
     """The machine in words."""
     import torch
 
-    processor = (
-        f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads of torch "
-        f"{torch.__version__}"
-    )
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    processor = f"{cores} CPU cores, {threads} threads of torch {torch.__version__}"
     return processor if device == "cpu" else f"{torch.cuda.get_device_name(device)}, {processor}"

@@ -1,8 +1,9 @@
-"""What `sld bench paper` measured, as metrics.json, Markdown and pictures; and equal recall as a
-number."""
+"""The results of `sld bench paper` as metrics.json, Markdown and pictures, with the speed-up to
+equal recall."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ COLUMNS = (  # heading, key of a row, how to print the value
     ("MB", "mb", "{:.1f}"),
     ("ms/query", "query_ms", "{:.0f}"),
 )
-HEADLINES = {
+HEADLINES = {  # name in metrics.json -> method
     "paper_head": "paper",
     "default_head": "cells",
     "sld_star": "sld_star",
@@ -36,34 +37,31 @@ HEADLINES = {
     "coordinate_head": "coordinates",
     "paper_head_multi_scene_backbone": "paper, multi-scene backbone",
     "default_head_multi_scene_backbone": "cells, multi-scene backbone",
-}  # of metrics.json -> method
+}
 IN_BOTH = ("sld_star", "cells")  # methods of Table 1 that Table 2 shows again
 LEVELS = (0.2, 0.4, 0.6, 0.8)
-AT_LEAST = 0.4  # recall at which a speed-up has a lower bound where the slow one never came so far
+BOUND_RECALL = 0.4  # for a lower bound of the speed-up where the slow method never reached it
 
 
 def first_reached(curve: Curve, recall: float) -> float | None:
-    """Seconds at which `curve` first has at least this recall; None if it never does."""
+    """Seconds until `curve` first reaches this recall; None if it never does."""
     return next((float(seconds) for seconds, value in curve if value >= recall), None)
 
 
 def speedup(slow: Curve, fast: Curve, recall: float | None = None) -> dict[str, float | None]:
-    """How much sooner `fast` reaches `recall` (default: the best that `slow` ever reached) than
-    `slow` does.
+    """How much faster `fast` reaches `recall` (default: the best of `slow`) than `slow` does.
 
-    `speedup` is None where there is nothing to compare: slow found nothing at all, or fast never
-    came so far."""
+    `speedup` is None where either does not reach it, or slow found nothing at all."""
     recall = max((value for _, value in slow), default=0.0) if recall is None else recall
-    slow_s, fast_s = (
-        first_reached(curve, recall) if recall > 0 else None for curve in (slow, fast)
-    )
-    ratio = None if slow_s is None or not fast_s else slow_s / fast_s
+    slow_s = first_reached(slow, recall) if recall > 0 else None
+    fast_s = first_reached(fast, recall) if recall > 0 else None
+    ratio = slow_s / fast_s if slow_s and fast_s else None
     return {"recall": recall, "slow_s": slow_s, "fast_s": fast_s, "speedup": ratio}
 
 
 def metrics(done: dict[str, Done], first_scene: str, about: dict) -> dict:
-    """All numbers that steps found, with the headlines of the first scene in front; None where a
-    step is missing."""
+    """All numbers that steps found, preceded by the headlines of the first scene; None where a step
+    is missing."""
     found = {name: step.found for name, step in done.items()}
     rows = [row for step in found.values() for row in step.get("rows", ())]
     own = {row["scene"] for row in rows if row["table"] == 2}
@@ -72,16 +70,15 @@ def metrics(done: dict[str, Done], first_scene: str, about: dict) -> dict:
         for row in rows
         if row["table"] == 1 and row["scene"] in own and row["method"] in IN_BOTH
     ]
-    of = lambda method: next(
-        (r for r in rows if r["method"] == method and r["scene"] == first_scene), {}
-    )
-    out = {
-        f"{name}_recall_5cm_5deg": of(method).get("recall_5cm_5deg")
-        for name, method in HEADLINES.items()
+    recalls = {
+        row["method"]: row["recall_5cm_5deg"]
+        for row in reversed(rows)  # the first of several rows counts
+        if row["scene"] == first_scene
     }
-    curves = {
-        name: curve for step in found.values() for name, curve in step.get("curves", {}).items()
-    }
+    out = {f"{name}_recall_5cm_5deg": recalls.get(method) for name, method in HEADLINES.items()}
+    curves = {}
+    for step in found.values():
+        curves |= step.get("curves", {})
     slow = curves.get("sld_star", ())
     for name, key in (
         ("cells", ""),
@@ -91,10 +88,10 @@ def metrics(done: dict[str, Done], first_scene: str, about: dict) -> dict:
         compared = speedup(slow, curves.get(name, ()))
         out[f"speedup_to_equal_recall{key}"] = compared["speedup"]
         out[f"equal_recall{key}"] = {k: v for k, v in compared.items() if k != "speedup"}
-    fast_s = first_reached(curves.get("cells", ()), AT_LEAST)
-    out["speedup_at_least"] = (
-        slow[-1][0] / fast_s if slow and fast_s and first_reached(slow, AT_LEAST) is None else None
-    )
+    fast_s = first_reached(curves.get("cells", ()), BOUND_RECALL)
+    out["speedup_at_least"] = None
+    if slow and fast_s and first_reached(slow, BOUND_RECALL) is None:
+        out["speedup_at_least"] = slow[-1][0] / fast_s
     return (
         out
         | about
@@ -116,7 +113,10 @@ def write(
 ) -> None:
     """metrics.json, paper.md and its pictures in `folder`."""
     pictures = [
-        ("How long until how good", _race_picture(folder / "race.png", numbers["curves"])),
+        (
+            "Recall over seconds of training",
+            _recall_picture(folder / "recall.png", numbers["curves"]),
+        ),
         ("Filling the buffer", _fill_picture(folder / "fill.png", numbers["fill"])),
         *(("Training the multi-scene backbone (Figure 7)", path) for path in figures),
     ]
@@ -131,7 +131,8 @@ def markdown(
     missing: dict[str, str],
     pictures: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page: both tables, the race, the fill, what was scaled down and what is missing."""
+    """The page: both tables, seconds to equal recall, the buffer fill, what was scaled down and
+    what is missing."""
     rows = numbers["rows"]
     parts = [
         "# The paper's comparisons, measured here",
@@ -141,14 +142,14 @@ def markdown(
         "## Table 2: the scenes that the multi-scene backbone was trained on",
         table([r for r in rows if r["table"] == 2]),
         "## Seconds of training to equal recall",
-        *_race_text(numbers),
+        *_equal_recall_text(numbers),
     ]
     if numbers["fill"]:
         parts += [
             "## Buffer fill against processes",
             _grid(["processes", "s", "speed-up"], _fill_rows(numbers["fill"])),
-            "Starting the processes is counted; each is one of the threads that a single "
-            "process uses all of.",
+            "Starting the processes is included. The processes share the threads that a single one "
+            "uses alone.",
         ]
     parts += [f"## {title}\n\n![{title}]({name})" for title, name in pictures]
     parts += ["## What was scaled down", "\n".join(f"- {line}" for line in scaled_down)]
@@ -164,18 +165,16 @@ def table(rows: Sequence[dict]) -> str:
     """Rows of methods as Markdown; the best recall of each scene in bold."""
     if not rows:
         return "(not measured)"
-    best = {
-        s: max(r["recall_5cm_5deg"] for r in rows if r["scene"] == s)
-        for s in {r["scene"] for r in rows}
-    }
+    best = {}
+    for row in rows:
+        best[row["scene"]] = max(row["recall_5cm_5deg"], best.get(row["scene"], 0.0))
 
-    def cell(row, key, form):
-        text = "-" if row.get(key) is None else form.format(row[key])
-        return (
-            f"**{text}**"
-            if key == "recall_5cm_5deg" and row[key] == best[row["scene"]] > 0
-            else text
-        )
+    def cell(row: dict, key: str, form: str) -> str:
+        if row.get(key) is None:
+            return "-"
+        text = form.format(row[key])
+        is_best = key == "recall_5cm_5deg" and row[key] == best[row["scene"]] > 0
+        return f"**{text}**" if is_best else text
 
     return _grid(
         [heading for heading, *_ in COLUMNS],
@@ -189,51 +188,43 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _race_text(numbers: dict) -> list[str]:
+def _equal_recall_text(numbers: dict) -> list[str]:
     curves = numbers["curves"]
     if not curves.get("sld_star"):
         return ["(not measured)"]
-    slow, rest = (
-        curves["sld_star"],
-        {name: curve for name, curve in curves.items() if name != "sld_star"},
-    )
+    slow = curves["sld_star"]
+    others = {name: curve for name, curve in curves.items() if name != "sld_star"}
     best, total_s = max(value for _, value in slow), slow[-1][0]
     rows = []
     for level in sorted({*LEVELS, best} - {0.0}):
         slow_s = first_reached(slow, level)
-        than = f"{slow_s:.0f} s" if slow_s else f"not in {total_s:.0f} s"
+        times = [first_reached(curve, level) for curve in others.values()]
         rows.append(
             [
                 f"{level:.1%}",
-                than,
-                *(_sooner(first_reached(curve, level), slow_s, total_s) for curve in rest.values()),
+                f"{slow_s:.0f} s" if slow_s else f"not in {total_s:.0f} s",
+                *(_time_and_speedup(fast_s, slow_s, total_s) for fast_s in times),
             ]
         )
-    note = (
-        "Seconds of training, filling the buffer included unless said; judging is not counted. "
-        "Every dot of cells is a training of its "
-        "own, of that length; SLD\\* and the paper's head are judged on the way of one training."
-    )
-    nothing = (
-        [
-            f"SLD\\* localized no query within 5 cm / 5 deg in {total_s:.0f} s of training: "
-            "there is no equal recall to compare at, "
-            "only how much sooner, at least, a head is there."
-        ]
-        if best == 0
-        else []
-    )
-    return [note, *nothing, _grid(["recall 5 cm/5 deg", "SLD\\*", *rest], rows)]
+    parts = [
+        "Seconds of training, including the buffer fill unless stated, without evaluation. Every "
+        "dot of cells is a training of that length; SLD\\* and the paper's head are evaluated "
+        "during one training."
+    ]
+    if best == 0:
+        parts.append(
+            f"SLD\\* localized no query within 5 cm / 5 deg in {total_s:.0f} s of training: there "
+            "is no equal recall to compare at, only a lower bound of the speed-up."
+        )
+    return [*parts, _grid(["recall 5 cm/5 deg", "SLD\\*", *others], rows)]
 
 
-def _sooner(fast_s: float | None, slow_s: float | None, total_s: float) -> str:
+def _time_and_speedup(fast_s: float | None, slow_s: float | None, total_s: float) -> str:
     if not fast_s:
         return "not reached"
-    return (
-        f"{fast_s:.1f} s ({slow_s / fast_s:.0f}x)"
-        if slow_s
-        else f"{fast_s:.1f} s (over {total_s / fast_s:.0f}x)"
-    )
+    if not slow_s:
+        return f"{fast_s:.1f} s (over {total_s / fast_s:.0f}x)"
+    return f"{fast_s:.1f} s ({slow_s / fast_s:.0f}x)"
 
 
 def _fill_rows(fill: Sequence[dict]) -> list[list[str]]:
@@ -243,12 +234,13 @@ def _fill_rows(fill: Sequence[dict]) -> list[list[str]]:
     ]
 
 
-def _race_picture(path: Path, curves: dict[str, Curve]) -> Path | None:
+def _recall_picture(path: Path, curves: dict[str, Curve]) -> Path | None:
     if not curves:
         return None
     figure, axes = html.figure_axes(8.4, 4.2)
     for name, curve in curves.items():
-        axes.plot(*zip(*curve), ".-", label=name)
+        seconds, recall = zip(*curve)
+        axes.plot(seconds, recall, ".-", label=name)
     axes.set(
         xscale="log",
         xlabel="seconds of training",
@@ -269,9 +261,7 @@ def _fill_picture(path: Path, fill: Sequence[dict] | None) -> Path | None:
 
 
 def _saved(figure, path: Path) -> Path:
-    from io import BytesIO
-
-    data = BytesIO()
+    data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     write_atomically(path, data.getvalue())
     return path

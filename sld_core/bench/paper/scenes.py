@@ -1,5 +1,4 @@
-"""The scenes of `sld bench paper`: recorded sets of a folder and rendered rooms, what is learned
-from each, and queries."""
+"""The scenes of `sld bench paper`: recorded sets in a folder, and rendered rooms."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from sld_core.evaluation.metrics import QueryResult, accuracy
 from sld_core.models.backbone import Backbone
 from sld_core.spread import spread
 from sld_core.synthetic import DEMO_CAMERA, Room, drive, write_sequence
+from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet, from_frames
 from sld_core.types import Camera, Frame, Localization, Progress, SldError
 
@@ -37,63 +37,57 @@ class BenchmarkScene:
 
 @dataclass(frozen=True)
 class Bench:
-    """What every measurement needs: where the recorded sets lie, where results go, the scale, the
-    device and whom to tell."""
+    """What every measurement needs: the folder of the recorded sets, the folder of the results, the
+    scale, and where it runs."""
 
     data: Path
     output: Path
     preset: Preset
-    device: str = "cpu"
-    show: Callable[[Progress], None] = lambda _: None
+    run: Run = Run()
     training_sets: dict[str, TrainingSet] = field(default_factory=dict)  # made so far
 
-    def place(self, name: str) -> BenchmarkScene:
+    def scene(self, name: str) -> BenchmarkScene:
         """The scene of that name."""
         work = self.output / "work" / name
         work.mkdir(parents=True, exist_ok=True)
         number = name.removeprefix(ROOM)
         if number != name and number.isdecimal():
-            return self._rendered(int(number), work)
+            return recorded(self._rendered_room(int(number)), work, self.preset)
         return recorded(self.data / name, work, self.preset)
 
     def training_set(self, name: str) -> TrainingSet:
-        """What all methods are taught of the scene of that name."""
+        """What all methods learn from in the scene of that name."""
         if name not in self.training_sets:
-            place = self.place(name)
+            scene = self.scene(name)
             self.training_sets[name] = from_frames(
-                place.frames, place.work, self.preset.scene, self.backbone(), self.show
+                scene.frames, scene.work, self.preset.scene, self.backbone(), self.run.progress
             )
         return self.training_sets[name]
 
     def backbone(self) -> Backbone:
-        """The default one, frozen."""
-        return Backbone(self.preset.scene.backbone, self.preset.scene.backbone_weights).to(
-            self.device
-        )
+        """The frozen one of the preset."""
+        scene = self.preset.scene
+        return Backbone(scene.backbone, scene.backbone_weights).to(self.run.device)
 
-    def _rendered(self, number: int, work: Path) -> BenchmarkScene:
-        name, sizes = f"{ROOM}{number}", (self.preset.room_frames, self.preset.room_queries)
+    def _rendered_room(self, number: int) -> Path:
+        name = f"{ROOM}{number}"
+        sizes = (self.preset.room_frames, self.preset.room_queries)
 
-        def render(partial: Path) -> dict:
-            drives = (drive(number, n, kind) for n, kind in zip(sizes, ("map", "query")))
-            write_sequence(
-                partial,
-                Room.make(number),
-                DEMO_CAMERA,
-                *drives,
-                number,
-                lambda p: self.show(Progress(f"rendering {name}", p)),
-            )
+        def progress(fraction: float) -> None:
+            self.run.progress(Progress(f"rendering {name}", fraction))
+
+        def render(folder: Path) -> dict:
+            room = Room.make(number)
+            frames, queries = (drive(number, n, kind) for n, kind in zip(sizes, ("map", "query")))
+            write_sequence(folder, room, DEMO_CAMERA, frames, queries, number, progress)
             return {}
 
-        folder = stages.run(
-            self.output / "rooms" / name, stages.key_of(number, sizes), render
-        ).folder
-        return recorded(folder, work, self.preset)
+        key = stages.key_of(number, sizes)
+        return stages.run(self.output / "rooms" / name, key, render).folder
 
 
 def recorded(folder: Path, work: Path, preset: Preset) -> BenchmarkScene:
-    """The set of a folder: camera-intrinsics.txt, and map.txt and query.txt that name its frames;
+    """The set in a folder: camera-intrinsics.txt, and map.txt and query.txt that name its frames;
     thinned evenly to the preset."""
     lists = [folder / f"{kind}.txt" for kind in ("map", "query")]
     for path in lists:
@@ -116,8 +110,8 @@ def evaluate(
     queries: Sequence[Frame],
     origin_3: np.ndarray | float = 0.0,
 ) -> dict:
-    """Accuracy over the queries (evaluate.accuracy) and the median `query_ms`. `localize` answers
-    in coordinates less `origin_3`."""
+    """Accuracy over the queries (evaluation.metrics.accuracy), and the median `query_ms`. The poses
+    of `localize` are relative to `origin_3`."""
     results = []
     for frame in queries:
         image, start = read_image(frame.image_path), time.perf_counter()
