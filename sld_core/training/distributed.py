@@ -7,6 +7,7 @@ of GPUs over NCCL, one GPU per process."""
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -138,7 +139,8 @@ def from_main(compute: Callable[[], Result], world: World) -> Result:
         dist.broadcast_object_list(succeeded_and_result, 0)
     succeeded, result = succeeded_and_result
     if not succeeded:
-        # torchrun ends all processes as soon as one ends: let rank 0 first report why
+        # torchrun stops all processes as soon as one ends: rank 0 reports why, the others nothing
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(KeyboardInterrupt):
             time.sleep(GRACE_S)
         raise SystemExit(1)
