@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 SEQUENCE ?=
+FRAMES ?=
 OUTPUT ?= runs/demo
 ARGS ?=
 
@@ -11,7 +12,7 @@ ARGS ?=
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 	@echo
-	@echo "Variables: PYTHON=/path/to/python3.12 (any), SEQUENCE=dir OUTPUT=dir (demo), ARGS='...' (demo, test)"
+	@echo "Variables: PYTHON=/path/to/python3.12 (any), SEQUENCE=dir OUTPUT=dir (demo), FRAMES=dir (gpu-bundle), ARGS='...' (demo, test)"
 
 setup: ## Make .venv with the command line .venv/bin/sld (no ROS)
 	@tools/setup.sh core
@@ -27,6 +28,9 @@ test: ros ## Run the tests; more: make test ARGS='-m slow'
 
 lint: setup ## Check style and formatting with ruff
 	@. tools/env.sh && ruff check . && ruff format --check .
+
+gpu-bundle: setup ## Pack what tools/gpu_check.sh needs on a machine without network; FRAMES=dir
+	@tools/gpu_bundle.sh $(if $(FRAMES),'$(FRAMES)')
 
 format: setup ## Format the code, and repair what ruff can repair safely
 	@. tools/env.sh && ruff check --fix . && ruff format .
