@@ -15,4 +15,4 @@ trap 'rm -rf "$packages"' EXIT
 [[ ! -e build/gpu_check/packages.tar.xz ]] || tar -xJf build/gpu_check/packages.tar.xz -C "$packages"
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$packages PYTHONUNBUFFERED=1
-"$python" -m sld_core.bench.gpu_check "$@"
+"$python" -m sld_core.bench.gpu_check.check "$@"

@@ -12,9 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from sld_core.bench import gpu_check
-from sld_core.bench.gpu_check import Row, Step, label_by_depth, run
-from sld_core.config.scene import LandmarkConfig
+from sld_core import cli
+from sld_core.bench.gpu_check import check
+from sld_core.bench.gpu_check.check import Row, run
+from sld_core.bench.gpu_check.labels_from_depth import label_by_depth
+from sld_core.bench.gpu_check.steps import Check, Step, plan
+from sld_core.bench.paper.presets import PRESETS
+from sld_core.config.scene import LandmarkConfig, SceneConfig
+from sld_core.config.settings import override
+from sld_core.config.training import BackboneTrainingConfig
 from sld_core.data.frame_folder import read_frames
 from sld_core.geometry import make_transform
 from sld_core.synthetic import write_sequence
@@ -108,6 +114,20 @@ def test_the_whole_on_a_cpu(frames, tmp_path):
         assert f"| {step} |" in done.stdout
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_commands_of_the_full_scale_are_understood(frames, tmp_path, device):
+    configs = {"teach": SceneConfig(), "train": BackboneTrainingConfig(), "paper": PRESETS["gpu"]}
+    steps = plan(Check(device, False, tmp_path, frames))
+    assert len({step.name for step in steps}) == len(steps) == {"cuda": 20, "cpu": 11}[device]
+    for step in steps:
+        if "sld_core.cli" in step.command:
+            words = step.command[step.command.index("sld_core.cli") + 1 :]
+            args = cli._parser().parse_args(words)
+            assert args.device in (device, "cpu")
+            for name in set(configs) & set(words[:2]):
+                override(configs[name], args.set)
+
+
 def python(program, **settings):
     return Step("a step", ("-c", program), **{"limit_s": 30.0, **settings})
 
@@ -126,6 +146,19 @@ def test_what_a_step_says_of_itself(tmp_path):
     assert log.read_text().count("== a step") == 4
 
 
+def test_what_a_hanging_step_started_ends_with_it(tmp_path):
+    program = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+    assert run(python(program, limit_s=2.0), 60, tmp_path / "log").failed
+    pid = int((tmp_path / "log").read_text().split()[-1])
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 def test_what_is_skipped_is_named(tmp_path):
     log = tmp_path / "log"
     lacking = run(python("1/0", needs=("numpy", "no_such_module")), 60, log)
@@ -136,9 +169,9 @@ def test_what_is_skipped_is_named(tmp_path):
 
 def test_the_table_is_there_after_a_failure_too(tmp_path, monkeypatch, capsys):
     steps = [python("import sys; sys.exit('no luck')"), python("")]
-    monkeypatch.setattr(gpu_check, "prepare", lambda *_: Row("prepare", "ok"))
-    monkeypatch.setattr(gpu_check, "plan", lambda *_: steps)
-    assert gpu_check.main(["--device", "cpu", "--output", str(tmp_path)]) == 1
+    monkeypatch.setattr(check, "prepare", lambda *_: Row("prepare", "ok"))
+    monkeypatch.setattr(check, "plan", lambda *_: steps)
+    assert check.main(["--device", "cpu", "--output", str(tmp_path)]) == 1
     table = (tmp_path / "table.md").read_text()
     assert "| a step | failed: no luck |" in table
     assert "| a step | ok |" in table

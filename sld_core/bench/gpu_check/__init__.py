@@ -1,0 +1,1 @@
+"""`tools/gpu_check.sh`: what only a GPU shows, as one table."""
