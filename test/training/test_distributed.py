@@ -157,7 +157,7 @@ def test_a_stall_by_hand():
 
 
 def test_training_ends_early_where_nothing_is_gained():
-    patient = replace(worker.TOY, samples=90_000, min_gain=0.05)
+    patient = replace(worker.TOY, samples=90_000, min_gain=0.03)
     (head, curve), (_, whole) = (
         worker.learn(config=patient),
         worker.learn(config=replace(patient, patience=0)),
