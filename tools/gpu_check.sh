@@ -12,7 +12,17 @@ python=${PYTHON:-}
 [[ $python ]] || { [[ -x .venv/bin/python ]] && python=.venv/bin/python || python=python3; }
 packages=$(mktemp -d)
 trap 'rm -rf "$packages"' EXIT
-[[ ! -e build/gpu_check/packages.tar.xz ]] || tar -xJf build/gpu_check/packages.tar.xz -C "$packages"
+if [[ -e build/gpu_check/packages.tar.xz ]]; then
+  # what this Python has already is not replaced
+  "$python" - build/gpu_check/packages.tar.xz "$packages" <<'END'
+import importlib.util, sys, tarfile
+with tarfile.open(sys.argv[1]) as bundle:
+    for member in bundle:
+        package = (member.name.removeprefix("./").split("/")[0]).split(".libs")[0]
+        if not package.isidentifier() or importlib.util.find_spec(package) is None:
+            bundle.extract(member, sys.argv[2], filter="data")
+END
+fi
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$packages PYTHONUNBUFFERED=1
 "$python" -m sld_core.bench.gpu_check.check "$@"
