@@ -83,6 +83,7 @@ def test_a_frame_without_depth_is_named(frames):
         label_by_depth([one], LandmarkConfig())
 
 
+@pytest.mark.timeout(600)
 def test_the_whole_on_a_cpu(frames, tmp_path):
     command = [ROOT / "tools/gpu_check.sh", "--device", "cpu", "--small"]
     done = subprocess.run(
@@ -90,7 +91,7 @@ def test_the_whole_on_a_cpu(frames, tmp_path):
         env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log.txt").read_text()
     rows = {row["step"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}

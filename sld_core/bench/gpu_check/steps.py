@@ -75,6 +75,7 @@ def _teach_under_torchrun(check: Check) -> Step:
         (
             *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"),
             *_teaching(check, "cells", check.device, file),
+            *(("--set", "head.samples=5000") if check.small else ()),
         ),
         90.0,
         lambda: _taught(file),
