@@ -24,7 +24,7 @@ from bag_messages import (
 )
 from rosbags.rosbag2 import StoragePlugin
 
-from sld_core.data.frame_folder import read_pose
+from sld_core.data.pose_files import read_pose
 from sld_core.geometry import invert, make_transform, mean_up
 
 DRIVE = (

@@ -12,9 +12,9 @@ import numpy as np
 from sld_core.camera.calibration import Calibration
 from sld_core.camera.encodings import DEPTHS
 from sld_core.config.scene import BagConfig
-from sld_core.data.bag_reader import IMAGES, BagIndex, frame_name, messages, read_index, stamp_of
+from sld_core.data.bag_reader import IMAGES, BagIndex, messages, read_index, stamp_of
 from sld_core.data.mcap_reader import Message
-from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree
+from sld_core.data.tf_tree import TransformError, TransformReason, TransformTree, frame_name
 from sld_core.geometry import pose_error
 from sld_core.spread import spread
 from sld_core.types import Progress, SldError
@@ -121,15 +121,12 @@ def _choose_image_topic(bag: Path, index: BagIndex, config: BagConfig) -> str:
         for topic, images in index.images.items()
         if images.encoding not in DEPTHS and "compressedDepth" not in images.encoding
     ]
-    candidates = [config.image_topic] if config.image_topic else colour
-    if len(candidates) != 1 or candidates[0] not in index.images:
-        wanted = (
-            f"image topic {config.image_topic!r}"
-            if config.image_topic
-            else "exactly one image topic (choose one with image_topic)"
-        )
+    wanted = "exactly one image topic (choose one with image_topic)"
+    if config.image_topic:
+        colour, wanted = [config.image_topic], f"image topic {config.image_topic!r}"
+    if len(colour) != 1 or colour[0] not in index.images:
         raise SldError(f"{bag}: expected {wanted}; the bag has {list_topics(index)}")
-    return candidates[0]
+    return colour[0]
 
 
 def _calibration(
@@ -143,18 +140,20 @@ def _calibration(
             )
         return None
     info, source = index.infos[topic], "the camera calibration"
+    size = info.width, info.height
     if config.rectified:
-        return Calibration(info.width, info.height, info.p.reshape(3, 4)[:, :3], source=source)
-    return Calibration(
-        info.width, info.height, info.k.reshape(3, 3), info.d, info.distortion_model, source
-    )
+        return Calibration(*size, info.p.reshape(3, 4)[:, :3], source=source)
+    return Calibration(*size, info.k.reshape(3, 3), info.d, info.distortion_model, source)
 
 
 def _info_topic(index: BagIndex, image_topic: str, config: BagConfig) -> str:
+    """As given, else beside the images, else the only one of the bag."""
+    if config.camera_info_topic:
+        return config.camera_info_topic
     beside = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
-    return config.camera_info_topic or (
-        beside if beside in index.infos or len(index.infos) != 1 else next(iter(index.infos))
-    )
+    if beside not in index.infos and len(index.infos) == 1:
+        return next(iter(index.infos))
+    return beside
 
 
 def _camera_poses(

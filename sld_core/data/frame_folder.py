@@ -8,7 +8,6 @@ from typing import Protocol
 from sld_core.data.formats.posed_folder import PosedFolder
 from sld_core.data.formats.seven_scenes import SevenScenes, is_seven_scenes
 from sld_core.data.frame_set import FILE, StoredFrames
-from sld_core.data.pose_files import read_pose as read_pose
 from sld_core.data.session_names import read_list
 from sld_core.types import Frame, SldError
 

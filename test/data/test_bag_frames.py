@@ -24,8 +24,8 @@ from rosbags.rosbag2 import StoragePlugin
 
 from sld_core.config.mapping import FramesConfig
 from sld_core.config.scene import BagConfig
-from sld_core.data.frame_folder import read_pose
 from sld_core.data.frame_set import read_frame_set
+from sld_core.data.pose_files import read_pose
 from sld_core.data.sources import from_bag
 from sld_core.geometry import make_transform, mean_up, pose_error
 from sld_core.types import SldError

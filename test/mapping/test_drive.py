@@ -14,7 +14,7 @@ from bag_messages import SECOND, START
 
 from sld_core import cli
 from sld_core.data.formats.indoor6 import read_scene_data
-from sld_core.data.frame_folder import read_pose
+from sld_core.data.pose_files import read_pose
 from sld_core.geometry import make_transform, pose_error, similarity
 
 pytestmark = [

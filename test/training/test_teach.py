@@ -12,6 +12,7 @@ from small_drive import write_drive
 from sld_core import cli, scene_file, synthetic
 from sld_core.config.scene import TrackConfig
 from sld_core.data import frame_folder as folders
+from sld_core.data.pose_files import read_pose
 from sld_core.geometry import make_transform, pose_error, rotation_from_vector
 from sld_core.sfm import triangulation
 from sld_core.types import SldError
@@ -113,7 +114,7 @@ def test_the_prototype_needs_no_training_and_reuses_the_tracks(
     assert {e["event"] for e in events} == {"progress", "done"} and events[-1]["landmarks"] == 400
     assert cli.main(["localize", str(output), str(sequence / "frames/frame-000031.color.jpg")]) == 0
     answer = json.loads(capsys.readouterr().out)
-    truth = folders.read_pose(sequence / "frames/frame-000031.pose.txt")
+    truth = read_pose(sequence / "frames/frame-000031.pose.txt")
     assert answer["accepted"] and pose_error(np.array(answer["T_world_camera"]), truth)[0] < 0.05
 
 
@@ -139,7 +140,7 @@ def test_a_place_far_from_the_origin(sequence, work, tmp_path, capsys):
     far, shift = tmp_path / "far", np.array([5e5, 5e6, 100.0])
     shutil.copytree(sequence, far)
     for path in far.glob("frames/*.pose.txt"):
-        T = folders.read_pose(path)
+        T = read_pose(path)
         T[:3, 3] += shift
         np.savetxt(path, T, fmt="%.8f")
     assert (
