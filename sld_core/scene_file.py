@@ -175,11 +175,11 @@ def _name(value) -> str:
 
 
 def _report(values: dict) -> SceneReport:
-    report = SceneReport(**values)
+    curve = [(step, loss) for step, loss in values["loss_curve"]]
+    report = SceneReport(**{**values, "loss_curve": curve})
     numbers = [*report.seconds.values(), *report.counts.values()]
     numbers += [value for value in report.validation.values() if value is not None]
-    for step, loss in report.loss_curve:
-        numbers += [step, loss]
+    numbers += [number for point in curve for number in point]
     if not all(type(number) in (int, float) for number in numbers):
         raise SldError("a report whose parts are not numbers")
     if not all(isinstance(note, str) for note in report.notes):
