@@ -128,13 +128,6 @@ def _check(reconstruction: Reconstruction) -> None:
             f"{len(frames)} registered images and {len(points)} points: too few for a scene; "
             "see the report of SfM"
         )
-    for f in frames:
-        _check_pose(f.name, f.T_world_camera, "reconstruction")
-    if not np.isfinite(points).all():
-        raise SldError(
-            f"{int((~np.isfinite(points).all(1)).sum())} of {len(points)} points of the "
-            "reconstruction are not finite"
-        )
     if not median_depth(reconstruction) > 0:
         raise SldError(
             "most points of the reconstruction lie behind the cameras that see them; are the "
@@ -142,28 +135,10 @@ def _check(reconstruction: Reconstruction) -> None:
         )
 
 
-def _check_pose(name: str, T: np.ndarray | None, whose: str) -> None:
-    if T is None:
-        raise SldError(f"{name}: no pose in the {whose}; expected registered images only")
-    R = T[:3, :3]
-    if not np.isfinite(T).all() or np.abs(R @ R.T - np.eye(3)).max() > 1e-3 or np.linalg.det(R) < 0:
-        raise SldError(
-            f"{name}: the pose in the {whose} is no finite rigid transform: "
-            f"{np.round(T[:3], 3).tolist()}"
-        )
-
-
 def _with_depth_paths(reconstruction: Reconstruction, frame_set: FrameSet) -> Reconstruction:
-    given = {f.name: f for f in frame_set.frames}
-    unknown = [f.name for f in reconstruction.frames if f.name not in given]
-    if unknown:
-        raise SldError(
-            f"{len(unknown)} images of the reconstruction are not among the {len(given)} "
-            f"frames, the first is {unknown[0]}"
-        )
+    given = {f.name: f.depth_path for f in frame_set.frames}
     frames = tuple(
-        replace(f, depth_path=f.depth_path or given[f.name].depth_path)
-        for f in reconstruction.frames
+        replace(f, depth_path=f.depth_path or given[f.name]) for f in reconstruction.frames
     )
     return replace(reconstruction, frames=frames)
 
@@ -174,8 +149,6 @@ def _posed_pairs(
     """Poses (N, 4, 4) in the reconstruction and as given, of the frames that have both."""
     given = {f.name: f.T_world_camera for f in frame_set.frames if f.T_world_camera is not None}
     posed = [f for f in reconstruction.frames if f.name in given]
-    for f in posed:
-        _check_pose(f.name, given[f.name], f"frame {frame_set.world_frame!r}")
     T_sfm = np.array([f.T_world_camera for f in posed]).reshape(-1, 4, 4)
     T_given = np.array([given[f.name] for f in posed]).reshape(-1, 4, 4)
     return T_sfm, T_given

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from sld_core import geometry, html
 from sld_core.mapping.report.timeline import LOST
 from sld_core.spread import spread
-from sld_core.types import Frame, Landmarks, Reconstruction, SldError, Visibility
+from sld_core.types import Frame, Landmarks, Reconstruction
 
 SESSIONS = ("#0072b2", "#cc79a7", "#009e73", "#56b4e9", "#e69f00")
 OTHERS = "#7b6a58"  # of all sessions beyond those with a colour of their own
@@ -71,16 +71,15 @@ def plan(
 def coverage(
     reconstruction: Reconstruction,
     landmarks: Landmarks,
-    visibility_FL: np.ndarray,
+    count_F: np.ndarray,
     minimum: int = 20,
     *,
     up_3: np.ndarray | None = (0, 0, 1),
     metric: bool = True,
 ) -> Figure:
-    """Every viewpoint from above, coloured by how many landmarks are VISIBLE from it, and a
-    histogram; viewpoints that see fewer than `minimum` are ringed: near those a robot will hardly
-    be localized."""
-    count_F = visible_landmarks(reconstruction, landmarks, visibility_FL)
+    """Every viewpoint from above, coloured by how many landmarks are VISIBLE from it (`count_F`),
+    and a histogram; viewpoints that see fewer than `minimum` are ringed: near those a robot will
+    hardly be localized."""
     view = _view_of(reconstruction, landmarks, up_3, metric)
     wide = view.shape < 0.5  # the histogram is below, else beside
     height = view.height(7.5) + 1.7 if wide else max(view.height(5.0), 3.8)
@@ -102,19 +101,6 @@ def coverage(
     )
     figure.draw_without_rendering()
     return figure
-
-
-def visible_landmarks(
-    reconstruction: Reconstruction, landmarks: Landmarks, visibility_FL: np.ndarray
-) -> np.ndarray:
-    """How many landmarks are VISIBLE in each frame (F,)."""
-    expected = len(reconstruction.frames), len(landmarks)
-    if np.shape(visibility_FL) != expected:
-        raise SldError(
-            f"visibility of shape {np.shape(visibility_FL)}: expected one row per frame and "
-            f"one column per landmark, {expected}"
-        )
-    return (np.asarray(visibility_FL) == Visibility.VISIBLE).sum(1)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sld_core.data.frame_selection import count_reasons
 from sld_core.mapping.report import close_ups, plan_view
 from sld_core.mapping.report.timeline import timeline
 from sld_core.spread import spread
-from sld_core.types import FrameSet, Landmarks, Reconstruction, SldError
+from sld_core.types import FrameSet, Landmarks, Reconstruction, SldError, Visibility
 
 DEPTH_PAIRS = 2
 DEPTHS_TRIED = 50
@@ -68,6 +68,13 @@ class MapReport:
         return np.array([0, 0, 1.0]) if upright or self.frame_set.world_z_up else None
 
     @property
+    def count_F(self) -> np.ndarray | None:
+        """How many landmarks each frame shows."""
+        if self.visibility_FL is None:
+            return None
+        return (self.visibility_FL == Visibility.VISIBLE).sum(1)
+
+    @property
     def images(self) -> int:
         return len(self.reconstruction.frames) + len(self.lost)
 
@@ -75,11 +82,7 @@ class MapReport:
 def write_map_report(path: Path, report: MapReport) -> None:
     """Writes one HTML file with all pictures inside. A picture that cannot be drawn is replaced by
     the reason."""
-    count_F = None
-    if report.landmarks is not None and report.visibility_FL is not None:
-        count_F = plan_view.visible_landmarks(
-            report.reconstruction, report.landmarks, report.visibility_FL
-        )
+    count_F = report.count_F
     sections = [html.paragraph(_verdict(report)), html.table(_rows(report, count_F))]
     sections += [html.paragraph(note) for note in report.notes]
     sections += _what_was_lost(report)
@@ -224,7 +227,7 @@ def _coverage(report: MapReport, count_F: np.ndarray) -> list[str]:
         return plan_view.coverage(
             report.reconstruction,
             report.landmarks,
-            report.visibility_FL,
+            count_F,
             minimum,
             up_3=report.up_3,
             metric=report.metric,
@@ -274,10 +277,9 @@ def _depth_pair(report: MapReport, i: int, folder: Path) -> str:
 
 
 def _depth_path(folder: Path, name: str) -> Path | None:
-    """The depth image of a frame, where there is one, inside the folder."""
-    path = Path(folder) / f"{name}.depth.png"
-    inside = path.is_file() and path.resolve().is_relative_to(Path(folder).resolve())
-    return path if inside else None
+    """The depth image of a frame, where there is one."""
+    path = folder / f"{name}.depth.png"
+    return path if path.is_file() else None
 
 
 def _track(report: MapReport) -> str:
