@@ -124,7 +124,7 @@ class MapJob:
         reason = "" if self.source else self._damage("frames")
         if reason:
             raise SldError(
-                f"{reason}: give the images once more, by --images DIR, --video FILE… or --bag DIR"
+                f"{reason}: give the images again, by --images DIR, --video FILE… or --bag DIR"
             )
         for name in STAGES:
             if self.source or name != "frames":
@@ -175,11 +175,11 @@ class MapJob:
         reason = self._damage(name) if done is None or done.key == key else ""
         changes = back_at_default(name, done.settings, settings) if done else []
         if reason:
-            log.warning("the stage %r is damaged and is done anew (%s)", name, reason)
+            log.warning("the stage %r is damaged and is done again (%s)", name, reason)
             stages.invalidate(self.work / name)
         elif changes:
             log.warning(
-                "the stage %r is done anew: %s (settings are not remembered, give them each time)",
+                "the stage %r is done again: %s (settings are not remembered, give them each time)",
                 name,
                 "; ".join(changes),
             )

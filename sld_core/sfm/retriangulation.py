@@ -25,8 +25,8 @@ def retriangulate(
     seed: int,
     progress: Callable[[Progress], None],
 ) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model with points made anew from the matches in `database`, as `sld teach` makes them
-    from its poses, and adjusted once more; where depth images show that its parts differ in size,
+    """The model with points triangulated again from the matches in `database`, as `sld teach` does
+    with its poses, and adjusted again; where depth images show that its parts differ in size,
     also by these. And notes.
 
     Completed tracks make poses precise, but hold observations that were taken for a point's because

@@ -207,7 +207,7 @@ def _pinhole_frames(
     folder: Path,
     progress: Callable[[Progress], None],
 ) -> dict[str, Frame]:
-    """Image name -> frame whose image is free of distortion; images are written anew only where
+    """Image name -> frame whose image is free of distortion; images are written again only where
     there is some."""
     image_of = registered(model)
     placed = [f for f in frame_set.frames if f.image_path.name in image_of]

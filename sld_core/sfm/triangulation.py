@@ -233,7 +233,7 @@ def triangulate(
     min_angle_deg: float,
     seed: int,
 ) -> pycolmap.Reconstruction:
-    """The points of `model` made anew from the matches in `database`; its poses stay as they are.
+    """The points of `model` triangulated again from the matches in `database`; its poses stay as they are.
     `min_angle_deg`: between the rays that make a point."""
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = seed

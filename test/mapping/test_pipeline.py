@@ -441,7 +441,7 @@ def test_damaged_depth_images_are_made_anew(mapped, tmp_path, capsys, caplog, da
     assert sld("all", "--output", output, *FEW) == 0
     assert (
         len(told := warnings_of(caplog)) == 1
-        and "the stage 'depth' is damaged and is done anew" in told[0]
+        and "the stage 'depth' is damaged and is done again" in told[0]
         and words in told[0]
     )
     before, after = stamps_of(mapped[0]), stamps_of(output)
@@ -452,7 +452,7 @@ def test_damaged_depth_images_are_made_anew(mapped, tmp_path, capsys, caplog, da
 def test_a_stage_that_names_images_of_before_is_not_called_damaged(
     mapped, tmp_path, caplog, monkeypatch
 ):
-    """It is done anew because the images are others; until that is done it stays."""
+    """It is done again because the images are others; until that is done it stays."""
     output = tmp_path / "map"
     shutil.copytree(mapped[0], output)
     assert (
@@ -855,7 +855,7 @@ def test_all_makes_a_damaged_stage_anew_and_says_so(mapped, photos, tmp_path, ca
     told = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert (
         len(told) == 1
-        and f"the stage {stage!r} is damaged and is done anew ({path}: cannot be read" in told[0]
+        and f"the stage {stage!r} is damaged and is done again ({path}: cannot be read" in told[0]
     )
     before, after = stamps_of(mapped[0]), stamps_of(output)
     assert [s for s in STAGES if after[s] != before[s]] == STAGES[STAGES.index(stage) :]
@@ -882,7 +882,7 @@ def test_a_single_stage_says_what_to_run_for_a_damaged_one(
     assert sld("all", "--output", output, *FEW) == 2  # the images are not known any more
     assert (
         "frames.json: damaged" in (text := one_line(capsys))
-        and "give the images once more, by --images DIR" in text
+        and "give the images again, by --images DIR" in text
     )
     assert (
         sld("frames", "--images", photos, "--output", output) == 0
@@ -899,7 +899,7 @@ def test_settings_that_are_not_given_again_are_named(mapped, tmp_path, caplog):
     assert sld("landmarks", "--output", output, *FEW) == 0 and not caplog.records
     assert sld("landmarks", "--output", output, *FEW[:2]) == 0
     assert [r.message for r in caplog.records] == [
-        "the stage 'landmarks' is done anew: landmarks.count was 200 and is the default 1000 "
+        "the stage 'landmarks' is done again: landmarks.count was 200 and is the default 1000 "
         "(settings are not remembered, give them "
         "each time)"
     ]
