@@ -1,2 +1,2 @@
-"""Dense depth per image: measured, from PatchMatch, or completed from what is known with a
-monocular network."""
+"""Dense depth per image: measured, from PatchMatch, or completed from known depths with a monocular
+network."""

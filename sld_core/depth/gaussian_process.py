@@ -1,13 +1,13 @@
-"""Depth completion by a Gaussian process on log depth, then an edge-aware spreading of what it
-leaves.
+"""Depth completion by a Gaussian process on log depth, followed by edge-aware diffusion of its
+residuals.
 
-The process is over place, monocular depth and colour: near what is known it interpolates, among
-pixels that look alike first; far from it, it falls back on a quadratic of place and monocular
-depth, whose uncertain coefficients shrink to a constant. The monocular depth is a feature, not a
-law, so a network that errs about a room does no harm where the measurements contradict it. The
-kernel is exponential (Ornstein-Uhlenbeck), which bends at edges more readily than the smooth
-squared exponential. What remains at known pixels is spread by weighted diffusion that stops at
-edges of colour and of predicted depth."""
+The process is over position, monocular depth and colour: near known pixels it interpolates, mainly
+between pixels that look alike; far from them it falls back on a quadratic in position and monocular
+depth, whose uncertain coefficients shrink to a constant. The monocular depth is only a feature, so
+a network that is wrong about a room does no harm where measurements contradict it. The kernel is
+exponential (Ornstein-Uhlenbeck), which follows edges better than the smooth squared exponential.
+The residuals at known pixels are spread by weighted diffusion that stops at edges of colour and of
+predicted depth."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _regress(
 
 
 def _sample(known_HW: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Indices of known pixels, more of them near what is unknown."""
+    """Indices of known pixels, more of them near unknown ones."""
     known = np.flatnonzero(known_HW)
     if len(known) <= count:
         return known
@@ -133,8 +133,8 @@ def _covariance(
 def _spread(
     work: _Work, asked_Q: np.ndarray, predicted_Q: np.ndarray, config: GaussianProcessConfig
 ) -> np.ndarray:
-    """The difference of known and predicted log depth, (Q,), spread over unknown pixels by
-    diffusion with edges, fading with distance."""
+    """Residuals of the log depth (Q,), known minus predicted, diffused over unknown pixels; edges
+    stop them, and they fade with distance."""
     residual = np.clip(work.log_depth_HW.flat[asked_Q] - predicted_Q, -MAX_RESIDUAL, MAX_RESIDUAL)
     hold = KNOWN_WEIGHT * work.known_HW.flat[asked_Q]
     a, b, weight = _links(work, asked_Q, predicted_Q, config)
@@ -150,8 +150,8 @@ def _spread(
 def _links(
     work: _Work, asked_Q: np.ndarray, predicted_Q: np.ndarray, config: GaussianProcessConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of neighbours among the pixels asked for, as positions in `asked_Q`, and how freely
-    residuals pass between them (0..1)."""
+    """Pairs of neighbours among the pixels asked for, as positions in `asked_Q`, and the weight
+    (0..1) of the diffusion between them."""
     position_HW = np.full(work.known_HW.shape, -1)
     position_HW.flat[asked_Q] = np.arange(len(asked_Q))
     a = np.concatenate([position_HW[:, :-1].ravel(), position_HW[:-1].ravel()])  # left, upper

@@ -86,8 +86,8 @@ def saliency_of(reconstruction: Reconstruction) -> np.ndarray:
 
 
 def angular_span(reconstruction: Reconstruction) -> np.ndarray:
-    """Largest angle (N,), radians, between a point's mean viewing direction and any of them,
-    doubled."""
+    """Twice the largest angle (N,), radians, between a point's mean viewing direction and any of
+    its viewing directions."""
     r, n = reconstruction, len(reconstruction.points_N3)
     ray = -_rays(r)
     ray /= np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-12)

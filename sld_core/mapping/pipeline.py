@@ -146,7 +146,7 @@ class MapJob:
             return stages.run(folder, key, lambda partial: stage.make(self, partial), settings)
 
     def _own_key(self, name: str) -> str:
-        """Of all that the outcome of a stage depends on besides earlier stages."""
+        """Key of everything that the outcome of a stage depends on besides earlier stages."""
         files = []
         if name == "frames":
             if self.source is None:
@@ -244,7 +244,7 @@ class MapJob:
     # the folder of the map ----------------------------------------------------------------------
 
     def _check_output(self) -> None:
-        """SldError unless `output` is ours already, new or empty, and no part of what is read."""
+        """SldError unless `output` is a map, new or empty, and apart from the images' folder."""
         read = (self.source.images, self.source.bag) if self.source else ()
         for folder in filter(None, read):
             if self.output.resolve().is_relative_to(folder.resolve()):
@@ -321,8 +321,8 @@ def back_at_default(name: str, before: Mapping[str, Any], now: Mapping[str, Any]
 
 
 def model_fingerprint(model: Path | str | None) -> list[Any]:
-    """What tells one monocular network from another: path, size and time of each of its files, with
-    the settings that may lie beside an ONNX file; of one on the hub its name."""
+    """Identifies a monocular network: path, size and time of each of its files, with the settings
+    that may lie beside an ONNX file; of one on the hub its name."""
     path = Path(model or "")
     try:
         if model is None or not path.exists():

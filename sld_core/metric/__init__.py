@@ -1,1 +1,1 @@
-"""Metres, and what is up: the frame of a map."""
+"""The scale and the upward direction of a map."""

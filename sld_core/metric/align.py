@@ -34,7 +34,7 @@ class Alignment:
 
     `upright`: what makes z point up: "tf" (the frame of the given poses), "planes", "views", or
     "none" (given poses whose frame is not known to have z up). `residual` holds what every source
-    that was at hand left unexplained."""
+    that was available left unexplained."""
 
     scale: float
     R: np.ndarray
@@ -60,7 +60,7 @@ def align(
 
     Scale: by `config.source`; "auto" takes the first usable of odometry (or TF, or poses of the
     user), depth images, tags (where `tag_size_m` is given) and measured distances (where `distance`
-    is given). All that are at hand are measured: the residual has the scale of each relative to the
+    is given). All available ones are measured: the residual has the scale of each relative to the
     chosen one, and a note says where they differ by more than `max_disagreement`. So a tag size or
     distance given beside odometry checks the odometry and does not replace it, as a robot navigates
     in the frame and the metres of its odometry; `source` "distance" trusts the tape measure more,
@@ -160,7 +160,7 @@ def _other_scales(
     config: MetricConfig,
     progress: Callable[[Progress], None],
 ) -> dict[str, Scale]:
-    """What every source but odometry says, where any scale is wanted at all."""
+    """The scales of all sources but odometry; none where no scale is wanted."""
     parse_distance(config.distance)  # reports a mistake even where the distance is not needed
     if config.source == "none":
         return {}
@@ -226,8 +226,8 @@ def _summary(
 def _frame_fit(
     T_sfm: np.ndarray, T_given: np.ndarray, scale: float | None, config: MetricConfig
 ) -> tuple[PoseFit | None, str]:
-    """The fit to the given poses that fixes the frame, or why there is none (empty where there are
-    no such poses)."""
+    """The fit to the given poses that defines the frame, or why there is none (empty without given
+    poses)."""
     if len(T_sfm) < 3:
         return None, ""
     # a camera that turned on the spot has no free scale to fit; any fixed one gives its rotation

@@ -1,5 +1,5 @@
-"""Which way is up in a reconstruction: from its floors, tables, ceilings and walls, or from how the
-images were held."""
+"""Which way is up in a reconstruction: by its floors, tables, ceilings and walls, or by how the
+camera was held."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Up:
 
 
 def find_up(reconstruction: Reconstruction, config: MetricConfig) -> Up:
-    """Up by the dominant horizontal and vertical planes within `config.max_tilt_deg` of what the
-    images say; where there are none, what the images say."""
+    """Up by the dominant horizontal and vertical planes that are within `config.max_tilt_deg` of
+    the up of the views; without such planes, the up of the views."""
     prior = up_of_views(np.stack([f.T_world_camera for f in reconstruction.frames]))
     normals, support = dominant_planes(reconstruction, prior, config)
     found = _up_of_planes(normals, support, prior, config) if len(normals) else None
@@ -52,8 +52,8 @@ def find_up(reconstruction: Reconstruction, config: MetricConfig) -> Up:
 
 
 def up_of_views(T_world_camera_F44: np.ndarray) -> np.ndarray:
-    """Up (3,) as the images say: perpendicular to their rows where the camera turned about, as it
-    then hardly rolls whatever its pitch; else their mean upward direction."""
+    """Up (3,) by the camera poses: perpendicular to the image rows where the camera turned around,
+    as it then hardly rolls whatever its pitch; else the mean upward direction of the images."""
     mean = geometry.mean_up(T_world_camera_F44)
     x = T_world_camera_F44[:, :3, 0]
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
@@ -65,8 +65,8 @@ def up_of_views(T_world_camera_F44: np.ndarray) -> np.ndarray:
 def dominant_planes(
     reconstruction: Reconstruction, prior_3: np.ndarray, config: MetricConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals (P, 3) of planes nearly level or nearly upright as `prior_3` says, and the share
-    of points on each."""
+    """Unit normals (P, 3) of planes that are nearly level or nearly upright with respect to
+    `prior_3`, and the share of points on each."""
     rng = np.random.default_rng(0)
     views = np.bincount(reconstruction.obs_point_M, minlength=len(reconstruction.points_N3))
     points = reconstruction.points_N3[views >= 3]
@@ -141,7 +141,7 @@ def _up_of_planes(
         return None
     weight_P = np.where(level, -support_P, support_P)[used]
     M = np.einsum("p,pi,pj->ij", weight_P, normals_P3[used], normals_P3[used])
-    M -= 1e-3 * np.outer(candidates[best], candidates[best])  # holds what no plane says
+    M -= 1e-3 * np.outer(candidates[best], candidates[best])  # decides what no plane determines
     up = np.linalg.eigh(M)[1][:, 0]
     return up * np.sign(up @ prior_3), float(support_P[used].sum())
 

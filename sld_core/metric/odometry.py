@@ -1,8 +1,9 @@
-"""The similarity that lays the cameras of a reconstruction over those of odometry, TF or the user.
+"""The similarity that aligns the cameras of a reconstruction with those of odometry, TF or the
+user.
 
-Odometry drifts, is off in scale, and jumps when it is lost. Positions and orientations both take
-part, each weighted by how well it fits: orientations alone settle a drive along a straight line,
-positions alone a camera whose mounting angle is wrong."""
+Odometry drifts, is off in scale, and jumps when it is lost. Positions and orientations are both
+used, each weighted by how well it fits: a drive along a straight line needs the orientations, a
+camera whose mounting angle is wrong needs the positions."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ MEDIAN_OF_NORM = 1.538  # of a 3D Gaussian of unit standard deviation per axis
 
 @dataclass(frozen=True)
 class PoseFit:
-    """x_world = scale * R @ x_sfm + t, and per frame what is left: metres, radians, and whether it
-    counts as an inlier. `scale_sigma` is the relative standard deviation of the scale (0 where it
-    was given)."""
+    """x_world = scale * R @ x_sfm + t, and the residual of each frame: metres, radians, and whether
+    it counts as an inlier. `scale_sigma` is the relative standard deviation of the scale (0 where
+    it was given)."""
 
     scale: float
     R: np.ndarray
@@ -65,7 +66,7 @@ def fit_poses(
 
 
 def odometry_scale(fit: PoseFit | None, config: MetricConfig) -> Scale:
-    """What a fit with free scale says, or why it says nothing."""
+    """The scale of a fit with free scale, or why it is of no use."""
     if fit is None:
         return Scale("odometry", None, "the camera did not move: positions give no scale")
     residual = residual_of(fit) | {"odometry_scale_sigma_percent": 100 * fit.scale_sigma}
@@ -106,7 +107,7 @@ def misfit_of(fit: PoseFit, config: MetricConfig) -> str:
 
 
 def residual_of(fit: PoseFit) -> dict[str, float]:
-    """Median and 90th percentile of what is left, over all frames with poses, and the share of
+    """Median and 90th percentile of the residuals over all frames with poses, and the share of
     inliers."""
     degrees = np.degrees(fit.angle_error_N)
     return {
@@ -148,7 +149,7 @@ def _best_hypothesis(poses: _Poses, scale: float | None, config: MetricConfig):
         metres, radians = _errors(poses, *hypothesis)
         errors.append(metres + lever * radians)
     errors = np.stack(errors)
-    # the median alone is content with the frames of a robot that stood still most of the time
+    # a median alone would be satisfied by the frames of a robot that mostly stood still
     limit = max(3 * float(np.median(errors, axis=1).min()), 10 * config.odometry_noise_m)
     return found[int(np.minimum(errors, limit).sum(1).argmin())]
 

@@ -31,11 +31,11 @@ def depth_scale(
     config: MetricConfig,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Scale:
-    """From the frames' depth images: the median ratio of measured depth to depth of the points, at
-    their observations.
+    """From the frames' depth images: the median ratio of the measured depth to that of the points,
+    at their observations.
 
-    Samples beside a jump of the depth image are left out: there it shows the wrong side as often as
-    not."""
+    Samples beside a depth discontinuity are left out: there the depth image often shows the other
+    side."""
     with_depth = [i for i, f in enumerate(reconstruction.frames) if f.depth_path]
     if not with_depth:
         return Scale("depth", None, "no frame has a depth image", absent=True)

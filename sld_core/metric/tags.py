@@ -130,9 +130,9 @@ def _detect_markers(gray_HW: np.ndarray, dictionary) -> tuple[Sequence[np.ndarra
 
 
 def _on_edges(gray_HW: np.ndarray, xy_42: np.ndarray, modules: int) -> np.ndarray | None:
-    """Corners (4, 2; pixel centres at integers) where lines through the edges of the black square
-    meet; None where an edge cannot be seen. Corner refinement moves blurred corners inwards:
-    lengths came out 0.4 to 1.4 % too short."""
+    """Corners (4, 2; pixel centres at integers) as intersections of lines fitted to the edges of
+    the black square; None where an edge cannot be seen. OpenCV's corner refinement moves blurred
+    corners inwards: lengths came out 0.4 to 1.4 % too short."""
     for _ in range(3):
         lines = [
             _edge(gray_HW, xy_42[k], xy_42[(k + 1) % 4], xy_42.mean(0), modules) for k in range(4)

@@ -48,7 +48,7 @@ def quiet(seed: int) -> None:
 
 
 def drop_if_damaged(database: Path) -> None:
-    """Delete a database that cannot be read; one that a killed run left intact is used further."""
+    """Delete a database that cannot be read; an intact one of a killed run is kept."""
     if not database.exists():
         return
     try:

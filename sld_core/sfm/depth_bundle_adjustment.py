@@ -1,10 +1,11 @@
-"""Depth images in the bundle adjustment, as a stereo camera would have it: beside each image with
-depth stands a second camera, whose image shows what lies at depth z by f b / z pixels farther left.
+"""Depth images in the bundle adjustment, in the manner of a stereo camera: each image with depth
+gets a second camera beside it, in which a point at depth z appears f b / z pixels farther left.
 
-A camera that hardly moves, or that turns through a doorway, leaves the size of what it sees open:
-matches fit, and yet one part of the map is half as large as it should be. Depth holds the parts
-together. Where parallax tells more than the sensor, whose errors are of the same kind everywhere,
-it only harms: so it takes part where the images' depths contradict each other (sfm)."""
+A camera that hardly moves, or that turns through a doorway, does not fix the scale of what it sees:
+all matches fit, and yet one part of the map is half as large as it should be. Depth connects the
+scales of the parts. Where parallax is more precise than the sensor, whose errors are systematic,
+depth only does harm; so it is used only where the depths of the images contradict each other
+(sfm.retriangulation)."""
 
 from __future__ import annotations
 

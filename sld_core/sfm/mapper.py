@@ -46,7 +46,7 @@ def solve_poses(
     with pycolmap.Database.open(database) as db:
         for mapper in ("incremental", "global") if config.mapper == "auto" else (config.mapper,):
             models = _one_by_one(job) if mapper == "incremental" else _all_at_once(job)
-            # poses that hardly a point holds are an accident of images taken from nearly one spot
+            # poses with hardly a point are an accident of images taken from nearly one spot
             models = [
                 m
                 for m in models
@@ -129,9 +129,9 @@ def _all_at_once(job: _Job) -> list[pycolmap.Reconstruction]:
 
 
 def _placed_again(model: pycolmap.Reconstruction, job: _Job) -> pycolmap.Reconstruction | None:
-    """The model with images that share few points, and those that it lacks, placed image by image:
-    solved all at once, they lie where a few wrong matches or a lack of parallax put them, together
-    and metres off."""
+    """The model with its weakly connected images, and those that it lacks, placed image by image:
+    solved all at once, a few wrong matches or a lack of parallax can put a group of them metres
+    off."""
     model = copy.deepcopy(model)
     shown = {i: model.image(i).num_points3D for i in model.reg_image_ids()}
     few = WEAK * np.median(list(shown.values()))
@@ -174,10 +174,10 @@ def polish(
     known: bool,
     progress: Callable[[Progress], None],
 ) -> tuple[dict[str, str], list[int]]:
-    """Two rounds of longer tracks and bundle adjustment over all images, the second with tighter
-    windows. Then images that too few points hold, and parts of the place that hardly share a point
-    with the largest, lose their poses, which can be metres off: returns the names of these images
-    with the reason, and how many images each such part has. All images may lose theirs."""
+    """Two rounds of track completion and bundle adjustment over all images, the second with tighter
+    windows. Then images with too few points, and parts of the place that share hardly a point with
+    the largest, lose their poses, which can be metres off: returns the names of these images with
+    the reason, and the size of each such part. All images may lose theirs."""
     rounds = (config.completion_px, config.completion_px / 2) if config.completion_px else ()
     with pycolmap.Database.open(database) as db:
         for i, radius_px in enumerate(rounds):
@@ -188,7 +188,7 @@ def polish(
                 drop_misfits(model, config.reprojection_px, config.min_triangulation_deg)
     dropped, apart = drop_what_is_loose(model, config)
     if apart:
-        adjust(model, known)  # the parts pulled at each other
+        adjust(model, known)  # without the pull of the parts on each other
         drop_misfits(model, config.reprojection_px, config.min_triangulation_deg)
         dropped |= _drop_loose(model)
         model.update_point_3d_errors()
@@ -198,9 +198,8 @@ def polish(
 def drop_what_is_loose(
     model: pycolmap.Reconstruction, config: SfmConfig
 ) -> tuple[dict[str, str], list[int]]:
-    """Remove the poses of images that too few points hold, and of parts that hardly share a point
-    with the largest; returns these images' names with the reason, and the size of each such
-    part."""
+    """Remove the poses of images with too few points, and of parts that share hardly a point with
+    the largest; returns these images' names with the reason, and the size of each such part."""
     dropped = _drop_loose(model)
     apart = parts(model, config.min_shared)[1:]
     for part in apart:
@@ -234,8 +233,8 @@ def parts(model: pycolmap.Reconstruction, min_shared: int) -> list[list[int]]:
 
 
 def _drop_loose(model: pycolmap.Reconstruction) -> dict[str, str]:
-    """Remove the poses of images that too few points hold, until there is no such image: with each,
-    others lose points."""
+    """Remove the poses of images with too few points, until there is no such image: each takes
+    points away from others."""
     dropped: dict[str, str] = {}
     while True:
         shown = {i: model.image(i).num_points3D for i in sorted(model.reg_image_ids())}

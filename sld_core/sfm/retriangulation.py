@@ -1,5 +1,5 @@
-"""The end of structure from motion: points of verified matches alone, and sizes that depth images
-agree with."""
+"""The last step of structure from motion: points from verified matches only, and scale errors
+between parts of the map corrected by depth images."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def retriangulate(
     seed: int,
     progress: Callable[[Progress], None],
 ) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model with points triangulated again from the matches in `database`, as `sld teach` does
-    with its poses, and adjusted again; where depth images show that its parts differ in size,
-    also by these. And notes.
+    """The model with its points triangulated again from the matches in `database`, as `sld teach`
+    does it, and adjusted again; with depth images too, where these show that parts of it differ in
+    scale. And notes.
 
-    Completed tracks make poses precise, but hold observations that were taken for a point's because
-    it was believed to be there: landmarks and labels made of them teach a head worse."""
+    Completed tracks make poses precise, but contain observations that were accepted because the
+    point was expected there: a head taught with landmarks and labels from them is less accurate."""
 
     def renew(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
         error_px, angle_deg = config.track_reprojection_px, config.min_triangulation_deg
@@ -53,8 +53,8 @@ def _held_by_depth(
     frame_of: Mapping[str, Frame],
     config: SfmConfig,
 ) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model adjusted by depth images too, where these contradict each other in it and agree
-    afterwards; else as it is."""
+    """The model adjusted with depth images, if their scales disagree before and agree afterwards;
+    else unchanged."""
     before = scale_spread(model, frame_of, config.depth_jump)
     if before is None or before[1] <= config.depth_spread:
         return model, []

@@ -37,10 +37,10 @@ STILL_GUESSED = 0.01  # relative; a focal length that moved less was hardly esti
 
 @dataclass(frozen=True)
 class SfmResult:
-    """`reconstruction` is the largest piece of the place that hangs together; `pieces` are the
-    sizes of all, largest first; `lost` names every frame that is not in the largest one, with the
-    reason. `agreement` is the share of matched pairs that the poses explain (sfm.pair_agreement).
-    `lenses` describes the cameras for people, `notes` what to doubt."""
+    """`reconstruction` is the largest connected piece; `pieces` are the sizes of all, largest
+    first; `lost` names every frame that is not in the largest one, with the reason. `agreement` is
+    the share of matched pairs that the poses explain (sfm.pair_agreement). `lenses` are the
+    cameras in words, `notes` doubts about the result."""
 
     reconstruction: Reconstruction
     pieces: tuple[int, ...]
@@ -58,7 +58,7 @@ def solve(
     seed: int = 0,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> SfmResult:
-    """Poses of as many frames as hang together.
+    """Poses of as many frames as can be connected.
 
     `folder` keeps the features and matches (features.db, which a run that was killed goes on with;
     retriangulate.db has those for the final points too), the model in COLMAP's format (model/) and,
@@ -129,7 +129,7 @@ def _match(
     seed: int,
     progress: Callable[[Progress], None],
 ) -> None:
-    """Matches of the pairs worth it; as long as these leave the place in parts, also of pairs that
+    """Match the promising pairs and, as long as these leave the place in parts, also pairs that
     could join them."""
     names = _names(frames)
 
@@ -153,7 +153,7 @@ def _match(
         tried |= set(more)
         before, verified_FF = verified_FF, _verified(database, names, config.min_bridge)
         if (verified_FF == before).all():
-            break  # the parts have no more in common
+            break  # no new pair joins parts
     log.info("%d pairs of %d matched", len(tried), len(frames) * (len(frames) - 1) // 2)
 
 
@@ -165,8 +165,8 @@ def _match_by_pose(
     seed: int,
     progress: Callable[[Progress], None],
 ) -> Path:
-    """A copy of the database with matches of the pairs that are near by their poses in `model`: a
-    killed run must not go on from these."""
+    """Match the pairs that are close by their poses in `model`, in a copy of the database: a killed
+    run must not continue from these."""
     copy = shutil.copyfile(database, database.with_name("retriangulate.db"))
     image_of = registered(model)
     placed = [

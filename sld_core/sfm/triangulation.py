@@ -233,8 +233,8 @@ def triangulate(
     min_angle_deg: float,
     seed: int,
 ) -> pycolmap.Reconstruction:
-    """The points of `model` triangulated again from the matches in `database`; its poses stay as they are.
-    `min_angle_deg`: between the rays that make a point."""
+    """`model` with its points triangulated again from the matches in `database`; its poses stay as
+    they are. `min_angle_deg` is the smallest angle between the rays to a point."""
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = seed
     options.extract_colors = False
@@ -259,8 +259,8 @@ def _refined(
     config: TrackConfig,
     seed: int,
 ) -> pycolmap.Reconstruction:
-    """Poses and points adjusted together: once from loosely triangulated points, once from
-    those of the poses that this gives."""
+    """Poses and points adjusted together, first from loosely triangulated points, then from points
+    triangulated with the poses that result."""
     for max_error_px in (config.loose_reprojection_px, config.reprojection_px):
         model = triangulate(model, database, max_error_px, config.min_triangulation_deg, seed)
         _adjust(model, frame_of, config)
