@@ -33,8 +33,8 @@ def method_of(config: DepthConfig) -> Completion:
 
 
 def checked(method: Callable, farthest: float = DepthConfig().max_depth_ratio) -> Completion:
-    """`method` with its input checked, known depths kept, and its output limited to `farthest`
-    times the farthest known depth."""
+    """`method` with enough known depths ensured and kept, and its output limited to `farthest`
+    times the farthest known one."""
 
     def complete(
         known_HW: np.ndarray,
@@ -43,15 +43,6 @@ def checked(method: Callable, farthest: float = DepthConfig().max_depth_ratio) -
         rng: np.random.Generator | None = None,
     ) -> np.ndarray:
         known_HW = known_only(known_HW)
-        if (
-            mono_HW.shape != known_HW.shape
-            or rgb_HW3.shape != (*known_HW.shape, 3)
-            or rgb_HW3.dtype != np.uint8
-        ):
-            raise ValueError(
-                f"known depth {known_HW.shape}, monocular depth {mono_HW.shape}, image "
-                f"{rgb_HW3.shape} {rgb_HW3.dtype}: expected (H, W), (H, W) and uint8 (H, W, 3)"
-            )
         measured = known_HW > 0
         if measured.sum() < MIN_KNOWN:
             raise SldError(

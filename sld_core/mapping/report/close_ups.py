@@ -3,8 +3,6 @@ different views."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,8 +28,7 @@ def depth_pair(
     *,
     metric: bool = True,
 ) -> Figure:
-    """The image and its depth before and after, on one colour scale; grey is unknown (0 or not
-    finite).
+    """The image and its depth before and after, on one colour scale; grey is unknown (0).
 
     The depths may have another resolution than the image. Yellow is far, blue is near."""
     before, after = _known(depth_before_HW), _known(depth_after_HW)
@@ -68,7 +65,7 @@ def sparse_depth(reconstruction: Reconstruction, frame: int) -> np.ndarray:
     seen = np.flatnonzero(r.obs_frame_M == frame)
     T_camera_world = geometry.invert(r.frames[frame].T_world_camera)
     depth = geometry.transform(T_camera_world, r.points_N3[r.obs_point_M[seen]])[:, 2]
-    cell = np.floor(np.nan_to_num(r.obs_xy_M2[seen], nan=-1)).astype(int)
+    cell = np.floor(r.obs_xy_M2[seen]).astype(int)
     inside = (cell >= 0).all(1) & (cell < [camera.width, camera.height]).all(1) & (depth > 0)
     out = np.zeros((camera.height, camera.width), np.float32)
     out[cell[inside, 1], cell[inside, 0]] = depth[inside]
@@ -103,20 +100,13 @@ def landmark_track(
 
 
 def best_track(reconstruction: Reconstruction, landmarks: Landmarks | None = None) -> int:
-    """The point (one of `landmarks`, where given) that is seen often and from many directions,
-    precisely: the one most worth looking at."""
-    usable = _is_finite(reconstruction)
-    r = replace(
-        reconstruction,
-        obs_point_M=reconstruction.obs_point_M[usable],
-        obs_frame_M=reconstruction.obs_frame_M[usable],
-        obs_xy_M2=reconstruction.obs_xy_M2[usable],
-    )
-    n = len(r.points_N3)
+    """The point most worth looking at: precise, seen often and from many directions, and one of
+    `landmarks`, where two images see any of these."""
+    r, n = reconstruction, len(reconstruction.points_N3)
     views = np.bincount(r.obs_point_M, minlength=n)
-    score = np.log2(np.maximum(views, 1)) * angular_span(r) if len(r.obs_point_M) else np.zeros(n)
-    good = np.isfinite(score) & (views >= 2) & np.isfinite(r.error_px_N)
-    if landmarks is not None and _are_points_of(landmarks, r) and good[landmarks.point_L].any():
+    score = np.log2(np.maximum(views, 1)) * angular_span(r)
+    good = views >= 2
+    if landmarks is not None and good[landmarks.point_L].any():
         good &= np.isin(np.arange(n), landmarks.point_L)
     if not good.any():
         raise SldError("no point of the reconstruction is seen by two images")
@@ -129,7 +119,7 @@ def different_views(reconstruction: Reconstruction, point: int, count: int = 4) 
     """Indices of up to `count` observations of a point, in different frames, that differ most in
     direction, then distance and session; in the order of the frames."""
     r = reconstruction
-    seen = np.flatnonzero((r.obs_point_M == point) & _is_finite(r))
+    seen = np.flatnonzero(r.obs_point_M == point)
     seen = seen[np.unique(r.obs_frame_M[seen], return_index=True)[1]]
     if len(seen) < 2:
         raise SldError(
@@ -157,17 +147,6 @@ def different_views(reconstruction: Reconstruction, point: int, count: int = 4) 
     return seen[np.sort(chosen)]
 
 
-def _is_finite(reconstruction: Reconstruction) -> np.ndarray:
-    """Which observations (M,) have a finite pixel, point and pose."""
-    r = reconstruction
-    frame_F = np.array([np.isfinite(f.T_world_camera).all() for f in r.frames], bool)
-    return (
-        frame_F[r.obs_frame_M]
-        & np.isfinite(r.points_N3).all(1)[r.obs_point_M]
-        & np.isfinite(r.obs_xy_M2).all(1)
-    )
-
-
 def _has_surroundings(reconstruction: Reconstruction, views: np.ndarray) -> np.ndarray:
     """Which of these observations (V,) are not near the border of their image."""
     cameras = [reconstruction.frames[i].camera for i in reconstruction.obs_frame_M[views]]
@@ -176,18 +155,8 @@ def _has_surroundings(reconstruction: Reconstruction, views: np.ndarray) -> np.n
     return (np.minimum(xy, size - xy) > 0.08 * size).all(1)
 
 
-def _are_points_of(landmarks: Landmarks, reconstruction: Reconstruction) -> bool:
-    """Whether `point_L` are points of this reconstruction: those of a dataset that was read are ids
-    of their own."""
-    point_L, points_N3 = landmarks.point_L, reconstruction.points_N3
-    if not len(landmarks) or point_L.min() < 0 or point_L.max() >= len(points_N3):
-        return False
-    return np.allclose(points_N3[point_L], landmarks.xyz_L3, equal_nan=True)
-
-
 def _known(depth_HW: np.ndarray) -> np.ma.MaskedArray:
-    depth_HW = np.asarray(depth_HW, float)
-    return np.ma.masked_array(depth_HW, ~(np.isfinite(depth_HW) & (depth_HW > 0)))
+    return np.ma.masked_less_equal(np.asarray(depth_HW, float), 0)
 
 
 def _percent(share: float) -> str:

@@ -167,14 +167,13 @@ def _view_of(
 ) -> _View:
     T_F44 = np.array([f.T_world_camera for f in reconstruction.frames], float).reshape(-1, 4, 4)
     up = np.array([0, 0, 1.0]) if up_3 is None else np.asarray(up_3, float)
-    if up_3 is None and len(finite := T_F44[np.isfinite(T_F44).all((1, 2))]):
-        mean = geometry.mean_up(finite)
+    if up_3 is None and len(T_F44):
+        mean = geometry.mean_up(T_F44)
         up = mean if np.linalg.norm(mean) > 0.5 else up  # as many upside down as upright: no up
     above = html.seen_from_above(up)
 
     def to_plan(xyz_N3: np.ndarray) -> np.ndarray:
-        finite_N3 = np.where(np.isfinite(xyz_N3), xyz_N3, np.nan).reshape(-1, 3)
-        return np.stack(above(finite_N3), 1)
+        return np.stack(above(xyz_N3.reshape(-1, 3)), 1)
 
     xy_F2 = to_plan(T_F44[:, :3, 3])
     near_F = _near(xy_F2)
@@ -196,21 +195,18 @@ def _view_of(
 
 
 def _near(xy_F2: np.ndarray) -> np.ndarray:
-    """Which positions (F,) are finite and not absurdly far from most of the others."""
-    finite = np.isfinite(xy_F2).all(1)
-    if not finite.any():
-        return finite
-    distance = np.linalg.norm(xy_F2 - np.median(xy_F2[finite], axis=0), axis=1)
-    typical = float(np.percentile(distance[finite], 75))
-    return finite & (distance <= 20 * typical) if typical > 0 else finite
+    """Which positions (F,) are not absurdly far from most of the others."""
+    if not len(xy_F2):
+        return np.zeros(0, bool)
+    distance = np.linalg.norm(xy_F2 - np.median(xy_F2, axis=0), axis=1)
+    typical = float(np.percentile(distance, 75))
+    return distance <= 20 * typical if typical > 0 else np.ones(len(xy_F2), bool)
 
 
 def _corners(xy_F2: np.ndarray, clouds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Lower left and upper right of a picture that holds all cameras and most of the points."""
-    clouds = [xy[np.isfinite(xy).all(1)] for xy in clouds]
-    corners = np.concatenate(
-        [xy_F2] + [np.percentile(xy, [2, 98], axis=0) for xy in clouds if len(xy)]
-    )
+    most = [np.percentile(xy, [2, 98], axis=0) for xy in clouds if len(xy)]
+    corners = np.concatenate([xy_F2, *most])
     low, high = (corners.min(0), corners.max(0)) if len(corners) else (np.zeros(2), np.zeros(2))
     extent = float((high - low).max()) or 1.0
     # a drive along a line, or a room that is a point, gets a picture with some width and height too
@@ -271,8 +267,6 @@ def _draw_path(
 ) -> int:
     """One session's cameras, joined where they are a drive; returns how many gaps lost images
     leave."""
-    finite = np.isfinite(xy_N2).all(1)
-    xy_N2, names = xy_N2[finite], [name for name, good in zip(names, finite) if good]
     axes.plot(*xy_N2.T, ".", color=color, ms=5, zorder=3)
     if not _is_drive(xy_N2):
         return 0

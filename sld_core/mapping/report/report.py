@@ -128,9 +128,8 @@ def _rows(report: MapReport, count_F: np.ndarray | None) -> list[tuple[str, str]
         views = len(r.obs_point_M) / len(r.points_N3)
         rows.append(("images that see a point, on average", f"{views:.1f}"))
     summary = dict(report.summary)
-    error = r.error_px_N[np.isfinite(r.error_px_N)]
-    if len(error):
-        summary = {"reprojection_px": float(error.mean())} | summary
+    if len(r.error_px_N):
+        summary = {"reprojection_px": float(r.error_px_N.mean())} | summary
     rows += [
         (NAMES.get(key, key.replace("_", " ")), _text(value))
         for key, value in summary.items()
