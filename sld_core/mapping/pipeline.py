@@ -147,19 +147,18 @@ class MapJob:
 
     def _own_key(self, name: str) -> str:
         """Key of everything that the outcome of a stage depends on besides earlier stages."""
+        settings = settings_of(name, self.config, self.model)
         files = []
         if name == "frames":
             if self.source is None:
                 raise SldError(
                     "no images given: name one of --images DIR, --video FILE…, --bag DIR"
                 )
+            settings = settings_used(self.source, self.config.frames, self.config.bag)
             files = [self.source.with_poses, fingerprint(self.source)]
         elif name == "depth":
+            del settings["--model"]  # counts by the content of its files, however it is named
             files = model_fingerprint(self.model)
-        settings = settings_of(name, self.config, self.model)
-        settings.pop("--model", None)  # a file counts by its content, however it is named
-        if name == "frames":
-            settings = settings_used(self.source, self.config.frames, self.config.bag)
         return stages.key_of(name, settings, files)
 
     def _inputs_key(self, name: str) -> str:
