@@ -104,12 +104,12 @@ def best_track(reconstruction: Reconstruction, landmarks: Landmarks | None = Non
     `landmarks`, where two images see any of these."""
     r, n = reconstruction, len(reconstruction.points_N3)
     views = np.bincount(r.obs_point_M, minlength=n)
-    score = np.log2(np.maximum(views, 1)) * angular_span(r)
     good = views >= 2
     if landmarks is not None and good[landmarks.point_L].any():
         good &= np.isin(np.arange(n), landmarks.point_L)
     if not good.any():
         raise SldError("no point of the reconstruction is seen by two images")
+    score = np.log2(np.maximum(views, 1)) * angular_span(r)
     # an imprecise track may be one of two things that look alike
     good &= r.error_px_N <= np.median(r.error_px_N[good])
     return int(np.argmax(np.where(good, score, -1)))
