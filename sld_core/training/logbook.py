@@ -131,12 +131,8 @@ def curves(files: Sequence[Path], png: Path) -> None:
             axes.set_ylim(-0.02, 1.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=6,
-        frameon=False,
-    )
+    if labels:  # in the first panel: outside of all takes matplotlib 3.7, Ubuntu 24.04 has 3.6
+        figure.axes[0].legend(frameon=False, fontsize="small")
     png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, dpi=120, format="png")
 
