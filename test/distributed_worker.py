@@ -92,7 +92,7 @@ def learn(world=ALONE, config=TOY):
 def main(folder: Path) -> None:
     with joined() as world:
         part = torch.arange(world.rank + 1) + 10 * world.rank  # as many as its rank says
-        told = {
+        results = {
             "rank": world.rank,
             "size": world.size,
             "in_a_group": torch.distributed.is_initialized(),
@@ -104,7 +104,7 @@ def main(folder: Path) -> None:
         }
         buffer, whitening = fill(folder, world)
         head, curve = learn(world)
-        told |= {
+        results |= {
             "buffer": list(vars(buffer).values()),
             "whitening": whitening.state_dict(),
             "head": head.state_dict(),
@@ -113,8 +113,8 @@ def main(folder: Path) -> None:
         try:
             from_main(_fail, world)
         except (SldError, SystemExit) as error:
-            told["failed"] = type(error).__name__
-        torch.save(told, folder / f"told{world.rank}.pt")
+            results["failed"] = type(error).__name__
+        torch.save(results, folder / f"result{world.rank}.pt")
 
 
 def _fail():

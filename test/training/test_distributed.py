@@ -58,7 +58,7 @@ def alone(folder):
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
-def told(request, folder):
+def results(request, folder):
     """What each process under torchrun found."""
     command = [
         sys.executable,
@@ -74,13 +74,13 @@ def told(request, folder):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return [
-        torch.load(folder / f"told{rank}.pt", weights_only=True) for rank in range(request.param)
+        torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(request.param)
     ]
 
 
-def test_what_ranks_tell_each_other(told):
-    size = len(told)
-    for rank, one in enumerate(told):
+def test_what_ranks_exchange(results):
+    size = len(results)
+    for rank, one in enumerate(results):
         assert (one["rank"], one["size"], one["from_main"]) == (rank, size, {"rank": 0})
         assert (
             one["gathered"].tolist()
@@ -94,16 +94,16 @@ def test_what_ranks_tell_each_other(told):
         assert one["in_a_group"], "a single process of torchrun takes the same way as several"
 
 
-def test_where_rank_0_fails_the_others_end(told):
-    assert [one["failed"] for one in told] == ["SldError"] + ["SystemExit"] * (len(told) - 1)
+def test_where_rank_0_fails_the_others_end(results):
+    assert [one["failed"] for one in results] == ["SldError"] + ["SystemExit"] * (len(results) - 1)
 
 
-def test_every_rank_has_the_buffer_that_one_process_fills(told, alone):
+def test_every_rank_has_the_buffer_that_one_process_fills(results, alone):
     buffer, whitening = alone[0]
     assert len(buffer) > 500 and buffer.plain_N.float().mean().item() == pytest.approx(
         1 / 3, abs=0.1
     )
-    for one in told:
+    for one in results:
         assert all(
             torch.equal(mine, theirs)
             for mine, theirs in zip(vars(buffer).values(), one["buffer"], strict=True)
@@ -119,12 +119,12 @@ def test_processes_of_a_pool_fill_the_same(folder, alone):
     )
 
 
-def test_ranks_train_the_head_that_one_process_trains(told, alone):
+def test_ranks_train_the_head_that_one_process_trains(results, alone):
     head, curve = alone[1]
-    for one in told:
+    for one in results:
         assert all(
             torch.equal(a, b)
-            for a, b in zip(one["head"].values(), told[0]["head"].values(), strict=True)
+            for a, b in zip(one["head"].values(), results[0]["head"].values(), strict=True)
         )
         assert (
             [step for step, _ in one["curve"]] == [step for step, _ in curve] == [0, 20, 38]
@@ -169,11 +169,15 @@ def test_training_ends_early_where_nothing_is_gained():
 
 
 def test_held_out_cells_are_runs_spread_over_the_buffer():
-    learned, judge = train_cell_head.split_cells(
+    learned, held_out = train_cell_head.split_cells(
         100_000, replace(HeadConfig(), patience=1, held_out_cells=4000)
     )
-    assert torch.equal(torch.cat([learned, judge]).sort().values, torch.arange(100_000))
-    assert len(judge) == 4000 and (judge.diff() > 1).sum() == 3 and judge.diff().max() > 20_000
+    assert torch.equal(torch.cat([learned, held_out]).sort().values, torch.arange(100_000))
+    assert (
+        len(held_out) == 4000
+        and (held_out.diff() > 1).sum() == 3
+        and held_out.diff().max() > 20_000
+    )
     assert len(train_cell_head.split_cells(100_000, HeadConfig())[1]) == 0
 
 
