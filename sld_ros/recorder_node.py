@@ -141,6 +141,8 @@ class RecorderNode(Node):
         self.get_logger().info(
             f"{bag.path}: " + ", ".join(f"{t.written} of {t.name}" for t in bag.topics.values())
         )
+        if losses := self._losses():
+            self.get_logger().warning(losses)
         return bag
 
     def _wait_for_publishers(self) -> None:
@@ -180,13 +182,18 @@ class RecorderNode(Node):
                 f"{dropped} messages dropped so far: the disk is too slow or full",
                 throttle_duration_sec=WARN_EVERY_S,
             )
+        if losses := self._losses():
+            self.get_logger().warning(losses, throttle_duration_sec=WARN_EVERY_S)
+
+    def _losses(self) -> str:
+        """Which images were lost on their way and what to do, where they are more than a few."""
         lost = [f"{g.missing} of {topic}" for topic, g in self._gaps.items() if g.is_serious]
-        if lost:
-            self.get_logger().warning(
-                f"images lost on their way, by gaps in their stamps: {', '.join(lost)}; give the "
-                "driver and this node more shared memory (config/fastdds.xml)",
-                throttle_duration_sec=WARN_EVERY_S,
-            )
+        if not lost:
+            return ""
+        return (
+            f"images lost on their way, by gaps in their stamps: {', '.join(lost)}; give the "
+            "driver and this node more shared memory (config/fastdds.xml)"
+        )
 
     def _subscribe(self) -> None:
         for topic in self._topic_names():

@@ -183,7 +183,7 @@ def test_images_lost_on_their_way_are_counted_by_their_stamps(ros, services, tmp
             message.header.stamp.nanosec = i % 20 * 50_000_000
             images.publish(message)
             time.sleep(0.01)
-    time.sleep(1.5)  # for the warning
+    time.sleep(0.5)
     counts = {t.topic: t for t in stop().topics}["/image"]
     assert (counts.count, counts.dropped) == (60, 0)
     assert counts.missing == 25  # of 29 between the first and the last, less 4 of the first ten
