@@ -187,7 +187,7 @@ def test_only_the_command_line_prints(module):
     assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
 
 
-@pytest.mark.parametrize("folder", ["sld_core", "sld_ros", "test", "launch"])
+@pytest.mark.parametrize("folder", ["sld_core", "sld_ros", "test", "tools", "launch"])
 def test_no_line_is_too_long(folder):
     long = [
         f"{path.relative_to(ROOT)}:{number}"

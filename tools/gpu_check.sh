@@ -24,5 +24,5 @@ with tarfile.open(sys.argv[1]) as bundle:
 END
 fi
 
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$packages PYTHONUNBUFFERED=1
-"$python" -m sld_core.bench.gpu_check.check "$@"
+export PYTHONPATH=$PWD:$PWD/tools${PYTHONPATH:+:$PYTHONPATH}:$packages PYTHONUNBUFFERED=1
+"$python" -m gpu_check.check "$@"

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
+from gpu_check import check
+from gpu_check.check import Row, run
+from gpu_check.labels_from_depth import label_by_depth
+from gpu_check.steps import Check, Step, plan
 from sld_core import cli
-from sld_core.bench.gpu_check import check
-from sld_core.bench.gpu_check.check import Row, run
-from sld_core.bench.gpu_check.labels_from_depth import label_by_depth
-from sld_core.bench.gpu_check.steps import Check, Step, plan
 from sld_core.bench.paper.presets import PRESETS
 from sld_core.config.scene import LandmarkConfig, SceneConfig
 from sld_core.config.settings import override

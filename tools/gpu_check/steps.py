@@ -156,7 +156,7 @@ def _patch_match(check: Check) -> Step:
     found = check.work / "stereo.json"
     return Step(
         "COLMAP's PatchMatch beside the depth images, cuda",
-        ("-m", "sld_core.bench.gpu_check.stereo", str(check.frames), str(found)),
+        ("-m", "gpu_check.stereo", str(check.frames), str(found)),
         120.0,
         lambda: read_json(found),
         ("pycolmap",),

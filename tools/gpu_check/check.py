@@ -20,8 +20,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sld_core.bench.gpu_check.labels_from_depth import label_by_depth
-from sld_core.bench.gpu_check.steps import WEIGHTS, WITHOUT_WEIGHTS, Check, Step, missing, plan
+from gpu_check.labels_from_depth import label_by_depth
+from gpu_check.steps import WEIGHTS, WITHOUT_WEIGHTS, Check, Step, missing, plan
 from sld_core.bench.paper.command import machine
 from sld_core.config.scene import LandmarkConfig, SceneConfig
 from sld_core.data.formats.indoor6 import write_scene_data
