@@ -69,7 +69,7 @@ def given(monkeypatch):
     """The arguments that teaching was called with, in place of teaching."""
     found = {}
 
-    def record(frames, *_, metric=True, **__):
+    def record(frames, work, config, output, run, metric=True):
         found.update(frames=frames, metric=metric)
         raise KeyboardInterrupt
 
