@@ -17,7 +17,7 @@ def add(commands) -> None:
         "its own units.",
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="colour images")
     parser.add_argument(
         "--intrinsics",
         type=Path,

@@ -53,7 +53,9 @@ def add(commands) -> None:
             metavar="DIR",
             help="folder of the map, new or begun by `sld map`",
         )
-        stage.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
+        stage.add_argument(
+            "--seed", type=int, metavar="S", help="seed of all random choices (default 0)"
+        )
         stage.add_argument(
             "--set",
             action="append",

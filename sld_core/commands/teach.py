@@ -80,9 +80,11 @@ def add(commands) -> None:
         "--landmarks",
         type=int,
         metavar="N",
-        help="how many landmarks (of a dataset: the first N; default: all)",
+        help="how many landmarks (default: 1000; of a dataset: the first N, default: all)",
     )
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of everything random")
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="seed of all random choices (default 0)"
+    )
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="keep intermediate results here, and reuse them"
     )
@@ -91,7 +93,7 @@ def add(commands) -> None:
         action="append",
         default=[],
         metavar="GROUP.NAME=VALUE",
-        help="change a setting (repeatable)",
+        help="change a setting, such as bag.max_frames=600 (repeatable)",
     )
     parser.add_argument(
         "--events",

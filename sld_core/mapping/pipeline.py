@@ -42,7 +42,7 @@ class Stage:
 TABLE = (
     Stage(
         "frames",
-        "choose images of photographs, videos or a bag",
+        "choose images from photographs, videos or a bag",
         needs=(),
         settings=("frames", "bag"),
         make=make_stages.make_frames,
@@ -58,7 +58,7 @@ TABLE = (
     ),
     Stage(
         "metric",
-        "give it metres and an upward direction",
+        "give the map metres and an upward direction",
         needs=("sfm", "frames"),
         settings=("metric",),
         make=make_stages.make_metric,

@@ -1,7 +1,7 @@
 """Estimates the time and memory of training on many scenes; nothing is trained.
 
 Multiplications, weights and activations are counted on the networks themselves. The other unit
-costs are measured, or guessed where a note says so. docs/training.md derives the formulae."""
+costs are measured, or guessed where a note says so. docs/distributed.md has the formulae."""
 
 from __future__ import annotations
 
