@@ -333,10 +333,12 @@ def test_a_clumsy_user_gets_one_line(dataset, tmp_path, arguments, expected, cap
 )
 def test_a_dataset_with_nothing_to_learn(data, tmp_path, change, expected):
     from sld_core.config.scene import SceneConfig
-    from sld_core.training.teach import teach_scene_data
+    from sld_core.training.run import Run
+    from sld_core.training.teach import SceneOutput, teach_scene_data
 
+    output = SceneOutput(tmp_path / "x.sld", "x")
     with pytest.raises(SldError, match=expected):
-        teach_scene_data(change(data), tmp_path / "x.sld", "x", SceneConfig())
+        teach_scene_data(change(data), SceneConfig(), output, Run())
 
 
 def test_a_dataset_that_other_programs_made(data, tmp_path, capsys):
