@@ -100,14 +100,14 @@ def headline(drawing: Figure, text: str) -> None:
     drawing.suptitle(text, x=0.012, ha="left", fontsize=12)
 
 
-def legend(axes: Axes, handles: Sequence[Artist], beside: bool = False) -> None:
-    """Outside of the axes, above them or to their right. (The `loc="outside ..."` of figures needs
-    matplotlib 3.7; Ubuntu 24.04 has 3.6.)"""
+def legend(axes: Axes, handles: Sequence[Artist] | None = None, beside: bool = False) -> None:
+    """Outside of the axes, above them or to their right, of `handles` or of all labels. (The
+    `loc="outside ..."` of figures needs matplotlib 3.7; Ubuntu 24.04 has 3.6.)"""
     if beside:
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        place = dict(loc="upper left", bbox_to_anchor=(1, 1))
     else:
-        place = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-        axes.legend(handles=handles, frameon=False, borderaxespad=0.3, **place)
+        place = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.3)
+    axes.legend(handles=handles, frameon=False, **place)
 
 
 def length_unit(metric: bool) -> str:

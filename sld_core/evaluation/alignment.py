@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -70,14 +71,8 @@ def align_poses(
     extent, extent_reference = _extent(scene[fit.inlier_N]), _extent(reference[fit.inlier_N])
     if min(extent, extent_reference) > 0:
         fit = fit_poses(scene, reference, config, extent_reference / extent)
-    return FrameAlignment(
-        fit.scale,
-        fit.R,
-        fit.t,
-        common,
-        float(np.median(fit.position_error_N)),
-        float(np.median(fit.angle_error_N)),
-    )
+    errors = float(np.median(fit.position_error_N)), float(np.median(fit.angle_error_N))
+    return FrameAlignment(fit.scale, fit.R, fit.t, common, *errors)
 
 
 def _extent(T_N44: np.ndarray) -> float:
@@ -109,12 +104,8 @@ def common_images(
 
 def _trailing(a: tuple[str, ...], b: tuple[str, ...]) -> int:
     """How many trailing parts are the same."""
-    count = 0
-    for x, y in zip(reversed(a), reversed(b)):
-        if x != y:
-            break
-        count += 1
-    return count
+    same = (x == y for x, y in zip(reversed(a), reversed(b)))
+    return sum(1 for _ in takewhile(bool, same))
 
 
 def _clear_best(score: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
@@ -124,10 +115,8 @@ def _clear_best(score: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
     for (i, j), value in score.items():
         rows[i].append(value)
         columns[j].append(value)
-    return [
-        (i, j)
-        for (i, j), value in score.items()
-        if all(
-            value == max(rivals) and rivals.count(value) == 1 for rivals in (rows[i], columns[j])
-        )
-    ]
+
+    def clear(value: int, rivals: list[int]) -> bool:
+        return value == max(rivals) and rivals.count(value) == 1
+
+    return [(i, j) for (i, j), v in score.items() if clear(v, rows[i]) and clear(v, columns[j])]

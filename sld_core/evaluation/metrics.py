@@ -44,19 +44,10 @@ class QueryResult:
         return pose_error(self.T_true, self.T_estimated)
 
     @property
-    def position_error_m(self) -> float:
-        return self.errors[0]
-
-    @property
-    def rotation_error_rad(self) -> float:
-        return self.errors[1]
-
-    @property
     def is_wrong_fix(self) -> bool:
         """Accepted, but off by more than 50 cm or 10 degrees."""
-        return self.accepted and (
-            self.position_error_m > WRONG_FIX_M or self.rotation_error_rad > WRONG_FIX_RAD
-        )
+        metres, radians = self.errors
+        return self.accepted and (metres > WRONG_FIX_M or radians > WRONG_FIX_RAD)
 
 
 def summarize(
@@ -82,19 +73,18 @@ def accuracy(results: Sequence[QueryResult]) -> Metrics:
         raise ValueError("no query results: expected at least one to evaluate")
     metres, radians = np.array([r.errors for r in results]).T
     accepted = np.array([r.accepted for r in results])
+    centimetres, degrees = 100 * metres, np.degrees(radians)
     recall = {
-        f"recall_{cm}cm_{deg}deg": float(
-            np.mean((metres <= cm / 100) & (np.degrees(radians) <= deg))
-        )
+        f"recall_{cm}cm_{deg}deg": float(np.mean((metres <= cm / 100) & (degrees <= deg)))
         for cm, deg in RECALL_CM_DEG
     }
     return {
         "queries": len(results),
         "accepted": int(accepted.sum()),
         **recall,
-        "median_cm": _percentile(100 * metres[accepted], 50),
-        "median_deg": _percentile(np.degrees(radians[accepted]), 50),
-        "p99_cm": _percentile(100 * metres[accepted], 99),
+        "median_cm": _percentile(centimetres[accepted], 50),
+        "median_deg": _percentile(degrees[accepted], 50),
+        "p99_cm": _percentile(centimetres[accepted], 99),
         "wrong_fixes": sum(bool(r.is_wrong_fix) for r in results),
     }
 

@@ -15,6 +15,11 @@ from sld_core.types import Camera, Localization, SceneReport
 
 TRUTH, ESTIMATE, FAILED = "#2a7f62", "#d1495b", "#e6a100"
 GREEN, RED, ORANGE = (60, 220, 90), (235, 60, 60), (255, 170, 0)  # of `overlay`
+FROM_ABOVE = (
+    "From above: the mapping drive, and the true and the estimated position of every query. "
+    "Red lines join each estimate to its truth."
+)
+ERRORS = "Errors of the accepted fixes; the lines mark 2, 5 and 10 cm or degrees."
 
 
 def write_report(
@@ -31,32 +36,15 @@ def write_report(
 ) -> None:
     """Write one HTML file with all pictures inside. `map_poses` are camera to map, 4x4; `overlays`
     are captions with images (H, W, 3) uint8 RGB, such as `overlay` draws."""
-    sections = [_metrics_table(metrics), *map(html.paragraph, notes)]
-    sections.append(
-        html.figure(
-            _trajectory(results, map_poses, landmarks_L3),
-            "From above: the mapping drive, and the true and the estimated position of every "
-            "query. Red lines join each estimate to its truth.",
-        )
-    )
-    sections += [html.figure(image, caption) for caption, image in overlays]
-    sections.append(
-        html.figure(
-            _error_histogram(results),
-            "Errors of the accepted fixes; the lines mark 2, 5 and 10 cm or degrees.",
-        )
-    )
-    if scene:
-        if scene.loss_curve:
-            sections.append(html.figure(_loss_curve(scene), "Loss while the head was trained."))
-        sections.append(
-            html.figure(
-                html.stage_times(scene.seconds),
-                f"Where the {scene.teach_s:.0f} s of teaching the scene went.",
-            )
-        )
-        sections += map(html.paragraph, scene.notes)
-    sections.append(_failures(results))
+    sections = [
+        _metrics_table(metrics),
+        *map(html.paragraph, notes),
+        html.figure(_trajectory(results, map_poses, landmarks_L3), FROM_ABOVE),
+        *(html.figure(image, caption) for caption, image in overlays),
+        html.figure(_error_histogram(results), ERRORS),
+        *(_teaching(scene) if scene else ()),
+        _failures(results),
+    ]
     html.write_page(path, title, sections)
 
 
@@ -101,12 +89,24 @@ def _metrics_table(metrics: Metrics) -> str:
     return html.table(rows, ("", "~/pose", "TF") if len(rows[0]) == 3 else ())
 
 
+def _teaching(scene: SceneReport) -> list[str]:
+    """How the head was trained, where the time went, and what was noted."""
+    curve = []
+    if scene.loss_curve:
+        figure, axes = html.figure_axes(8.4, 3)
+        axes.plot(*np.transpose(scene.loss_curve), color=TRUTH)
+        axes.set(xlabel="step", ylabel="loss")
+        curve = [html.figure(figure, "Loss while the head was trained.")]
+    caption = f"Where the {scene.teach_s:.0f} s of teaching the scene went."
+    stages = html.figure(html.stage_times(scene.seconds), caption)
+    return [*curve, stages, *map(html.paragraph, scene.notes)]
+
+
 def _failures(results: Sequence[QueryResult]) -> str:
     """Queries without a fix, with the reasons, and wrong fixes."""
     lines = [f"{r.name}: {r.reason}" for r in results if not r.accepted]
     lines += [
-        f"{r.name}: wrong by {100 * r.position_error_m:.0f} cm, "
-        f"{np.degrees(r.rotation_error_rad):.1f} deg"
+        f"{r.name}: wrong by {100 * r.errors[0]:.0f} cm, {np.degrees(r.errors[1]):.1f} deg"
         for r in results
         if r.is_wrong_fix
     ]
@@ -118,43 +118,32 @@ def _failures(results: Sequence[QueryResult]) -> str:
 def _trajectory(
     results: Sequence[QueryResult], map_poses: Sequence[np.ndarray], landmarks_L3: np.ndarray | None
 ) -> Figure:
-    to_plan = html.seen_from_above(
-        geometry.mean_up(np.stack([r.T_true for r in results] + list(map_poses)))
-    )
+    up = geometry.mean_up(np.stack([*(r.T_true for r in results), *map_poses]))
+    to_plan = html.seen_from_above(up)
     figure, axes = html.figure_axes(8.4, 6.6)
-    if landmarks_L3 is not None:
-        axes.scatter(*to_plan(landmarks_L3), s=3, color=html.QUIET, label="landmarks")
-    if len(map_poses):
-        axes.plot(
-            *to_plan(_positions(map_poses)),
-            ".-",
-            color=html.BLUE,
-            lw=0.6,
-            ms=3,
-            label="mapping drive",
-        )
-    fixed = [r for r in results if r.accepted]
     true = to_plan(_positions([r.T_true for r in results]))
+    shown = np.stack(true, 1)
+    if landmarks_L3 is not None:
+        landmarks = to_plan(landmarks_L3)
+        axes.scatter(*landmarks, s=3, color=html.QUIET, label="landmarks")
+        # wrong fixes far away and stray landmarks must not shrink the picture
+        shown = np.concatenate([shown, np.percentile(landmarks, [2, 98], axis=1)])
+    if len(map_poses):
+        drive = to_plan(_positions(map_poses))
+        axes.plot(*drive, ".-", color=html.BLUE, lw=0.6, ms=3, label="mapping drive")
     axes.plot(*true, "o", color=TRUTH, ms=5, mfc="none", label="query, truth")
+    fixed = [r for r in results if r.accepted]
     if fixed:
         x, y = to_plan(_positions([r.T_estimated for r in fixed]))
         x_true, y_true = to_plan(_positions([r.T_true for r in fixed]))
         axes.plot(np.stack([x, x_true]), np.stack([y, y_true]), color=ESTIMATE, lw=1)
         axes.plot(x, y, ".", color=ESTIMATE, ms=4, label="query, estimate")
-    missed = [r.T_true for r in results if not r.accepted]
-    if missed:
-        axes.plot(
-            *to_plan(_positions(missed)), "x", color=FAILED, ms=8, label="query without a fix"
-        )
+    if len(fixed) < len(results):
+        missed = to_plan(_positions([r.T_true for r in results if not r.accepted]))
+        axes.plot(*missed, "x", color=FAILED, ms=8, label="query without a fix")
+    html.legend(axes, beside=True)
+    low, high = shown.min(0) - 0.5, shown.max(0) + 0.5
     axes.set(aspect="equal", xlabel="metres", ylabel="metres")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    # wrong fixes far away and stray landmarks must not shrink the picture
-    points = np.stack(true, 1)
-    if landmarks_L3 is not None:
-        points = np.concatenate(
-            [points, np.percentile(np.stack(to_plan(landmarks_L3), 1), [2, 98], axis=0)]
-        )
-    low, high = points.min(0) - 0.5, points.max(0) + 0.5
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure
 
@@ -174,11 +163,4 @@ def _error_histogram(results: Sequence[QueryResult]) -> Figure:
             axes.axvline(limit, color=ESTIMATE, lw=0.8, ls=":")
         axes.set(xscale="log", xlabel=unit, ylabel="queries")
         axes.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
-    return figure
-
-
-def _loss_curve(scene: SceneReport) -> Figure:
-    figure, axes = html.figure_axes(8.4, 3)
-    axes.plot(*np.transpose(scene.loss_curve), color=TRUTH)
-    axes.set(xlabel="step", ylabel="loss")
     return figure

@@ -24,18 +24,16 @@ from torch import nn
 
 from sld_core.heatmap import grid_size
 from sld_core.models import weights as files
-from sld_core.models.efficientnet import efficientnet
 from sld_core.models.folding import FrozenConv, fold_normalisation
-from sld_core.models.imagenet import ImageNetNetwork
 from sld_core.models.lite0 import Lite0
-from sld_core.models.resnext import resnext
-from sld_core.models.swin import swin
+from sld_core.models.torchvision_networks import ImageNetNetwork, efficientnet, resnext, swin
 from sld_core.models.weights import LITE0, XFEAT, WebFile, WeightsFile
 from sld_core.models.xfeat import XFeat
 from sld_core.types import SldError
 
 ALIGNMENT_PX = 32  # image sides are padded to this
 IMAGENET, RANDOM = "imagenet", "random"
+COUNTER = "num_batches_tracked"  # of a batch normalisation
 
 
 class Joined(nn.Module):
@@ -61,9 +59,9 @@ class BackboneKind:
     files: tuple[WeightsFile | WebFile, ...]
 
 
-def _of_torchvision(network: Callable[[], nn.Module], channels: int, file: str) -> BackboneKind:
+def _web(file: str, channels: int, network: Callable[..., nn.Module], *how) -> BackboneKind:
     url = "https://download.pytorch.org/models/" + file
-    return BackboneKind(network, channels, (WebFile(url),))
+    return BackboneKind(partial(network, *how), channels, (WebFile(url),))
 
 
 RESNEXT = "resnext101_32x8d-110c445d.pth"  # IMAGENET1K_V2
@@ -71,25 +69,15 @@ KINDS = {  # of every name in config.scene.BACKBONES
     "lite0": BackboneKind(Lite0, Lite0.channels, (LITE0,)),
     "xfeat": BackboneKind(XFeat, XFeat.channels, (XFEAT,)),
     "lite0+xfeat": BackboneKind(Joined, Joined.channels, (LITE0, XFEAT)),
-    "resnext101": _of_torchvision(partial(resnext, 4), 512, RESNEXT),
-    "resnext101-layer3": _of_torchvision(partial(resnext, 3), 512, RESNEXT),
-    "resnext101-layer2": _of_torchvision(partial(resnext, 2), 512, RESNEXT),
-    "efficientnet-b0": _of_torchvision(
-        partial(efficientnet, "b0"), 328, "efficientnet_b0_rwightman-7f5810bc.pth"
-    ),
-    "efficientnet-b1": _of_torchvision(
-        partial(efficientnet, "b1"), 328, "efficientnet_b1-c27df63c.pth"
-    ),
-    "efficientnet-b2": _of_torchvision(
-        partial(efficientnet, "b2"), 352, "efficientnet_b2_rwightman-c35c1473.pth"
-    ),
-    "efficientnet-b3": _of_torchvision(
-        partial(efficientnet, "b3"), 408, "efficientnet_b3_rwightman-b3899882.pth"
-    ),
-    "efficientnet-b4": _of_torchvision(
-        partial(efficientnet, "b4"), 456, "efficientnet_b4_rwightman-23ab8bcd.pth"
-    ),
-    "swin-t": _of_torchvision(swin, 192, "swin_t-704ceda3.pth"),
+    "resnext101": _web(RESNEXT, 512, resnext, 4),
+    "resnext101-layer3": _web(RESNEXT, 512, resnext, 3),
+    "resnext101-layer2": _web(RESNEXT, 512, resnext, 2),
+    "efficientnet-b0": _web("efficientnet_b0_rwightman-7f5810bc.pth", 328, efficientnet, "b0"),
+    "efficientnet-b1": _web("efficientnet_b1-c27df63c.pth", 328, efficientnet, "b1"),
+    "efficientnet-b2": _web("efficientnet_b2_rwightman-c35c1473.pth", 352, efficientnet, "b2"),
+    "efficientnet-b3": _web("efficientnet_b3_rwightman-b3899882.pth", 408, efficientnet, "b3"),
+    "efficientnet-b4": _web("efficientnet_b4_rwightman-23ab8bcd.pth", 456, efficientnet, "b4"),
+    "swin-t": _web("swin_t-704ceda3.pth", 192, swin),
 }
 
 
@@ -100,12 +88,8 @@ class Backbone(nn.Module):
     def __init__(self, name: str, weights: str = ""):
         super().__init__()
         self.name, self.weights, self.channels = name, weights, _kind(name).channels
-        self.network = (
-            _network(name, weights, seed=0)
-            .requires_grad_(False)
-            .eval()
-            .to(memory_format=torch.channels_last)
-        )
+        network = _network(name, weights, seed=0).requires_grad_(False).eval()
+        self.network = network.to(memory_format=torch.channels_last)
         for module in self.network.modules():
             if isinstance(module, ImageNetNetwork):
                 fold_normalisation(module.body)
@@ -233,18 +217,14 @@ def _load(network: nn.Module, name: str, path: Path) -> None:
         )
     target = network if ours else network.body
     wanted = target.state_dict()
-    misfit = ""
-    for key, tensor in wanted.items():
-        # no checkpoint has our 1x1 convolution, and old ones do not count batches
-        optional = not ours and (key.startswith("reduce.") or key.endswith("num_batches_tracked"))
-        if key in state and state[key].shape != tensor.shape:
-            misfit = f"{key} has another shape"
-            break
-        if key not in state and not optional:
-            misfit = misfit or f"{key} is not in it"
-    if misfit:
+    # no checkpoint has our 1x1 convolution, and old ones do not count batches
+    known = [k for k in wanted if k in state]
+    needed = [k for k in wanted if ours or not (k.startswith("reduce.") or k.endswith(COUNTER))]
+    misfits = [f"{k} has another shape" for k in known if state[k].shape != wanted[k].shape]
+    misfits += [f"{k} is not in it" for k in needed if k not in state]
+    if misfits:
         raise SldError(
-            f"{path}: not weights of backbone {name} ({misfit}); expected a file of `sld train "
+            f"{path}: not weights of backbone {name} ({misfits[0]}); expected a file of `sld train "
             "backbone` or a checkpoint of torchvision's network"
         )
-    target.load_state_dict(wanted | {key: state[key] for key in wanted if key in state})
+    target.load_state_dict(wanted | {k: state[k] for k in known})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from sld_core.data.image_files import write_depth, write_jpeg
 from sld_core.geometry import make_transform
 from sld_core.synthetic.room import Room
 from sld_core.types import Camera
@@ -28,18 +28,13 @@ def drive(seed: int, n: int, kind: str = "map") -> list[np.ndarray]:
     s = np.arange(n) / n * 2 * np.pi
     reach = 0.75 + 0.25 * np.cos(1.5 * rounds * s + phase[0])
     angle = way * rounds * s + phase[1]
-    position = np.stack(
-        [
-            1.15 * reach * np.cos(angle),
-            0.85 * reach * np.sin(angle),
-            EYE_HEIGHT_M + 0.04 * np.sin(5 * s + phase[2]),
-        ],
-        1,
-    )
+    x, y = 1.15 * reach * np.cos(angle), 0.85 * reach * np.sin(angle)
+    z = EYE_HEIGHT_M + 0.04 * np.sin(5 * s + phase[2])
     yaw = way * turns * s + phase[3] + 0.5 * np.sin(3 * s)
     pitch = np.radians(-6 + 9 * np.sin(4 * s + phase[4]))
     roll = np.radians(1.0 * np.sin(7 * s))
-    return [make_transform(looking(*angles), p) for *angles, p in zip(yaw, pitch, roll, position)]
+    turned = [looking(*angles) for angles in zip(yaw, pitch, roll)]
+    return [make_transform(R, position) for R, *position in zip(turned, x, y, z)]
 
 
 def looking(yaw: float, pitch: float, roll: float = 0.0) -> np.ndarray:
@@ -72,18 +67,9 @@ def write_sequence(
     names = [f"frames/frame-{i:06d}" for i in range(len(poses))]
     for i, (name, pose) in enumerate(zip(names, poses)):
         image, depth = room.render(camera, pose, np.random.default_rng([seed, i]))
-        _write_image(folder / f"{name}.color.jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        _write_image(
-            folder / f"{name}.depth.png",
-            np.round(1000 * depth).astype(np.uint16),
-            [cv2.IMWRITE_PNG_COMPRESSION, 1],
-        )
+        write_jpeg(folder / f"{name}.color.jpg", image, quality=95)
+        write_depth(folder / f"{name}.depth.png", np.round(1000 * depth).astype(np.uint16))
         np.savetxt(folder / f"{name}.pose.txt", pose, fmt="%.8f")
         on_progress((i + 1) / len(poses))
     (folder / "map.txt").write_text("\n".join(names[: len(map_poses)]) + "\n")
     (folder / "query.txt").write_text("\n".join(names[len(map_poses) :]) + "\n")
-
-
-def _write_image(path: Path, image: np.ndarray, options: list[int]) -> None:
-    if not cv2.imwrite(str(path), image, options):
-        raise OSError(f"could not write {path}: is the disk full?")

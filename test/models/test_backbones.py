@@ -22,7 +22,7 @@ from sld_core.models import backbone as backbone_module
 from sld_core.models import weights
 from sld_core.models.backbone import KINDS, Backbone, save_weights, trainable, weights_sha256
 from sld_core.models.macs import count_macs
-from sld_core.models.resnext import resnext
+from sld_core.models.torchvision_networks import resnext
 from sld_core.types import SldError
 
 SMALL = ("lite0", "xfeat", "lite0+xfeat", "efficientnet-b0", "swin-t", "resnext101-layer2")
