@@ -55,7 +55,7 @@ def summarize(
     report: SceneReport | None = None,
     scene_bytes: int | None = None,
 ) -> Metrics:
-    """Accuracy of the results, and what teaching, a query and storage cost; None where unknown."""
+    """Accuracy, and the cost of teaching, of a query and of storage; None where unknown."""
     ms = 1000 * np.array([r.seconds for r in results])
     return accuracy(results) | {
         "teach_s": report.teach_s if report else None,

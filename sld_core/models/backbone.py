@@ -3,7 +3,7 @@ a scene or to be trained on many scenes.
 
 `weights` is always one of
     ""          the network's own: installed with sld, or downloaded from torchvision's server
-    "imagenet"  the same, and an error where they are not ImageNet's
+    "imagenet"  the same, but an error for networks whose own weights are not ImageNet's
     "random"    random, from a seed
     a path      a file of `save_weights`, or, for networks of torchvision, a checkpoint of the
                 whole network"""
@@ -51,8 +51,8 @@ class Joined(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneKind:
-    """How a network is made, its output channels, and the files of its own weights: `network` loads
-    a WeightsFile, but no WebFile."""
+    """How a network is made, its output channels, and the files of its own weights. `network` loads
+    its WeightsFiles itself; a WebFile is loaded afterwards."""
 
     network: Callable[[], nn.Module]
     channels: int
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         self._to_precision()
 
     def to(self, *args, **kwargs) -> Backbone:
-        """Like any module's; the precision of convolutions is then chosen for that device."""
+        """As for any module; then chooses the precision of convolutions for that device."""
         super().to(*args, **kwargs)
         self._to_precision()
         return self
@@ -139,13 +139,13 @@ def trainable(name: str, weights: str = "", seed: int = 0) -> nn.Module:
 
 
 def save_weights(network: nn.Module, name: str, path: Path, record: dict) -> None:
-    """Write the weights of a `trainable` network of this name, with a record of the training, as a
-    file that `weights` may name."""
+    """Write the weights of a `trainable` network and a record of its training to a file that can
+    be passed as `weights`."""
     files.write(network.state_dict(), {"backbone": name, "record": json.dumps(record)}, path)
 
 
 def weights_sha256(name: str, weights: str = "") -> str:
-    """One hash for all weights of the backbone `name`: a scene fits no others."""
+    """One hash over all weights of the backbone `name`; a scene works with these weights only."""
     own = _kind(name).files
     if weights == RANDOM:
         return hashlib.sha256(f"{RANDOM} {name}".encode()).hexdigest()

@@ -54,9 +54,8 @@ class Whitening(nn.Module):
 
 
 class CellHead(nn.Module):
-    """Classifies every cell by itself, as one of L landmarks or background, and says where the
-    landmark is: its offset (x, y) from the cell's centre, in cells, and log b of the Laplace
-    error."""
+    """Classifies each cell separately, as one of L landmarks or background, and predicts the
+    landmark's offset (x, y) from the cell's centre, in cells, and log b of its Laplace error."""
 
     def __init__(self, channels: int, hidden: int, landmarks: int):
         super().__init__()

@@ -64,8 +64,7 @@ XFEAT = WeightsFile(
 
 
 def load(file: WeightsFile) -> dict[str, torch.Tensor]:
-    """The state dict of `file`; SldError says what to install where it is missing or another
-    one."""
+    """The state dict of `file`; where it is missing or altered, SldError says what to install."""
     return torch.load(_verified_path(file), map_location="cpu", weights_only=True)
 
 
@@ -96,13 +95,13 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def write(state: dict[str, torch.Tensor], text: dict[str, str], path: Path) -> None:
-    """Write safetensors; `path` holds either what it held before or the whole new file."""
+    """Write tensors and text as safetensors, atomically."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     write_atomically(Path(path), safetensors.torch.save(tensors, text))
 
 
 def sha256_of(path: Path) -> str:
-    """Of a regular file; SldError where there is none."""
+    """The SHA-256 of a file; SldError where it cannot be read."""
     try:
         found = path.stat()
         if not path.is_file():
@@ -115,8 +114,8 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch(file: WebFile) -> Path:
-    """The file's path in torch's cache; downloaded, and logged, when it is not there. SldError says
-    how to do without."""
+    """The file's path in torch's cache, after a download if it is not there yet. Where that fails,
+    SldError says what to do instead."""
     name = file.url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     remedy = (
@@ -128,10 +127,8 @@ def fetch(file: WebFile) -> Path:
         try:
             _download(file.url, path)
         except (OSError, ValueError) as error:
-            raise SldError(
-                f"weights {name} are not on this machine and cannot be downloaded ({error}); "
-                f"{remedy}"
-            ) from None
+            what = f"weights {name} are not on this machine and cannot be downloaded"
+            raise SldError(f"{what} ({error}); {remedy}") from None
     digest, expected = sha256_of(path), re.search(r"-([0-9a-f]{8,})\.", name)[1]
     if not digest.startswith(expected):
         raise SldError(

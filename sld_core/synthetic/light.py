@@ -27,9 +27,8 @@ class Lamp:
 
 def bake(quads: Sequence[Quad], lamps: Sequence[Lamp]) -> list[Quad]:
     """The quads with their textures lit; each quad shadows all others."""
-    occluders = _Occluders(
-        [q for q in quads if np.linalg.norm(np.cross(q.edge_u, q.edge_v)) > SMALLEST_OCCLUDER_M2]
-    )
+    areas = [np.linalg.norm(np.cross(q.edge_u, q.edge_v)) for q in quads]
+    occluders = _Occluders([q for q, m2 in zip(quads, areas) if m2 > SMALLEST_OCCLUDER_M2])
     return [_lit(quad, lamps, occluders) for quad in quads]
 
 
@@ -61,16 +60,13 @@ class _Occluders:
     def __init__(self, quads: Sequence[Quad]):
         axes_Q33 = np.stack([np.stack([q.edge_u, q.edge_v, q.normal], 1) for q in quads])
         self.to_local_3Q3 = np.linalg.inv(axes_Q33).swapaxes(0, 1).astype(np.float32)
-        self.offset_3Q = np.einsum(
-            "kqj,qj->kq", self.to_local_3Q3, np.stack([q.origin for q in quads])
-        ).astype(np.float32)
+        origin_Q3 = np.stack([q.origin for q in quads])
+        self.offset_3Q = np.einsum("kqj,qj->kq", self.to_local_3Q3, origin_Q3).astype(np.float32)
 
     def coordinates(self, points_N3: np.ndarray) -> np.ndarray:
         """(u, v, distance) of every point in every quad: (3, N, Q)."""
-        return (
-            points_N3.astype(np.float32) @ self.to_local_3Q3.swapaxes(1, 2)
-            - self.offset_3Q[:, None]
-        )
+        local_3NQ = points_N3.astype(np.float32) @ self.to_local_3Q3.swapaxes(1, 2)
+        return local_3NQ - self.offset_3Q[:, None]
 
 
 def _blocked(start_3NQ: np.ndarray, end_31Q: np.ndarray) -> np.ndarray:

@@ -107,14 +107,9 @@ class Rasterizer:
         """Depth at pixel centres from the four samples around each. Inverse depth is affine on a
         surface, so their mean is exact; where they are on several surfaces, the nearest sample
         counts."""
-        samples_4HW = np.stack([inverse_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)])
-        surface_HW = self.surface_Q[index_HW]
-        first = surface_HW[::2, ::2]
-        one = (
-            (surface_HW[::2, 1::2] == first)
-            & (surface_HW[1::2, ::2] == first)
-            & (surface_HW[1::2, 1::2] == first)
-        )
+        samples_4HW = _four_samples(inverse_HW)
+        surface_4HW = _four_samples(self.surface_Q[index_HW])
+        one = (surface_4HW == surface_4HW[0]).all(0)
         inverse = np.where(one, samples_4HW.mean(0), samples_4HW.max(0))
         return np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
 
@@ -125,8 +120,8 @@ class Rasterizer:
         inverse_HW = np.zeros((camera.height, camera.width), np.float32)
         chosen_C, corners_C43 = self._candidates(camera, T_world_camera)
         origin_C3 = corners_C43[:, 0]
-        edge_u_C3, edge_v_C3 = corners_C43[:, 1] - origin_C3, corners_C43[:, 3] - origin_C3
-        G_C33 = np.linalg.inv(camera.K @ np.stack([edge_u_C3, edge_v_C3, origin_C3], axis=2))
+        edges_C3 = corners_C43[:, 1] - origin_C3, corners_C43[:, 3] - origin_C3
+        G_C33 = np.linalg.inv(camera.K @ np.stack([*edges_C3, origin_C3], axis=2))
         projected = {}
         for i, corners_43, G in zip(chosen_C, corners_C43, G_C33):
             window = _window(camera, corners_43)
@@ -141,9 +136,7 @@ class Rasterizer:
                 np.copyto(index_HW[window], np.int16(i), where=nearer)
         return index_HW, inverse_HW, projected
 
-    def _candidates(
-        self, camera: Camera, T_world_camera: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, camera: Camera, T_world_camera: np.ndarray):
         """Quads that face the camera and are not wholly outside one side of its view, nearest
         first: indices (C,), and corners (C, 4, 3) in camera axes."""
         towards_Q3 = T_world_camera[:3, 3] - self.corners_Q43[:, 0]
@@ -161,6 +154,11 @@ class Rasterizer:
         inside = np.flatnonzero(~np.any([side.all(axis=1) for side in outside], axis=0))
         inside = inside[np.argsort(z[inside].min(axis=1))]
         return facing[inside], corners[inside]
+
+
+def _four_samples(values_HW: np.ndarray) -> np.ndarray:
+    """The four samples of every pixel: (4, H / 2, W / 2)."""
+    return np.stack([values_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)])
 
 
 def _planes(G: np.ndarray, roi: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,13 +220,8 @@ def _warp(
     # OpenCV counts pixels and texels from the centre of the first one: shift both by a half
     to_texels = np.array([[texture.shape[1], 0, -0.5], [0, texture.shape[0], -0.5], [0, 0, 1]]) @ G
     to_texels = to_texels @ np.array([[1, 0, left + 0.5], [0, 1, top + 0.5], [0, 0, 1]])
-    return cv2.warpPerspective(
-        texture,
-        to_texels,
-        (width, height),
-        borderMode=cv2.BORDER_REPLICATE,
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-    )
+    how = dict(flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpPerspective(texture, to_texels, size[::-1], **how)
 
 
 def _texture_area(G: np.ndarray, x: float, y: float) -> float:

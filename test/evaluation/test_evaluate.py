@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sld_core.evaluation.metrics import QueryResult, accuracy, format_table, summarize
+from sld_core.evaluation.report import write_report
 from sld_core.geometry import make_transform, rotation_from_vector
 from sld_core.types import SceneReport
 
@@ -101,3 +102,22 @@ def test_the_table_shows_tf_beside_pose():
 def test_no_results_is_misuse():
     with pytest.raises(ValueError, match="at least one"):
         accuracy([])
+
+
+def test_the_page_shows_what_there_is(tmp_path):
+    """Two pictures always, two more of a training; queries without a right fix by name."""
+    page = tmp_path / "report.html"
+    write_report(page, "A scene", summarize(RESULTS), RESULTS)
+    text = page.read_text()
+    assert text.count("<figure>") == 2 and "Loss while" not in text
+    assert "frame: too few landmarks" in text and "frame: wrong by 60 cm, 1.0 deg" in text
+
+    curve = [(0, 3.0), (100, 1.0)]
+    report = SceneReport(seconds={"head": 12.5}, counts={}, loss_curve=curve, validation={})
+    drive = [r.T_true for r in RESULTS]
+    landmarks = np.random.default_rng(0).normal(0, 2, (50, 3))
+    options = dict(scene=report, map_poses=drive, landmarks_L3=landmarks, notes=["a < b"])
+    write_report(page, "A scene", summarize(RESULTS[:1]), RESULTS[:1], **options)
+    text = page.read_text()
+    assert text.count("<figure>") == 4 and "Where the 12 s of teaching" in text
+    assert "a &lt; b" in text and "Every query was localized, none of them wrongly." in text

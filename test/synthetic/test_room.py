@@ -8,7 +8,7 @@ from sld_core.synthetic.drive import looking
 from sld_core.synthetic.furnish import furnish
 from sld_core.synthetic.light import AMBIENT, Lamp, bake
 from sld_core.synthetic.raster import Quad, Rasterizer
-from sld_core.types import Camera
+from sld_core.types import Camera, SldError
 
 CAMERA = Camera(320, 240, 250.0, 260.0, 163.0, 118.0)
 
@@ -131,12 +131,15 @@ def test_a_view_has_plenty_of_distinct_features(room):
 
 
 def test_the_seed_makes_the_room():
-    first, again, other = (furnish(np.random.default_rng(seed))[0] for seed in (5, 5, 6))
+    generators = [np.random.default_rng(seed) for seed in (5, 5, 6)]
+    first, again, other = (furnish(rng)[0] for rng in generators)
     assert all(
         (a.texture == b.texture).all() and (a.origin == b.origin).all()
         for a, b in zip(first, again, strict=True)
     )
     assert not np.allclose(first[0].edge_u, other[0].edge_u)
+    # benchmarks refer to rooms by their seed: the draws must keep their number and order
+    assert len(first) == 1185 and generators[0].random() == pytest.approx(0.66648473, abs=1e-8)
 
 
 def test_light_falls_off_with_distance_and_angle_and_casts_shadows():
@@ -212,6 +215,12 @@ def test_a_written_sequence_reads_back(room, tmp_path):
         written = cv2.imread(f"{stem}.depth.png", cv2.IMREAD_UNCHANGED)
         assert written.dtype == np.uint16 and np.abs(written / 1000 - depth).max() <= 0.00051
         assert np.abs(cv2.imread(f"{stem}.color.jpg")[..., ::-1].astype(float) - image).mean() < 25
+
+
+def test_a_sequence_that_cannot_be_written_names_the_file(room, tmp_path):
+    (tmp_path / "frames" / "frame-000000.depth.png").mkdir(parents=True)
+    with pytest.raises(SldError, match="frame-000000.depth.png: cannot be written"):
+        write_sequence(tmp_path, room, Camera(16, 12, 12.0, 12.0, 8.0, 6.0), drive(0, 1), [])
 
 
 def test_an_unknown_kind_of_drive_is_misuse():
