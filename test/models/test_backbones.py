@@ -140,7 +140,7 @@ def gradient_centre(network, probes, side=160):
     ],
 )  # training moves both by half a cell
 def test_where_a_cell_looks(name, given, probes, expected):
-    """In pixels right of and below its centre, as documented in models.imagenet."""
+    """In pixels right of and below its centre, as documented in models.torchvision_networks."""
     network = trainable(name, given).eval().requires_grad_(False)
     assert np.abs(gradient_centre(network, probes) - expected).max() < 2
 
