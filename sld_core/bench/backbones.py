@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from pathlib import Path
 
 import numpy as np
 
+from sld_core.bench.table import print_headings, print_row
+from sld_core.commands.common import add_device, add_json, write_json
 from sld_core.config.scene import BACKBONES
 from sld_core.types import SldError
 
 MAX_SIDE_PX = 4096
+COLUMNS = (
+    ("backbone", "backbone", 18, "s"),
+    ("channels", "channels", 8, "d"),
+    ("parameters", "M params", 9, ".2f"),
+    ("macs", "G MACs", 8, ".2f"),
+    ("p50_ms", "p50 ms", 8, ".1f"),
+)
 
 
 def add(commands) -> None:
@@ -34,34 +41,27 @@ def add(commands) -> None:
         metavar="N",
         help="images that are timed, after a first one that is not (default 5)",
     )
-    parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    add_device(parser)
+    add_json(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args) -> None:
-    from sld_core.files import write_atomically
     from sld_core.localizer import check_device
 
     width, height = _size(args.size)
     if args.repeat < 1:
         raise SldError(f"--repeat {args.repeat}: expected at least 1")
     check_device(args.device)
-    print(
-        f"{'backbone':18s} {'channels':>8s} {'M params':>9s} {'G MACs':>8s} {'p50 ms':>8s}   "
-        f"{width}x{height}, {args.device}",
-        flush=True,
-    )
+    print(f"an image of {width}x{height}, {args.device}")
+    print_headings(COLUMNS)
     out = {}
     for name in args.only:
-        out[name] = row = measure(name, height, width, args.repeat, args.device)
-        print(
-            f"{name:18s} {row['channels']:8d} {row['parameters'] / 1e6:9.2f} "
-            f"{row['macs'] / 1e9:8.2f} {row['p50_ms']:8.1f}",
-            flush=True,
-        )
-    if args.json:
-        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+        out[name] = measure(name, height, width, args.repeat, args.device)
+        millions, billions = out[name]["parameters"] / 1e6, out[name]["macs"] / 1e9
+        shown = {"backbone": name, "parameters": millions, "macs": billions}
+        print_row(COLUMNS, out[name] | shown)
+    write_json(args.json, out)
 
 
 def measure(name: str, height: int, width: int, repeat: int, device: str) -> dict[str, float]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from sld_core.commands.common import add_device, add_frames, list_path
+from sld_core.bench.table import print_headings, print_row
+from sld_core.commands.common import (
+    add_device,
+    add_frames,
+    add_json,
+    add_set,
+    list_path,
+    write_json,
+)
 from sld_core.config.scene import SceneConfig
 from sld_core.config.settings import override
 from sld_core.progress import Bar
@@ -17,6 +23,13 @@ from sld_core.types import Frame, Labels, SldError, Visibility
 
 LANDMARKS, SHOWN = 1000, 200  # of the scene, and visible in each image, as in a typical room
 TOLERANCE = 0.02  # of features that different processes compute
+COLUMNS = (
+    ("processes", "processes", 9, "d"),
+    ("seconds", "seconds", 8, ".1f"),
+    ("pictures_per_s", "images/s", 9, ".1f"),
+    ("speed_up", "speed-up", 8, ".2f"),
+    ("same", "same buffer", 12, ""),
+)
 
 
 def add(commands) -> None:
@@ -34,36 +47,24 @@ def add(commands) -> None:
         metavar="N",
         help="numbers of processes to compare (default: 1 2)",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="GROUP.NAME=VALUE",
-        help="change a setting (repeatable)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    add_set(parser, "buffer.augmented_passes=1")
+    add_json(parser)
     add_device(parser)
     parser.set_defaults(run=_fill)
 
 
 def _fill(args) -> None:
     from sld_core.data.frame_folder import read_frames
-    from sld_core.files import write_atomically
     from sld_core.localizer import check_device
 
     config = override(SceneConfig(), args.set)
     check_device(args.device)
     frames = read_frames(args.frames, list_path(args.list, args.frames))
     rows = measure(frames, config, args.processes, args.device)
-    print(f"{'processes':>9s} {'seconds':>8s} {'images/s':>10s} {'speed-up':>8s}  same buffer")
+    print_headings(COLUMNS)
     for row in rows:
-        same = "yes" if row["same"] else "no"
-        print(
-            f"{row['processes']:9d} {row['seconds']:8.1f} {row['pictures_per_s']:10.1f} "
-            f"{row['speed_up']:8.2f}  {same}"
-        )
-    if args.json:
-        write_atomically(args.json, (json.dumps(rows, indent=2) + "\n").encode())
+        print_row(COLUMNS, row | {"same": "yes" if row["same"] else "no"})
+    write_json(args.json, rows)
 
 
 def measure(

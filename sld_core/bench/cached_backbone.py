@@ -19,6 +19,11 @@ class CachedBackbone:
         self.backbone, self.whitening = backbone, whitening
         self._features: dict[bytes, torch.Tensor] = {}
 
+    @property
+    def channels(self) -> int:
+        whitening = self.whitening
+        return self.backbone.channels if whitening is None else len(whitening.matrix)
+
     def to(self, device: str) -> CachedBackbone:
         return self
 
@@ -26,13 +31,9 @@ class CachedBackbone:
         """features_Chw (float32) of one uint8 RGB image."""
         key = hashlib.sha1(np.ascontiguousarray(image_HW3)).digest() + str(image_HW3.shape).encode()
         if key not in self._features:
-            self._features[key] = self.compute(image_HW3, device).half()
+            features_Chw = self.backbone.features(image_HW3, device)
+            if self.whitening is not None:
+                white_NC = self.whitening(features_Chw.flatten(1).T)
+                features_Chw = white_NC.T.unflatten(1, features_Chw.shape[1:])
+            self._features[key] = features_Chw.half()
         return self._features[key].float()
-
-    def compute(self, image_HW3: np.ndarray, device: str) -> torch.Tensor:
-        """The same, computed and not kept."""
-        features_Chw = self.backbone.features(image_HW3, device)
-        if self.whitening is None:
-            return features_Chw
-        white_NC = self.whitening(features_Chw.flatten(1).T)
-        return white_NC.T.unflatten(1, features_Chw.shape[1:])

@@ -1,24 +1,31 @@
 """`sld bench landmarks`: how the choice of landmarks and the rule of their visibility affect
 accuracy, on one set of frames.
 
-Reconstruction and features are computed once; each row of the table then costs a head and the
-queries."""
+Tracks are made once, and features once for each seed; each row of the table then costs a head and
+the queries."""
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sld_core.commands.common import add_device
+from sld_core.bench.table import print_headings, print_row
+from sld_core.commands.common import (
+    add_device,
+    add_json,
+    add_path,
+    add_set,
+    check_writable,
+    work_folder,
+    write_json,
+)
 from sld_core.config.scene import LabelConfig, LandmarkConfig, SceneConfig
 from sld_core.config.settings import override
-from sld_core.types import Frame, Labels, Landmarks, Progress, Reconstruction, SldError
+from sld_core.types import Frame, Labels, Landmarks, Reconstruction, SceneReport, SldError
 
 RANDOM_WEIGHT = 1e6  # of a random number in place of matchability, so that it outweighs saliency
 
@@ -27,16 +34,16 @@ LABEL_RULES = {
     "tracks, depth": {"use_depth": True, "use_normals": False},
     "tracks, depth, normals": {"use_depth": True, "use_normals": True},
 }
-COLUMNS = (  # key of a row, heading, how to print the value; headings are aligned like values
-    ("selection", "selection", "{:22s}", "{:22s}"),
-    ("labels", "labels", "{:24s}", "{:24s}"),
-    ("accepted", "accepted", "{:9.1f}", "{:>9s}"),
-    ("recall_5cm_5deg", "5cm/5deg", "{:9.1%}", "{:>9s}"),
-    ("recall_2cm_2deg", "2cm/2deg", "{:9.1%}", "{:>9s}"),
-    ("median_cm", "median cm", "{:10.2f}", "{:>10s}"),
-    ("wrong_fixes", "wrong", "{:6.1f}", "{:>6s}"),
-    ("matchability", "match", "{:6.2f}", "{:>6s}"),
-    ("seconds", "seconds", "{:8.1f}", "{:>8s}"),
+COLUMNS = (
+    ("selection", "selection", 22, "s"),
+    ("labels", "labels", 24, "s"),
+    ("accepted", "accepted", 9, ".1f"),
+    ("recall_5cm_5deg", "5cm/5deg", 9, ".1%"),
+    ("recall_2cm_2deg", "2cm/2deg", 9, ".1%"),
+    ("median_cm", "median cm", 10, ".2f"),
+    ("wrong_fixes", "wrong", 6, ".1f"),
+    ("matchability", "match", 6, ".2f"),
+    ("seconds", "seconds", 8, ".1f"),
 )
 
 
@@ -48,15 +55,9 @@ def add(commands) -> None:
         description="Accuracy for each selection rule and label rule. Takes about a minute per 100 "
         "images.",
     )
-    parser.add_argument(
-        "--frames", type=Path, required=True, metavar="DIR", help="folder of frames, as for teach"
-    )
-    parser.add_argument(
-        "--map", type=Path, required=True, metavar="LIST", help="names the frames to teach from"
-    )
-    parser.add_argument(
-        "--query", type=Path, required=True, metavar="LIST", help="names the frames to localize"
-    )
+    add_path(parser, "--frames", "DIR", "folder of frames, as for teach", required=True)
+    add_path(parser, "--map", "LIST", "names the frames to teach from", required=True)
+    add_path(parser, "--query", "LIST", "names the frames to localize", required=True)
     parser.add_argument(
         "--samples",
         type=int,
@@ -75,23 +76,14 @@ def add(commands) -> None:
         metavar="W",
         help="weights of matchability to compare (default 1)",
     )
-    parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="keep the reconstruction here, and reuse it"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="GROUP.NAME=VALUE",
-        help="change a setting (repeatable)",
-    )
+    add_path(parser, "--work", "DIR", "keep the reconstruction here, and reuse it")
+    add_set(parser, "landmarks.count=300")
     add_device(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    add_json(parser)
     parser.set_defaults(run=_landmarks)
 
 
 def _landmarks(args) -> None:
-    from sld_core.commands.common import check_writable, work_folder
     from sld_core.data.frame_folder import read_frames
     from sld_core.localizer import check_device
 
@@ -100,32 +92,22 @@ def _landmarks(args) -> None:
             f"--repeat {args.repeat} --samples {args.samples}: expected at least 1 and 0"
         )
     check_device(args.device)
-    if args.json:
-        check_writable(args.json, "--json")
+    check_writable(args.json, "--json")
     config = override(SceneConfig(), args.set)
     frames = read_frames(args.frames, _inside(args.map, args.frames))
     queries = read_frames(args.frames, _inside(args.query, args.frames))
-    print(" ".join(form.format(heading) for _, heading, _, form in COLUMNS))
+    print_headings(COLUMNS)
     comparison = Comparison(
         frames, queries, config, args.samples, args.repeat, tuple(args.weights), args.device
     )
     with work_folder(args.work) as work:
-        rows = compare(comparison, work, _print_row)
-    if args.json:
-        from sld_core.files import write_atomically
-
-        out = {"samples": args.samples, "rows": rows}
-        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+        rows = compare(comparison, work, lambda row: print_row(COLUMNS, row))
+    write_json(args.json, {"samples": args.samples, "rows": rows})
 
 
 def _inside(path: Path, folder: Path) -> Path:
     """A list of frames as given, or inside the folder of frames."""
     return path if path.exists() else folder / path
-
-
-def _print_row(row: dict) -> None:
-    values = {key: math.nan if value is None else value for key, value in row.items()}
-    print(" ".join(form.format(values[key]) for key, _, form, _ in COLUMNS), flush=True)
 
 
 @dataclass(frozen=True)
@@ -145,26 +127,19 @@ class Comparison:
 def compare(comparison: Comparison, work: Path, on_row: Callable[[dict], None]) -> list[dict]:
     """One row per selection rule and label rule, means over the seeds; `on_row` gets each as soon
     as it is complete."""
-    from sld_core.bench.cached_backbone import CachedBackbone
-    from sld_core.models.backbone import Backbone
     from sld_core.sfm import triangulation
     from sld_core.sfm.subset import without_frames
-    from sld_core.training.feature_buffer import fit_whitening
-    from sld_core.training.run import Run
-    from sld_core.training.training_set import hold_out
-    from sld_core.training.working_images import upright
+    from sld_core.training.run import ignore
+    from sld_core.training.training_set import hold_out, moved, origin_of
 
-    config, frames = comparison.config, comparison.frames
-    whole = triangulation.reconstruct_once(frames, work, config.tracks, config.seed, _silent)
+    config, origin_3 = comparison.config, origin_of(comparison.frames)
+    frames = [moved(f, -origin_3) for f in comparison.frames]
+    whole = triangulation.reconstruct_once(frames, work, config.tracks, config.seed, ignore)
     seen = without_frames(whole, hold_out(len(frames), config.validation_fraction))
-    images = upright(seen.frames, config.image.max_side_px)
-    backbone = Backbone(config.backbone, config.backbone_weights).to(comparison.device)
-    run = Run(comparison.device, config.seed)
-    cached = CachedBackbone(backbone, fit_whitening(images, backbone, config.buffer, run))
     rows: dict[tuple[str, str], list[dict]] = {}
     for seed in range(config.seed, config.seed + comparison.repeat):
         seeded = replace(comparison, config=replace(config, seed=seed))
-        for row in _rows_of_seed(seeded, seen, images, cached):
+        for row in _rows_of_seed(seeded, seen, origin_3):
             rule = row["selection"], row["labels"]
             rows.setdefault(rule, []).append(row)
             if len(rows[rule]) == comparison.repeat:
@@ -184,37 +159,41 @@ def _mean(rows: list[dict]) -> dict:
     return means
 
 
-def _rows_of_seed(comparison: Comparison, seen: Reconstruction, images, cached):
+def _rows_of_seed(
+    comparison: Comparison, seen: Reconstruction, origin_3: np.ndarray
+) -> Iterator[dict]:
     """One row per selection rule and label rule, for one seed."""
+    from sld_core.bench.cached_backbone import CachedBackbone
+    from sld_core.models.backbone import Backbone
+    from sld_core.training.feature_buffer import fit_whitening
+    from sld_core.training.run import Run
+    from sld_core.training.training_set import TrainingSet
+    from sld_core.training.working_images import upright
+
     config = comparison.config
-    choices = _choices(comparison, seen, images, cached.backbone)
-    labels = {}
-    for choice in choices:
-        for rule, change in LABEL_RULES.items():
-            labels[choice.rule, rule] = _labels(seen, choice, replace(config.labels, **change))
-    xy_FL2 = [labels[choice.rule, "tracks"].labels.xy_FL2 for choice in choices]
-    views = _views(comparison, images, xy_FL2, cached)
-    for k, choice in enumerate(choices):
+    run = Run(comparison.device, config.seed)
+    images = upright(seen.frames, config.image.max_side_px)
+    backbone = Backbone(config.backbone, config.backbone_weights).to(run.device)
+    # whitened, an image takes a third of the memory
+    cached = CachedBackbone(backbone, fit_whitening(images, backbone, config.buffer, run))
+    for choice in _choices(comparison, seen, images.angle_rad_F, backbone):
         known: dict[bytes, dict] = {}  # rules that label alike teach alike
-        for rule in LABEL_RULES:
-            made = labels[choice.rule, rule]
-            visibility_FL = made.labels.visibility_FL
-            key = visibility_FL.tobytes()
+        for rule, change in LABEL_RULES.items():
+            labels, report = _labels(seen, choice.landmarks, replace(config.labels, **change))
+            key = labels.visibility_FL.tobytes()
             if key not in known:
-                head = _head(comparison, views, k, visibility_FL, len(choice.landmarks))
-                known[key] = _accuracy(comparison, head, choice.landmarks, images, cached)
+                training_set = TrainingSet(
+                    seen.frames, choice.landmarks, labels, (), origin_3, metric=True
+                )
+                known[key] = _accuracy(comparison, training_set, images, cached, run)
             yield {
                 "selection": choice.rule,
                 "labels": rule,
                 **known[key],
-                **made.report,
-                "seconds": choice.seconds + made.seconds,
+                **report,
+                "seconds": choice.seconds + report["seconds"],
                 "matchability": choice.matchability,
             }
-
-
-def _silent(_: Progress) -> None:
-    pass
 
 
 # landmarks and labels -----------------------------------------------------------------------------
@@ -225,13 +204,6 @@ class _Choice:
     rule: str
     landmarks: Landmarks
     matchability: float  # mean
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _RuleLabels:
-    labels: Labels
-    report: dict
     seconds: float
 
 
@@ -248,21 +220,17 @@ def selection_rules(config: LandmarkConfig, weights: Sequence[float]) -> dict[st
     }
 
 
-def _choices(comparison: Comparison, seen: Reconstruction, images, backbone) -> list[_Choice]:
+def _choices(
+    comparison: Comparison, seen: Reconstruction, angle_rad_F: np.ndarray, backbone
+) -> list[_Choice]:
     from sld_core.landmarks import selection
     from sld_core.landmarks.matchability import matchability
 
     config = comparison.config
     rng = np.random.default_rng(config.seed)
+    side_px = config.image.max_side_px
     start = time.perf_counter()
-    match_N = matchability(
-        seen,
-        backbone,
-        config.image.max_side_px,
-        config.landmarks,
-        rng,
-        angle_rad_F=images.angle_rad_F,
-    )
+    match_N = matchability(seen, backbone, side_px, config.landmarks, rng, angle_rad_F=angle_rad_F)
     match_s = time.perf_counter() - start
     out = []
     for rule, settings in selection_rules(config.landmarks, comparison.weights).items():
@@ -276,115 +244,48 @@ def _choices(comparison: Comparison, seen: Reconstruction, images, backbone) -> 
     return out
 
 
-def _labels(seen: Reconstruction, choice: _Choice, config: LabelConfig) -> _RuleLabels:
+def _labels(seen: Reconstruction, landmarks: Landmarks, config: LabelConfig) -> tuple[Labels, dict]:
+    """The labels, and what there is to report of them, with `seconds`."""
     from sld_core.landmarks.normals import normals_of
     from sld_core.landmarks.visibility import label_and_report
 
     start = time.perf_counter()
-    normals_L3 = normals_of(seen, choice.landmarks, config) if config.use_normals else None
-    labels, report = label_and_report(seen, choice.landmarks, config, normals_L3)
-    return _RuleLabels(labels, asdict(report), time.perf_counter() - start)
+    normals_L3 = normals_of(seen, landmarks, config) if config.use_normals else None
+    labels, report = label_and_report(seen, landmarks, config, normals_L3)
+    return labels, asdict(report) | {"seconds": time.perf_counter() - start}
 
 
 # heads and their accuracy -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _View:
-    """One image of the buffer: its frame, its features, its size, and the landmarks' pixels of each
-    choice (L, 2)."""
+def _accuracy(comparison: Comparison, training_set, images, cached, run) -> dict:
+    """The accuracy on the queries of a head taught on the training set."""
+    from sld_core.bench.paper.scenes import evaluate
+    from sld_core.localizer import Localizer
+    from sld_core.training.teach import scene_of
 
-    frame: int
-    feature_NC: object
-    shape_HW: tuple[int, int]
-    xy_L2: list[np.ndarray]
-
-
-def _views(comparison: Comparison, images, xy_FL2: list[np.ndarray], cached) -> list[_View]:
-    """Plain and augmented images, the same for all choices of landmarks."""
-    from sld_core.training import augmentation
-
-    config, device = comparison.config, comparison.device
-    passes = config.buffer.augmented_passes if comparison.samples else 0
-
-    ends = np.cumsum([xy.shape[1] for xy in xy_FL2])[:-1]
-    views = []
-    for number in range(1 + passes):
-        for i in range(len(images.frames)):
-            image, A = images.load(i)
-            xy = np.concatenate([xy[i] for xy in xy_FL2]) @ A[:, :2].T + A[:, 2]
-            if number > 0:
-                rng = np.random.default_rng((config.seed, number, i))
-                image, xy = augmentation.augment(image, xy, config.buffer, rng)
-            # only plain images come again, with the next seed
-            features_of = cached.compute if number > 0 else cached.features
-            feature_NC = features_of(image, device).flatten(1).T.half().cpu()
-            views.append(_View(i, feature_NC, image.shape[:2], np.split(xy, ends)))
-    return views
+    head = _head(comparison, training_set, images, cached, run)
+    scene = scene_of(training_set, head, comparison.config, "bench", SceneReport({}, {}, [], {}))
+    localizer = Localizer(scene, comparison.device, cached)
+    found = evaluate(localizer.localize, comparison.queries)
+    del found["query_ms"]  # features come from the cache
+    return found
 
 
-def _head(
-    comparison: Comparison,
-    views: list[_View],
-    choice: int,
-    visibility_FL: np.ndarray,
-    landmarks: int,
-):
-    """A head of whitened features: prototypes, or trained."""
-    import torch
+def _head(comparison: Comparison, training_set, images, cached, run):
+    """Prototypes, or a trained head."""
+    from sld_core.models.heads import SceneHead
+    from sld_core.training import feature_buffer, train_cell_head
 
-    from sld_core.models.heads import SceneHead, Whitening
-    from sld_core.training import train_cell_head
-    from sld_core.training.feature_buffer import FeatureBuffer, pick_cells
-    from sld_core.training.run import Run
-
-    config, rng = comparison.config, np.random.default_rng(comparison.config.seed)
-    features, cells, offsets, plain = [], [], [], []
-    for k, view in enumerate(views):
-        cell, landmark, offset = pick_cells(
-            view.shape_HW, view.xy_L2[choice], visibility_FL[view.frame], config.buffer, rng
-        )
-        features.append(view.feature_NC[torch.from_numpy(cell)])
-        cells.append(torch.from_numpy(landmark))
-        offsets.append(torch.from_numpy(offset))
-        plain.append(torch.full((len(cell),), k < len(visibility_FL)))
-    buffer = FeatureBuffer(
-        torch.cat(features), torch.cat(cells), torch.cat(offsets), torch.cat(plain)
+    config, landmarks = comparison.config, len(training_set.landmarks)
+    settings = replace(config.buffer, processes=1)  # the cache is in this one
+    passes = settings.augmented_passes if comparison.samples else 0
+    buffer, whitening = feature_buffer.fill(
+        images, training_set.labels, cached, settings, passes, run
     )
     if comparison.samples:
-        settings = replace(config.head, samples=comparison.samples)
-        run = Run(comparison.device, config.seed)
-        head, _ = train_cell_head.train(buffer, landmarks, settings, run)
+        trained = replace(config.head, samples=comparison.samples)
+        cells, _ = train_cell_head.train(buffer, landmarks, trained, run)
     else:
-        head = train_cell_head.prototypes(buffer, landmarks, config.head)
-    channels = buffer.feature_NC.shape[1]
-    identity = Whitening(channels, channels)  # the features are whitened already
-    identity.matrix.copy_(torch.eye(channels))
-    return SceneHead(identity, head)
-
-
-def _accuracy(comparison: Comparison, head, landmarks: Landmarks, images, cached) -> dict:
-    from sld_core.camera.images import read_image
-    from sld_core.evaluation.metrics import QueryResult, accuracy
-    from sld_core.localizer import Localizer
-    from sld_core.scene_file import Scene
-    from sld_core.training.training_set import origin_of
-    from sld_core.types import SceneReport
-
-    scene = Scene(
-        "bench",
-        landmarks,
-        origin_of(images.frames),
-        head,
-        images.frames[0].camera,
-        (float(images.angle_rad_F.min()), float(images.angle_rad_F.max())),
-        comparison.config,
-        SceneReport({}, {}, [], {}),
-    )
-    localizer = Localizer(scene, comparison.device, cached)
-    results = []
-    for frame in comparison.queries:
-        pose = localizer.localize(read_image(frame.image_path), frame.camera).pose
-        T = pose.T_world_camera if pose else None
-        results.append(QueryResult(frame.name, frame.T_world_camera, T))
-    return accuracy(results)
+        cells = train_cell_head.prototypes(buffer, landmarks, config.head)
+    return SceneHead(whitening.cpu(), cells)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
+from sld_core.bench.table import print_headings, print_row
+from sld_core.commands.common import add_device, add_json, write_json
 from sld_core.types import SldError
+
+COLUMNS = (
+    ("step", "step", 10, "s"),
+    ("p50_ms", "p50 ms", 8, ".1f"),
+    ("p95_ms", "p95 ms", 8, ".1f"),
+)
 
 
 def add(commands) -> None:
@@ -26,8 +33,8 @@ def add(commands) -> None:
     parser.add_argument(
         "--repeat", type=int, default=5, metavar="N", help="rounds over the images (default 5)"
     )
-    parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    add_device(parser)
+    add_json(parser)
     parser.set_defaults(run=_query)
 
 
@@ -35,16 +42,13 @@ def _query(args) -> None:
     if args.repeat < 1:
         raise SldError(f"--repeat {args.repeat}: expected at least 1")
     steps = time_queries(args.scene, args.images, args.repeat, args.device)
-    print(f"{'step':10s} {'p50 ms':>8s} {'p95 ms':>8s}")
+    print_headings(COLUMNS)
     out = {}
     for name, seconds in steps.items():
         p50, p95 = 1000 * np.percentile(seconds, [50, 95])
         out[name] = {"p50_ms": float(p50), "p95_ms": float(p95)}
-        print(f"{name:10s} {p50:8.1f} {p95:8.1f}")
-    if args.json:
-        from sld_core.files import write_atomically
-
-        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+        print_row(COLUMNS, {"step": name} | out[name])
+    write_json(args.json, out)
 
 
 def time_queries(

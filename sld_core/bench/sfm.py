@@ -3,27 +3,26 @@ frames, for several settings in one run."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from sld_core.commands.common import add_frames, check_writable, list_path
+from sld_core.bench.table import print_headings, print_row
+from sld_core.commands.common import add_frames, add_json, check_writable, list_path, write_json
 from sld_core.config.settings import override
 from sld_core.progress import Bar
 from sld_core.runtime import temporary_folder
 from sld_core.types import Frame, FrameSet, SldError
 
 COLUMNS = (
-    "seconds",
-    "registered",
-    "pieces",
-    "reprojection_px",
-    "median_cm",
-    "p90_cm",
-    "median_deg",
+    ("seconds", "seconds", 8, ".0f"),
+    ("registered", "registered", 10, "d"),
+    ("pieces", "pieces", 6, "d"),
+    ("reprojection_px", "px", 6, ".3f"),
+    ("median_cm", "median cm", 10, ".3g"),
+    ("p90_cm", "90 % cm", 10, ".3g"),
+    ("median_deg", "median deg", 10, ".3g"),
 )
 
 
@@ -46,7 +45,7 @@ def add(commands) -> None:
         "--guess-intrinsics", action="store_true", help="do not use the known camera either"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    add_json(parser)
     parser.set_defaults(run=_sfm)
 
 
@@ -63,25 +62,17 @@ def _sfm(args) -> None:
                 f"--variant {name!r}: mapper=posed refines the poses that this benchmark keeps "
                 "back to compare with; expected mapper=auto, incremental or global"
             )
-    if args.json:
-        check_writable(args.json, "--json")
+    check_writable(args.json, "--json")
     reference = read_frames(args.frames, list_path(args.list, args.frames))
-    width = max(len(name) for name in variants)
-    print(" " * width, *(f"{name:>15s}" for name in COLUMNS))
+    columns = (("variant", "variant", max(len(name) for name in variants), "s"), *COLUMNS)
+    print_headings(columns)
     out = {}
     for name, config in variants.items():
         out[name] = measure(reference, config, not args.guess_intrinsics, args.seed)
-        print(
-            f"{name:{width}s}",
-            *(f"{_printed(out[name][column]):>15s}" for column in COLUMNS),
-            flush=True,
-        )
+        print_row(columns, {"variant": name} | out[name])
         if "reason" in out[name]:
-            print(f"{'':{width}s} failed: {out[name]['reason']}", flush=True)
-    if args.json:
-        from sld_core.files import write_atomically
-
-        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+            print(f"failed: {out[name]['reason']}", flush=True)
+    write_json(args.json, out)
 
 
 def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -> dict:
@@ -103,7 +94,7 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
         try:
             result = solve(FrameSet(frames, intrinsics_known), folder, config, seed, bar)
         except SldError as error:
-            return dict.fromkeys(COLUMNS) | {
+            return dict.fromkeys(key for key, *_ in COLUMNS) | {
                 "seconds": time.monotonic() - start,
                 "registered": 0,
                 "reason": str(error),
@@ -127,11 +118,3 @@ def measure(reference: list[Frame], config, intrinsics_known: bool, seed: int) -
         "p90_cm": 100 * float(np.percentile(metres, 90)),
         "median_deg": float(np.degrees(np.median(radians))),
     }
-
-
-def _printed(value) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

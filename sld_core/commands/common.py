@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from sld_core.files import write_atomically
 from sld_core.runtime import temporary_folder
 from sld_core.types import SldError
 
@@ -14,28 +16,50 @@ MIN_WORK_BYTES = 500 * 10**6
 
 
 def add_frames(parser, required: bool = True) -> None:
-    parser.add_argument(
-        "--frames",
-        type=Path,
-        metavar="DIR",
-        required=required,
-        help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt (4x4 camera to "
-        "world, metres); or a folder in the layout of 7-Scenes",
+    text = (
+        "folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt (4x4 camera to world, "
+        "metres); or a folder in the layout of 7-Scenes"
     )
-    parser.add_argument(
-        "--list",
-        type=Path,
-        metavar="FILE",
-        help="text file that names the frames to use (default: all)",
-    )
+    add_path(parser, "--frames", "DIR", text, required=required)
+    add_list(parser)
+
+
+def add_list(parser, what: str = "frames") -> None:
+    add_path(parser, "--list", "FILE", f"text file that names the {what} to use (default: all)")
+
+
+def add_path(parser, option: str, metavar: str, text: str, **more) -> None:
+    parser.add_argument(option, type=Path, metavar=metavar, help=text, **more)
 
 
 def add_device(parser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device, cpu (default) or cuda")
 
 
-def check_writable(output: Path, option: str = "--output") -> None:
+def add_seed(parser) -> None:
+    text = "seed of all random choices (default 0)"
+    parser.add_argument("--seed", type=int, metavar="S", help=text)
+
+
+def add_set(parser, example: str) -> None:
+    text = f"change a setting, such as {example} (repeatable)"
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def add_json(parser) -> None:
+    add_path(parser, "--json", "FILE", "also write the numbers here")
+
+
+def write_json(path: Path | None, numbers) -> None:
+    """Write the numbers where --json was given."""
+    if path is not None:
+        write_atomically(path, (json.dumps(numbers, indent=2) + "\n").encode())
+
+
+def check_writable(output: Path | None, option: str = "--output") -> None:
     """Before the minutes of work, not after."""
+    if output is None:
+        return
     if output.is_dir():
         raise SldError(f"{option} {output} is a folder; expected the name of a file")
     try:

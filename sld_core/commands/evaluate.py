@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from sld_core.commands.common import add_device, add_frames, list_path
+from sld_core.commands.common import (
+    add_device,
+    add_frames,
+    add_json,
+    add_path,
+    list_path,
+    write_json,
+)
 from sld_core.progress import Bar
 from sld_core.spread import spread
 from sld_core.types import Progress, SldError
@@ -23,18 +29,16 @@ def add(commands) -> None:
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     add_frames(parser)
-    parser.add_argument(
+    add_path(
+        parser,
         "--align-to",
-        type=Path,
-        metavar="SCENE_DATA_DIR",
-        help="the dataset that the scene was taught from: its frame and scale are first aligned "
-        "with those of --frames, by the images that are in both (hall/a.jpg is "
-        "photos/hall/a.jpg, but not yard/a.jpg)",
+        "SCENE_DATA_DIR",
+        "the dataset that the scene was taught from: its frame and scale are first aligned with "
+        "those of --frames, by the images that are in both (hall/a.jpg is photos/hall/a.jpg, but "
+        "not yard/a.jpg)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="also write a report with pictures"
-    )
+    add_json(parser)
+    add_path(parser, "--report", "FILE.html", "also write a report with pictures")
     add_device(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -42,7 +46,6 @@ def add(commands) -> None:
 def _evaluate(args) -> None:
     from sld_core.data.frame_folder import read_frames
     from sld_core.evaluation.metrics import format_table, summarize
-    from sld_core.files import write_atomically
     from sld_core.localizer import Localizer
 
     localizer = Localizer.load(args.scene, args.device)
@@ -63,8 +66,7 @@ def _evaluate(args) -> None:
             "align_median_deg": float(np.degrees(alignment.median_rad)),
         }
         print(notes[0])
-    if args.json:
-        write_atomically(args.json, (json.dumps(metrics, indent=2) + "\n").encode())
+    write_json(args.json, metrics)
     if args.report:
         _write_report(args, scene, alignment, frames, answers, results, metrics, notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sld_core.commands.common import add_device
+from sld_core.commands.common import add_device, add_path
 
 
 def add(commands) -> None:
@@ -18,13 +18,11 @@ def add(commands) -> None:
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="colour images")
-    parser.add_argument(
-        "--intrinsics",
-        type=Path,
-        metavar="FILE",
-        help="calibration: a 3x3 matrix (OpenCV convention), or YAML of camera_calibration "
-        "(default: the camera that the scene was taught with)",
+    text = (
+        "calibration: a 3x3 matrix (OpenCV convention), or YAML of camera_calibration (default: "
+        "the camera that the scene was taught with)"
     )
+    add_path(parser, "--intrinsics", "FILE", text)
     add_device(parser)
     parser.set_defaults(run=_localize)
 

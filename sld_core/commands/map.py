@@ -7,11 +7,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sld_core.commands.common import check_writable, list_path
+from sld_core.commands.common import (
+    add_json,
+    add_list,
+    add_path,
+    add_seed,
+    add_set,
+    check_writable,
+    list_path,
+    write_json,
+)
 from sld_core.config.mapping import MapConfig
 from sld_core.config.settings import override
 from sld_core.data.sources import Source
-from sld_core.files import write_atomically
 from sld_core.mapping.pipeline import TABLE, MapJob
 from sld_core.progress import Bar
 from sld_core.types import SldError
@@ -46,64 +54,32 @@ def add(commands) -> None:
                 metavar="MODEL",
                 help="monocular depth network: an .onnx file, or a transformers folder or hub name",
             )
-        stage.add_argument(
-            "--output",
-            type=Path,
-            required=True,
-            metavar="DIR",
-            help="folder of the map, new or begun by `sld map`",
-        )
-        stage.add_argument(
-            "--seed", type=int, metavar="S", help="seed of all random choices (default 0)"
-        )
-        stage.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="GROUP.NAME=VALUE",
-            help="change a setting, such as sfm.mapper=global (repeatable)",
-        )
-        stage.add_argument(
-            "--json", type=Path, metavar="FILE", help="also write what was found to this file"
-        )
+        text = "folder of the map, new or begun by `sld map`"
+        add_path(stage, "--output", "DIR", text, required=True)
+        add_seed(stage)
+        add_set(stage, "sfm.mapper=global")
+        add_json(stage)
         stage.set_defaults(run=_map, stage=name)
 
 
 def _add_source(parser, required: bool) -> None:
     source = parser.add_mutually_exclusive_group(required=required)
-    source.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="folder of JPEG or PNG photographs; a session per subfolder",
-    )
-    source.add_argument(
-        "--video", type=Path, nargs="+", metavar="FILE", help="videos; a session each"
-    )
-    source.add_argument(
-        "--bag",
-        type=Path,
-        metavar="DIR",
-        help="rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any",
-    )
-    parser.add_argument(
-        "--list",
-        type=Path,
-        metavar="FILE",
-        help="text file that names the photographs to use (default: all)",
-    )
+    text = "folder of JPEG or PNG photographs; a session per subfolder"
+    add_path(source, "--images", "DIR", text)
+    add_path(source, "--video", "FILE", "videos; a session each", nargs="+")
+    text = "rosbag2 recording; odometry or TF, depth and CameraInfo are used where there are any"
+    add_path(source, "--bag", "DIR", text)
+    add_list(parser, "photographs")
     parser.add_argument(
         "--poses",
         action="store_true",
         help="use *.pose.txt beside the photographs (4x4 camera to world, metres)",
     )
-    parser.add_argument(
-        "--intrinsics",
-        type=Path,
-        metavar="FILE",
-        help="calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration "
-        "(default: camera-intrinsics.txt among the photographs, else estimated)",
+    text = (
+        "calibration of photographs or videos: a 3x3 matrix, or YAML of camera_calibration "
+        "(default: camera-intrinsics.txt among the photographs, else estimated)"
     )
+    add_path(parser, "--intrinsics", "FILE", text)
 
 
 def _add_scale(parser) -> None:
@@ -126,8 +102,7 @@ def _add_scale(parser) -> None:
 
 def _map(args) -> None:
     config = override(MapConfig(), _settings(args))
-    if args.json:
-        check_writable(args.json, "--json")
+    check_writable(args.json, "--json")
     source = _source(args) if args.stage in ("all", "frames") else None
     progress = Bar()
     job = MapJob(args.output, config, source, getattr(args, "model", None), progress)
@@ -135,8 +110,7 @@ def _map(args) -> None:
         found = job.run_all() if args.stage == "all" else _run_one(job, args.stage)
     finally:
         progress.done()
-    if args.json:
-        write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
+    write_json(args.json, found)
     if args.stage == "all":
         _print_summary(found, args.output)
     else:

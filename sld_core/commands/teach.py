@@ -9,6 +9,9 @@ from pathlib import Path
 from sld_core.commands.common import (
     add_device,
     add_frames,
+    add_path,
+    add_seed,
+    add_set,
     check_writable,
     held_out_text,
     list_path,
@@ -27,25 +30,14 @@ def add(commands) -> None:
         description="Teach a scene from images with known poses. Takes one to three minutes.",
     )
     add_frames(parser, required=False)
-    parser.add_argument(
-        "--bag",
-        type=Path,
-        metavar="DIR",
-        help="rosbag2 folder with image, camera_info and TF or odometry",
+    add_path(parser, "--bag", "DIR", "rosbag2 folder with image, camera_info and TF or odometry")
+    text = (
+        "model of COLMAP or hloc: the folder of cameras and images (.bin or .txt); its cameras and "
+        "poses are used, its points are made anew"
     )
-    parser.add_argument(
-        "--colmap",
-        type=Path,
-        metavar="DIR",
-        help="model of COLMAP or hloc: the folder of cameras and images (.bin or .txt); its "
-        "cameras and poses are used, its points are made anew",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="folder that the image names of the --colmap model are relative to",
-    )
+    add_path(parser, "--colmap", "DIR", text)
+    text = "folder that the image names of the --colmap model are relative to"
+    add_path(parser, "--images", "DIR", text)
     parser.add_argument(
         "--metres-per-unit",
         type=float,
@@ -53,12 +45,8 @@ def add(commands) -> None:
         help="scale of the --colmap model (1: it is in metres; default: unknown, and the scene is "
         "not metric)",
     )
-    parser.add_argument(
-        "--scene-data",
-        type=Path,
-        metavar="DIR",
-        help="labelled dataset: the output of sld map, or another in the layout of Indoor-6",
-    )
+    text = "labelled dataset: the output of sld map, or another in the layout of Indoor-6"
+    add_path(parser, "--scene-data", "DIR", text)
     for kind in ("landmarks", "visibility"):
         parser.add_argument(
             f"--{kind}-file",
@@ -66,9 +54,7 @@ def add(commands) -> None:
             help=f"of several files of {kind} in a dataset in the layout of Indoor-6, the one to "
             f"use, such as {kind}/{kind}-300.txt",
         )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.sld", help="the scene file to write"
-    )
+    add_path(parser, "--output", "FILE.sld", "the scene file to write", required=True)
     parser.add_argument("--name", help="name of the scene (default: that of the file)")
     parser.add_argument(
         "--head",
@@ -82,19 +68,9 @@ def add(commands) -> None:
         metavar="N",
         help="how many landmarks (default: 1000; of a dataset: the first N, default: all)",
     )
-    parser.add_argument(
-        "--seed", type=int, metavar="S", help="seed of all random choices (default 0)"
-    )
-    parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="keep intermediate results here, and reuse them"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="GROUP.NAME=VALUE",
-        help="change a setting, such as bag.max_frames=600 (repeatable)",
-    )
+    add_seed(parser)
+    add_path(parser, "--work", "DIR", "keep intermediate results here, and reuse them")
+    add_set(parser, "bag.max_frames=600")
     parser.add_argument(
         "--events",
         action="store_true",

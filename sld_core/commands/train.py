@@ -8,7 +8,7 @@ from math import isnan
 from pathlib import Path
 
 from sld_core.commands import train_plan
-from sld_core.commands.common import add_device, check_writable, list_path
+from sld_core.commands.common import add_device, add_path, add_set, check_writable, list_path
 from sld_core.config.scene import SceneConfig
 from sld_core.config.settings import override
 from sld_core.config.training import BackboneTrainingConfig
@@ -30,45 +30,15 @@ def add(commands) -> None:
         "--set backbone=NAME --set backbone_weights=FILE. Several GPUs: torchrun --nproc-per-node "
         "N -m sld_core.cli train backbone ...",
     )
-    parser.add_argument(
-        "--scene-data",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="labelled dataset of a scene (repeatable)",
-    )
-    parser.add_argument(
-        "--frames",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder of frames of a scene (repeatable)",
-    )
-    parser.add_argument(
-        "--list",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="names the frames to use of --frames: one for each of these, in the same order, or "
-        "none",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE.safetensors",
-        help="the weights file to write",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for checkpoints, log.csv and curves.png",
-    )
+    for option, metavar, text in (
+        ("--scene-data", "DIR", "labelled dataset of a scene (repeatable)"),
+        ("--frames", "DIR", "folder of frames of a scene (repeatable)"),
+        ("--list", "FILE", "names the frames to use: one for each --frames, in order, or none"),
+    ):
+        add_path(parser, option, metavar, text, action="append", default=[])
+    add_path(parser, "--output", "FILE.safetensors", "the weights file to write", required=True)
+    text = "folder for checkpoints, log.csv and curves.png"
+    add_path(parser, "--work", "DIR", text, required=True)
     parser.add_argument("--backbone", metavar="NAME", help="the network (default: lite0+xfeat)")
     parser.add_argument(
         "--landmarks",
@@ -82,13 +52,7 @@ def add(commands) -> None:
         help="continue the run in --work if there is one; needed with torchrun --max-restarts, "
         "which itself needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting, such as epochs=40 or scene.buffer.max_scale=1.6 (repeatable)",
-    )
+    add_set(parser, "epochs=40 or scene.buffer.max_scale=1.6")
     add_device(parser)
     parser.set_defaults(run=_train)
     train_plan.add(kinds)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+from sld_core.commands.common import (
+    add_json,
+    add_list,
+    add_path,
+    check_writable,
+    list_path,
+    write_json,
+)
 from sld_core.types import SldError
 
 DEFAULT_IMAGES = 12
@@ -25,20 +30,12 @@ def add(commands) -> None:
         help="mask known depths, complete them, and measure the error",
         description="All methods get the same masks; errors are means over the images.",
     )
-    parser.add_argument(
-        "--frames",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt, *.depth.png "
-        "(16 bit, millimetres)",
+    text = (
+        "folder of frames: camera-intrinsics.txt, *.color.jpg, *.pose.txt, *.depth.png (16 bit, "
+        "millimetres)"
     )
-    parser.add_argument(
-        "--list",
-        type=Path,
-        metavar="FILE",
-        help="text file that names the frames to use (default: all)",
-    )
+    add_path(parser, "--frames", "DIR", text, required=True)
+    add_list(parser)
     parser.add_argument(
         "--model",
         required=True,
@@ -67,32 +64,24 @@ def add(commands) -> None:
         help="of the network's input",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the masks")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE.html",
-        help="also write a page with depth before and after completion, and loss curves",
-    )
+    add_json(parser)
+    text = "also write a page with depth before and after completion, and loss curves"
+    add_path(parser, "--report", "FILE.html", text)
     parser.set_defaults(run=_run)
 
 
 def _run(args) -> None:
     from sld_core.bench.depth_completion.trials import run_trials, summary
-    from sld_core.commands.common import check_writable, list_path
     from sld_core.data.frame_folder import read_frames
     from sld_core.depth.monocular import MonocularDepth
-    from sld_core.files import write_atomically
     from sld_core.progress import Bar
 
     if args.max_images < 1 or args.seed < 0:
         raise SldError(
             f"--max-images {args.max_images} --seed {args.seed}: expected at least 1 and 0"
         )
-    if args.json:
-        check_writable(args.json, "--json")
-    if args.report:
-        check_writable(args.report, "--report")
+    check_writable(args.json, "--json")
+    check_writable(args.report, "--report")
     frames = read_frames(args.frames, list_path(args.list, args.frames))
     network = MonocularDepth(args.model, args.preprocessing)
     bar = Bar()
@@ -102,8 +91,7 @@ def _run(args) -> None:
     rows = table(out)
     for row in rows:
         print(f"{row[0]:32s}" + "".join(f"{cell:>12s}" for cell in row[1:]))
-    if args.json:
-        write_atomically(args.json, (json.dumps(out, indent=2) + "\n").encode())
+    write_json(args.json, out)
     if args.report:
         from sld_core.bench.depth_completion.report import write_report
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from sld_core.bench.paper.presets import PRESETS, SCENES, scaled_down
-from sld_core.commands.common import check_writable
+from sld_core.commands.common import add_path, add_set, check_writable
 from sld_core.types import SldError
 
 SHARED = Path("../shared/data")  # of the recorded sets, beside a checkout of this repository
@@ -26,7 +26,7 @@ def add(commands) -> None:
         default="cpu",
         help="the scale: cpu (default) takes under an hour on 2 cores; gpu",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    add_path(parser, "--output", "DIR", "folder of steps and results", required=True)
     parser.add_argument(
         "--scenes",
         nargs="+",
@@ -35,13 +35,8 @@ def add(commands) -> None:
         help="recorded sets; the multi-scene backbone does not see the first, which the headlines "
         f"are of (default: {' '.join(SCENES)})",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=SHARED,
-        metavar="DIR",
-        help=f"folder of the recorded sets (default {SHARED})",
-    )
+    text = f"folder of the recorded sets (default {SHARED})"
+    add_path(parser, "--data", "DIR", text, default=SHARED)
     parser.add_argument("--landmarks", type=int, metavar="N", help="per scene, for all methods")
     parser.add_argument(
         "--epochs",
@@ -52,13 +47,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--resolution", type=int, metavar="PX", help="longer side to which images are scaled down"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change the preset, such as sld_star_s=60 or scene.head.samples=100000 (repeatable)",
-    )
+    add_set(parser, "sld_star_s=60 or scene.head.samples=100000")
     parser.add_argument("--device", help="torch device (default: cpu; with preset gpu: cuda)")
     parser.set_defaults(run=_paper)
 
