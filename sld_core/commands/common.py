@@ -8,6 +8,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from sld_core.config.settings import override
 from sld_core.files import write_atomically
 from sld_core.runtime import temporary_folder
 from sld_core.types import SldError
@@ -46,6 +47,13 @@ def add_set(parser, example: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
+def configured(defaults, settings: list[str], given: dict[str, object]):
+    """`defaults` with the settings of --set, and with the options that were given: their values by
+    the names of their settings, None where an option is absent."""
+    options = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return override(defaults, [*settings, *options])
+
+
 def add_json(parser) -> None:
     add_path(parser, "--json", "FILE", "also write the numbers here")
 
@@ -57,7 +65,7 @@ def write_json(path: Path | None, numbers) -> None:
 
 
 def check_writable(output: Path | None, option: str = "--output") -> None:
-    """Before the minutes of work, not after."""
+    """SldError unless the file can be written: before the minutes of work, not after them."""
     if output is None:
         return
     if output.is_dir():
@@ -81,7 +89,7 @@ def list_path(given: Path | None, folder: Path | None) -> Path | None:
 
 
 def held_out_text(validation: dict) -> str:
-    """What the check of teaching said, in words; without centimetres where the scene is not
+    """The validation of a taught scene in words; without centimetres where the scene is not
     metric."""
     recall = validation.get("recall_5cm_5deg")
     found = (

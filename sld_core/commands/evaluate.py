@@ -25,7 +25,7 @@ OVERLAYS = 3  # pictures in the report
 
 def add(commands) -> None:
     parser = commands.add_parser(
-        "evaluate", help="localize frames with known poses and say how good it was"
+        "evaluate", help="localize frames with known poses and measure the accuracy"
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     add_frames(parser)
@@ -54,7 +54,7 @@ def _evaluate(args) -> None:
     alignment = _alignment(args, scene) if args.align_to else None
     answers, results = _localize(localizer, frames, alignment)
     metrics = summarize(results, scene.report, args.scene.stat().st_size)
-    # without metres, what is in cm, and every recall, means nothing
+    # where this is false, values in cm and recalls mean nothing
     metrics["metric"] = bool(scene.metric or alignment)
     notes = _notes(scene, alignment)
     print(format_table(metrics))
@@ -113,8 +113,8 @@ def _write_report(args, scene, alignment, frames, answers, results, metrics, not
 
 
 def _notes(scene, alignment) -> list[str]:
-    """What there is to know about frame and unit of the errors; that a scene has no scale also goes
-    to stderr."""
+    """Notes on the frame and the unit of the errors; a scene without scale is also reported on
+    stderr."""
     if alignment:
         return [
             f"aligned by {alignment.common} images: scale {alignment.scale:.6g}, median "
@@ -161,8 +161,8 @@ def _alignment(args, scene):
 
 
 def _check_origin(scene, data, args) -> None:
-    """SldError unless the scene's landmarks are the first of the dataset's: otherwise its frame may
-    be another."""
+    """SldError unless the scene's landmarks are the first of the dataset's: otherwise the two may
+    have different frames."""
     ours, theirs = scene.landmarks.xyz_L3, data.landmarks.xyz_L3[: len(scene.landmarks)]
     tolerance = 1e-4 * np.ptp(theirs, axis=0).max()
     if ours.shape != theirs.shape or np.abs(ours - theirs).max() > tolerance:

@@ -14,19 +14,19 @@ from sld_core.commands.common import (
     add_seed,
     add_set,
     check_writable,
+    configured,
     list_path,
     write_json,
 )
 from sld_core.config.mapping import MapConfig
-from sld_core.config.settings import override
 from sld_core.data.sources import Source
 from sld_core.mapping.pipeline import TABLE, MapJob
 from sld_core.progress import Bar
 from sld_core.types import SldError
 
 ALL = "all stages: images in, a dataset that `sld teach --scene-data` takes out"
-GOES_ON = (
-    " Without images it goes on with a map begun before, and does again what later settings change."
+CONTINUES = (
+    " Without images it continues an existing map, and repeats the stages whose settings changed."
 )
 NOT_PRINTED = ("lost", "rejected", "alignment")
 MAX_NAMES = 10  # of lost images, on the terminal
@@ -36,12 +36,12 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "map",
         help="make a scene dataset: photographs, videos or a bag in, a labelled dataset out",
-        description="Makes a labelled scene dataset. A stage that is done is not done again; a "
-        "killed run goes on.",
+        description="Makes a labelled scene dataset. Finished stages are not repeated; a killed "
+        "run continues where it stopped.",
     )
     stages = parser.add_subparsers(required=True, metavar="STAGE")
     for name, text in ({"all": ALL} | {stage.name: stage.help for stage in TABLE}).items():
-        more = GOES_ON if name == "all" else ""
+        more = CONTINUES if name == "all" else ""
         description = f"{text[0].upper()}{text[1:]}.{more}"
         stage = stages.add_parser(name, help=text, description=description)
         if name in ("all", "frames"):
@@ -101,7 +101,7 @@ def _add_scale(parser) -> None:
 
 
 def _map(args) -> None:
-    config = override(MapConfig(), _settings(args))
+    config = _config(args)
     check_writable(args.json, "--json")
     source = _source(args) if args.stage in ("all", "frames") else None
     progress = Bar()
@@ -141,7 +141,7 @@ def _source(args):
     )
 
 
-def _settings(args) -> list[str]:
+def _config(args) -> MapConfig:
     if getattr(args, "distance", None) is not None and not args.distance.strip(" ;"):
         raise SldError("--distance is empty; expected such as 'image-000000 image-000041 3.20'")
     given = {
@@ -150,7 +150,7 @@ def _settings(args) -> list[str]:
         "metric.tag_family": getattr(args, "tag_family", None),
         "seed": args.seed,
     }
-    return [*args.set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    return configured(MapConfig(), args.set, given)
 
 
 def _print_stage(found: dict, stage: str, output: Path) -> None:
@@ -166,7 +166,7 @@ def _print_stage(found: dict, stage: str, output: Path) -> None:
 def _print_summary(found: dict, output: Path) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     for line in _lines(found, output):
-        # names of files may hold bytes that are no text, or letters that the terminal does not know
+        # file names may hold bytes that are not text, or characters that the terminal cannot show
         print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 

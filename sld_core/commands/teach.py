@@ -13,12 +13,12 @@ from sld_core.commands.common import (
     add_seed,
     add_set,
     check_writable,
+    configured,
     held_out_text,
     list_path,
     work_folder,
 )
 from sld_core.config.scene import SceneConfig
-from sld_core.config.settings import override
 from sld_core.progress import Bar, Events, Silent
 from sld_core.types import Frame, SceneData, SldError
 
@@ -82,7 +82,8 @@ def add(commands) -> None:
 
 def _teach(args) -> None:
     _check_sources(args)
-    config = _config(args)
+    given = {"head.kind": args.head, "landmarks.count": args.landmarks, "seed": args.seed}
+    config = configured(SceneConfig(), args.set, given)
     from sld_core.localizer import check_device
 
     check_device(args.device)
@@ -91,7 +92,7 @@ def _teach(args) -> None:
 
     start = time.monotonic()
     with joined(args.device) as world, work_folder(args.work) as work:
-        show = Silent()  # of several processes, only the first says anything
+        show = Silent()  # of several processes, only the first reports
         if world.is_main:
             show = Events() if args.events else Bar()
         teach = _from_frames if args.scene_data is None else _from_scene_data
@@ -102,7 +103,7 @@ def _teach(args) -> None:
 
 
 def _check_sources(args) -> None:
-    """SldError unless the options name one source, and what belongs to it."""
+    """SldError unless the options name one source and only what belongs to it."""
     sources = (args.frames, args.bag, args.colmap, args.scene_data)
     if sum(source is not None for source in sources) != 1:
         raise SldError(
@@ -173,14 +174,6 @@ def _from_scene_data(args, config: SceneConfig, work: Path, show, start: float, 
     seconds = {"frames": time.monotonic() - start}
     output = SceneOutput(args.output, args.name or args.output.stem, seconds)
     return teach_scene_data(data, config, output, Run(args.device, world=world, progress=show))
-
-
-def _config(args) -> SceneConfig:
-    settings = list(args.set)
-    settings += [f"head.kind={args.head}"] if args.head else []
-    settings += [f"landmarks.count={args.landmarks}"] if args.landmarks is not None else []
-    settings += [f"seed={args.seed}"] if args.seed is not None else []
-    return override(SceneConfig(), settings)
 
 
 def _report_teaching(scene, args, seconds: float) -> None:

@@ -8,9 +8,15 @@ from math import isnan
 from pathlib import Path
 
 from sld_core.commands import train_plan
-from sld_core.commands.common import add_device, add_path, add_set, check_writable, list_path
+from sld_core.commands.common import (
+    add_device,
+    add_path,
+    add_set,
+    check_writable,
+    configured,
+    list_path,
+)
 from sld_core.config.scene import SceneConfig
-from sld_core.config.settings import override
 from sld_core.config.training import BackboneTrainingConfig
 from sld_core.progress import Bar, Silent
 from sld_core.types import SldError
@@ -69,7 +75,8 @@ class _Source:
 
 
 def _train(args) -> None:
-    config = _config(args)
+    given = {"scene.backbone": args.backbone, "scene.landmarks.count": args.landmarks}
+    config = configured(BackboneTrainingConfig(), args.set, given)
     _check(args)
     from sld_core.models.backbone import save_weights, trainable, weights_sha256
     from sld_core.training import distributed, logbook, train_backbone
@@ -89,13 +96,6 @@ def _train(args) -> None:
             save_weights(trained.network, name, args.output, record)
             logbook.curves([args.work / logbook.FILE], args.work / "curves.png")
             _print_result(args.output, record)
-
-
-def _config(args) -> BackboneTrainingConfig:
-    settings = list(args.set)
-    settings += [f"scene.backbone={args.backbone}"] if args.backbone is not None else []
-    settings += [f"scene.landmarks.count={args.landmarks}"] if args.landmarks is not None else []
-    return override(BackboneTrainingConfig(), settings)
 
 
 def _check(args) -> None:

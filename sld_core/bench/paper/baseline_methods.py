@@ -15,7 +15,14 @@ from torch import nn
 
 from sld_core.baselines import ace, nbe, sld_star
 from sld_core.baselines.localize import Baseline, localize
-from sld_core.bench.paper.methods import ON_BACKBONE, RECALL, WEIGHTS, megabytes, row
+from sld_core.bench.paper.methods import (
+    ON_BACKBONE,
+    RECALL,
+    WEIGHTS,
+    megabytes,
+    row,
+    scene_without_report,
+)
 from sld_core.bench.paper.presets import Preset
 from sld_core.bench.paper.scenes import Bench, evaluate
 from sld_core.bench.paper.steps import Results
@@ -24,9 +31,7 @@ from sld_core.heatmap import ScoreMaps
 from sld_core.localizer import Localizer
 from sld_core.models.backbone import Backbone, save_weights, trainable
 from sld_core.training import logbook, train_backbone
-from sld_core.training.teach import scene_of
 from sld_core.training.validate_backbone import score_maps
-from sld_core.types import SceneReport
 
 FIGURE, NETWORK = "figure7.png", "network.safetensors"  # in the folder of a step
 
@@ -39,11 +44,10 @@ def sld_star_network(
 ) -> dict:
     """One SLD* network for all landmarks, trained for at most `seconds`. Its recall is evaluated at
     `points` times, evenly spread, the last at the end."""
-    curve, trained_s = [], 0.0
+    curve, watched_s = [], []
 
     def watch(step: int, seconds_now: float, model: Baseline) -> None:
-        nonlocal trained_s
-        trained_s = seconds_now
+        watched_s.append(seconds_now)
         next_point_s = seconds * (len(curve) + 1) / points
         if len(curve) < points - 1 and next_point_s <= seconds_now < seconds:
             curve.append((seconds_now, baseline_accuracy(bench, name, model)[RECALL]))
@@ -55,9 +59,9 @@ def sld_star_network(
     (network,) = model.networks
     state = {name: t.contiguous() for name, t in network.state_dict().items()}
     safetensors.torch.save_file(state, folder / NETWORK)  # for the step of NBE
-    cost = {"train_s": trained_s, "mb": megabytes(network)}
+    cost = {"train_s": watched_s[-1], "mb": megabytes(network)}
     last = baseline_row(bench, name, "sld_star", model, cost)
-    curves = {"sld_star": [*curve, (trained_s, last[RECALL])]} if points > 1 else {}
+    curves = {"sld_star": [*curve, (watched_s[-1], last[RECALL])]} if points > 1 else {}
     return {"rows": [last], "curves": curves}
 
 
@@ -114,7 +118,7 @@ def multi_scene_backbone(
     rows = []
     for name, training_set in training_sets.items():
         head = TrainedHead(trained.heads[name], config)
-        scene = scene_of(training_set, head, p.scene, "", SceneReport({}, {}, [], {}))
+        scene = scene_without_report(training_set, head, p.scene)
         localizer = Localizer(scene, bench.run.device, frozen)
         cost = {
             "train_s": trained.record["seconds"] / len(names),
@@ -147,21 +151,20 @@ class TrainedHead(nn.Module):
 
 def coordinates(bench: Bench, name: str, folder: Path, results: Results) -> dict:
     """Scene coordinates of every cell of the frozen default backbone."""
-    p, backbone, trained_s = bench.preset, bench.backbone(), 0.0
-
-    def watch(step: int, seconds: float, model: Baseline) -> None:
-        nonlocal trained_s
-        trained_s = seconds
-
+    p, backbone, watched_s = bench.preset, bench.backbone(), []
     training_set = bench.training_set(name)
     start = time.perf_counter()
-    model, _ = ace.train(training_set, backbone, p.coordinates, p.scene, bench.run, watch)
+    model, _ = ace.train(
+        training_set,
+        backbone,
+        p.coordinates,
+        p.scene,
+        bench.run,
+        watch=lambda step, seconds, model: watched_s.append(seconds),
+    )
     train_s = time.perf_counter() - start
-    cost = {
-        "train_s": train_s,
-        "fill_s": train_s - trained_s,
-        "mb": megabytes(model.whitening, model.head),
-    }
+    mb = megabytes(model.whitening, model.head)
+    cost = {"train_s": train_s, "fill_s": train_s - watched_s[-1], "mb": mb}
     return {"rows": [baseline_row(bench, name, "coordinates", model, cost)]}
 
 

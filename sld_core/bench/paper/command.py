@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from sld_core.bench.paper.presets import PRESETS, SCENES, scaled_down
-from sld_core.commands.common import add_path, add_set, check_writable
+from sld_core.commands.common import add_path, add_set, check_writable, configured
 from sld_core.types import SldError
 
 SHARED = Path("../shared/data")  # of the recorded sets, beside a checkout of this repository
@@ -55,7 +55,7 @@ def add(commands) -> None:
 def _paper(args) -> None:
     from sld_core.bench.paper import plan, report, steps
     from sld_core.bench.paper.scenes import Bench
-    from sld_core.config.settings import override, to_dict
+    from sld_core.config.settings import to_dict
     from sld_core.localizer import check_device
     from sld_core.progress import Bar
     from sld_core.training.run import Run
@@ -66,8 +66,7 @@ def _paper(args) -> None:
         "sld_star.epochs": args.epochs,
         "backbone.epochs": args.epochs,
     }
-    settings = [f"{name}={value}" for name, value in given.items() if value is not None]
-    preset = override(PRESETS[args.preset], [*args.set, *settings])
+    preset = configured(PRESETS[args.preset], args.set, given)
     device = args.device or ("cuda" if args.preset == "gpu" else "cpu")
     check_device(device)
     if len(set(args.scenes)) < len(args.scenes):

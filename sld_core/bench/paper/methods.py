@@ -87,13 +87,17 @@ def paper_head(
     train_s = fill_s + time.perf_counter() - start
     method = _method("paper", results)
     cost = {"fill_s": fill_s, "train_s": train_s, "mb": megabytes(head)}
-    localizer = Localizer(_scene(training_set, head, config), bench.run.device, backbone)
+    localizer = Localizer(
+        scene_without_report(training_set, head, config), bench.run.device, backbone
+    )
     last = row(method, localizer, scene, cost)
     if points == 1:
         return {"rows": [last], "curves": {}}
     cached, curve = CachedBackbone(backbone), []
     for seconds, snapshot in spread(snapshots[:-1], points - 1):
-        localizer = Localizer(_scene(training_set, snapshot, config), bench.run.device, cached)
+        localizer = Localizer(
+            scene_without_report(training_set, snapshot, config), bench.run.device, cached
+        )
         recall = evaluate(localizer.localize, scene.queries)[RECALL]
         curve.append((fill_s + seconds, recall))
     return {"rows": [last], "curves": {method: [*curve, (train_s, last[RECALL])]}}
@@ -120,7 +124,7 @@ def cell_curves(bench: Bench, name: str, folder: Path, results: Results) -> dict
         cells, _ = train_cell_head.train(buffer, landmarks, settings, run)
         train_s = time.perf_counter() - start
         head = SceneHead(whitening.cpu(), cells)
-        localizer = Localizer(_scene(training_set, head, config), run.device, cached)
+        localizer = Localizer(scene_without_report(training_set, head, config), run.device, cached)
         curve.append((train_s, evaluate(localizer.localize, queries)[RECALL]))
     curve.sort()
     with_fill = [(fill_s + seconds, recall) for seconds, recall in curve]
@@ -160,5 +164,5 @@ def _weights(bench: Bench, results: Results) -> str:
     return bench.preset.scene.backbone_weights
 
 
-def _scene(training_set: TrainingSet, head: nn.Module, config: SceneConfig) -> Scene:
+def scene_without_report(training_set: TrainingSet, head: nn.Module, config: SceneConfig) -> Scene:
     return scene_of(training_set, head, config, "", SceneReport({}, {}, [], {}))

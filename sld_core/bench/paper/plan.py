@@ -60,7 +60,7 @@ def _cells(bench: Bench, scene: str) -> Step:
     training_s = SAMPLE_S * bench.preset.scene.head.samples
     return Step(
         f"cells {scene}",
-        _s(bench, TRAINING_SET_S + FILL_S + EVALUATE_S + training_s),
+        _paced(bench, TRAINING_SET_S + FILL_S + EVALUATE_S + training_s),
         partial(methods.taught_head, bench, scene, "cells"),
         _heads(bench),
     )
@@ -69,7 +69,7 @@ def _cells(bench: Bench, scene: str) -> Step:
 def _prototype(bench: Bench, scene: str) -> Step:
     return Step(
         f"prototype {scene}",
-        _s(bench, FILL_S / 2 + EVALUATE_S),
+        _paced(bench, FILL_S / 2 + EVALUATE_S),
         partial(methods.taught_head, bench, scene, "prototype"),
         _heads(bench),
     )
@@ -78,7 +78,7 @@ def _prototype(bench: Bench, scene: str) -> Step:
 def _paper(bench: Bench, scene: str, seconds: float, points: int = 1) -> Step:
     return Step(
         f"paper {scene}",
-        _s(bench, FILL_S + points * EVALUATE_S) + seconds,
+        _paced(bench, FILL_S + points * EVALUATE_S) + seconds,
         partial(methods.paper_head, bench, scene, seconds, points),
         [_heads(bench), seconds, points],
     )
@@ -87,7 +87,7 @@ def _paper(bench: Bench, scene: str, seconds: float, points: int = 1) -> Step:
 def _sld_star(bench: Bench, scene: str, seconds: float, points: int = 1) -> Step:
     return Step(
         f"sld_star {scene}",
-        _s(bench, 1.5 * points * EVALUATE_S) + seconds,
+        _paced(bench, 1.5 * points * EVALUATE_S) + seconds,
         partial(baseline_methods.sld_star_network, bench, scene, seconds, points),
         [*_star(bench), seconds, points],
     )
@@ -98,7 +98,7 @@ def _curves(bench: Bench, scene: str) -> Step:
     training_s = 2 * SAMPLE_S * p.scene.head.samples
     return Step(
         f"curves {scene}",
-        _s(bench, FILL_S / 2 + p.curve_points * EVALUATE_S + training_s),
+        _paced(bench, FILL_S / 2 + p.curve_points * EVALUATE_S + training_s),
         partial(methods.cell_curves, bench, scene),
         [_heads(bench), p.curve_points],
     )
@@ -108,7 +108,7 @@ def _coordinates(bench: Bench, scene: str) -> Step:
     p = bench.preset
     return Step(
         f"coordinates {scene}",
-        _s(bench, FILL_S + EVALUATE_S) + p.coordinates.seconds,
+        _paced(bench, FILL_S + EVALUATE_S) + p.coordinates.seconds,
         partial(baseline_methods.coordinates, bench, scene),
         [_base(bench), to_dict(p.scene.buffer), to_dict(p.coordinates)],
     )
@@ -118,7 +118,7 @@ def _bearings(bench: Bench, scene: str) -> Step:
     p = bench.preset
     return Step(
         f"nbe {scene}",
-        _s(bench, FILL_S + 1.5 * EVALUATE_S) + p.bearings.seconds,
+        _paced(bench, FILL_S + 1.5 * EVALUATE_S) + p.bearings.seconds,
         partial(baseline_methods.bearings, bench, scene),
         [*_star(bench), to_dict(p.bearings)],
         needs=(f"sld_star {scene}",),
@@ -129,7 +129,7 @@ def _ensemble(bench: Bench, scene: str) -> Step:
     p = bench.preset
     return Step(
         f"ensemble {scene}",
-        _s(bench, p.ensemble * EVALUATE_S) + p.sld_star_s,
+        _paced(bench, p.ensemble * EVALUATE_S) + p.sld_star_s,
         partial(baseline_methods.ensemble, bench, scene),
         [*_star(bench), p.ensemble, p.sld_star_s],
     )
@@ -145,7 +145,7 @@ def _backbone(bench: Bench, scenes: Sequence[str]) -> Step:
     )
     return Step(
         BACKBONE_STEP,
-        _s(
+        _paced(
             bench,
             len(scenes) * (TRAINING_SET_S / 2 + EVALUATE_S) + IMAGE_S * images * p.backbone.epochs,
         ),
@@ -163,7 +163,7 @@ def _fill(bench: Bench, scene: str) -> Step:
     p = bench.preset
     return Step(
         "fill",
-        _s(bench, FILL_S * p.fill_processes),
+        _paced(bench, FILL_S * p.fill_processes),
         partial(methods.fill, bench, scene),
         [_base(bench), scene, to_dict(p.scene.buffer), p.fill_frames, p.fill_processes],
     )
@@ -194,6 +194,6 @@ def _star(bench: Bench) -> list:
     return [_base(bench), to_dict(bench.preset.scene.buffer), to_dict(bench.preset.sld_star)]
 
 
-def _s(bench: Bench, seconds: float) -> float:
+def _paced(bench: Bench, seconds: float) -> float:
     """Seconds on the machine that the preset is meant for."""
     return bench.preset.pace * seconds

@@ -4,11 +4,11 @@ equal recall."""
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sld_core import html
+from sld_core.commands.common import write_json
 from sld_core.files import write_atomically
 from sld_core.stages import Done
 
@@ -120,7 +120,7 @@ def write(
         ("Filling the buffer", _fill_picture(folder / "fill.png", numbers["fill"])),
         *(("Training the multi-scene backbone (Figure 7)", path) for path in figures),
     ]
-    write_atomically(folder / "metrics.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    write_json(folder / "metrics.json", numbers)
     linked = [(title, path.relative_to(folder).as_posix()) for title, path in pictures if path]
     write_atomically(folder / "paper.md", markdown(numbers, scaled_down, missing, linked).encode())
 
@@ -239,8 +239,7 @@ def _recall_picture(path: Path, curves: dict[str, Curve]) -> Path | None:
         return None
     figure, axes = html.figure_axes(8.4, 4.2)
     for name, curve in curves.items():
-        seconds, recall = zip(*curve)
-        axes.plot(seconds, recall, ".-", label=name)
+        axes.plot([s for s, _ in curve], [recall for _, recall in curve], ".-", label=name)
     axes.set(
         xscale="log",
         xlabel="seconds of training",
