@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 
-from sld_core.config.settings import override
+from sld_core.commands.common import add_json, configured, write_json
 
 HELP = {
     "images": "of each scene",
@@ -50,7 +48,7 @@ def add(commands) -> None:
                 metavar="N" if known.type in ("int", "float") else "NAME",
                 help=text,
             )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan here")
+    add_json(parser)
     parser.set_defaults(run=_plan)
 
 
@@ -58,14 +56,7 @@ def _plan(args) -> None:
     from sld_core.training.plan import PlanConfig, lines, plan
 
     given = {known.name: getattr(args, known.name) for known in dataclasses.fields(PlanConfig)}
-    config = override(
-        PlanConfig(), [f"{name}={value}" for name, value in given.items() if value is not None]
-    )
+    config = configured(PlanConfig(), [], given)
     made = plan(config)
     print("\n".join(lines(config, made)))
-    if args.json:
-        from sld_core.files import write_atomically
-
-        write_atomically(
-            args.json, (json.dumps(dataclasses.asdict(made), indent=2) + "\n").encode()
-        )
+    write_json(args.json, dataclasses.asdict(made))

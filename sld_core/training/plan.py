@@ -6,8 +6,7 @@ costs are measured, or guessed where a note says so. docs/distributed.md has the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sld_core.config.scene import BACKBONES
 from sld_core.config.settings import chosen, ranged
@@ -79,28 +78,14 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One phase of the work, with its wall-clock `hours` and the reason for them."""
-
-    name: str
-    workers: str
-    hours: float
-    reason: str
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The phases of a training in order, memory by place, the numbers behind them, and notes on
-    what is not measured."""
+    """Wall-clock hours of each phase in order, memory by place, the numbers behind them, and notes
+    on what is not measured."""
 
-    phases: tuple[Phase, ...]
+    hours: dict[str, float]
     memory_gb: dict[str, float]
     numbers: dict[str, float]
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def hours(self) -> float:
-        return sum(phase.hours for phase in self.phases)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,43 +100,20 @@ class Counts:
     patch_bytes: float  # of backbone and head, in half precision
 
 
-@dataclass(frozen=True)
-class StepTime:
-    """Milliseconds of one training step; images are loaded while the one before is computed."""
-
-    compute: float
-    load: float
-    exchange: float
-
-    @property
-    def total(self) -> float:
-        return max(self.compute, self.load) + self.exchange
-
-
 def plan(config: PlanConfig, counts: Counts | None = None) -> Plan:
     """Time and memory of the whole: map the scenes, train the backbone on them, then teach each
     scene a head of its own."""
     counts = counts or count(config)
     forward_ms, notes = forward(config, counts)
-    step = step_time(config, counts, forward_ms)
-    batches_per_scene = math.ceil(config.images / (config.batch * config.workers))
-    steps = config.epochs * batches_per_scene * config.scenes // config.scenes_per_step
-    phases = _phases(config, steps, step, forward_ms)
-    numbers = {
-        "steps": steps,
-        "step_ms": step.total,
-        "forward_ms": forward_ms,
-        "exchanged_mb": _exchanged_bytes(config, counts) / 1e6,
-        "busy": step.compute / step.total,
-        "gpu_hours": config.workers * sum(phase.hours for phase in phases[1:]),
-    }
-    if step.load > step.compute:
-        cores = math.ceil(config.cores * step.load / step.compute)
-        notes = (
-            *notes,
-            f"reading images takes longer than computing: {cores} cores per GPU would keep up",
-        )
-    return Plan(phases, memory(config, counts), numbers, notes)
+    step = step_numbers(config, counts, forward_ms)
+    hours = phase_hours(config, step["steps"] * step["step_ms"] / 3.6e6, forward_ms)
+    worker_hours = config.workers * (sum(hours.values()) - hours["map the scenes"])
+    if step["load_ms"] > step["compute_ms"]:
+        cores = math.ceil(config.cores * step["load_ms"] / step["compute_ms"])
+        note = f"reading images takes longer than computing: {cores} cores per GPU would keep up"
+        notes = (*notes, note)
+    numbers = step | {"forward_ms": forward_ms, "worker_hours_without_mapping": worker_hours}
+    return Plan(hours, memory(config, counts), numbers, notes)
 
 
 def forward(config: PlanConfig, counts: Counts) -> tuple[float, tuple[str, ...]]:
@@ -159,39 +121,44 @@ def forward(config: PlanConfig, counts: Counts) -> tuple[float, tuple[str, ...]]
     if config.forward_ms > 0:
         return config.forward_ms, ()
     if config.gpus:
-        guess_ms = 1e3 * counts.image_macs / GPU_MACS_PER_S
-        return guess_ms, (
-            f"{guess_ms:.1f} ms per image is a guess ({counts.image_macs / 1e9:.0f} G "
-            f"multiplications at {GPU_MACS_PER_S / 1e12:.0f} T a second); measure it with sld "
-            "bench backbones --device cuda, and give --forward-ms",
+        note = (
+            f"forward_ms is a guess: {GPU_MACS_PER_S / 1e12:.0f} T multiplications a second; "
+            "measure it with sld bench backbones --device cuda, and give --forward-ms"
         )
+        return 1e3 * counts.image_macs / GPU_MACS_PER_S, (note,)
     if config.backbone not in CPU_FORWARD_MS:
         raise SldError(
             f"backbone {config.backbone} was not measured without a GPU; measure it with sld "
             "bench backbones, and give --forward-ms"
         )
-    note = "milliseconds were measured on 2 cores and scaled to yours"
+    note = "forward_ms was measured on 2 cores and scaled to yours"
     return CPU_FORWARD_MS[config.backbone] * 2 / config.cores, (note,)
 
 
-def step_time(config: PlanConfig, counts: Counts, forward_ms: float) -> StepTime:
-    """Every worker takes `batch` images of one scene (order "rounds": of each scene), then
+def step_numbers(config: PlanConfig, counts: Counts, forward_ms: float) -> dict[str, float]:
+    """The steps of training the backbone, and the milliseconds of one. Every worker takes `batch`
+    images of one scene (order "rounds": of each scene), while the next ones are loaded; then
     gradients are averaged."""
+    batches_per_scene = math.ceil(config.images / (config.batch * config.workers))
     images = config.batch * config.scenes_per_step
     macs = images * config.patches * (counts.patch_macs + counts.head_macs)
+    compute_ms = TRAINING_FORWARDS * macs * forward_ms / counts.image_macs
+    load_ms = images * (READ_MS + AUGMENT_MS) / config.cores
+    exchanged = 4 * (counts.weights + config.scenes_per_step * counts.head_weights)
     exchange_ms = 0.0
     if config.workers > 1:
-        sent_gb = ring_bytes(_exchanged_bytes(config, counts), config.workers) / 1e9
+        sent_gb = ring_bytes(exchanged, config.workers) / 1e9
         exchange_ms = ALLREDUCE_LATENCY_MS + 1e3 * sent_gb / config.network_gb_s
-    return StepTime(
-        compute=TRAINING_FORWARDS * macs * forward_ms / counts.image_macs,
-        load=images * (READ_MS + AUGMENT_MS) / config.cores,
-        exchange=exchange_ms,
-    )
-
-
-def _exchanged_bytes(config: PlanConfig, counts: Counts) -> float:
-    return 4 * (counts.weights + config.scenes_per_step * counts.head_weights)
+    step_ms = max(compute_ms, load_ms) + exchange_ms
+    return {
+        "steps": config.epochs * batches_per_scene * config.scenes // config.scenes_per_step,
+        "step_ms": step_ms,
+        "compute_ms": compute_ms,
+        "load_ms": load_ms,
+        "exchange_ms": exchange_ms,
+        "exchanged_mb": exchanged / 1e6,
+        "busy": compute_ms / step_ms,
+    }
 
 
 def ring_bytes(exchanged: float, workers: int) -> float:
@@ -199,49 +166,21 @@ def ring_bytes(exchanged: float, workers: int) -> float:
     return 2 * (workers - 1) / workers * exchanged
 
 
-def _phases(config: PlanConfig, steps: int, step: StepTime, forward_ms: float) -> tuple[Phase, ...]:
-    images = config.scenes * config.images
-    cores = config.cores * config.workers
-    workers = f"{config.gpus} GPUs" if config.gpus else f"{config.cores} cores"
-    scenes_per_worker = math.ceil(config.scenes / config.workers)
-    validation_s = READ_MS + VALIDATION_MS + FLOAT32_FORWARDS * forward_ms
-    validation_s *= VALIDATION_IMAGES / 1e3
+def phase_hours(config: PlanConfig, backbone_hours: float, forward_ms: float) -> dict[str, float]:
+    """Hours of each phase: mapping on all cores; validation of every scene after each epoch; the
+    buffer and the head of each scene, one scene per worker."""
+    map_s = config.scenes * config.images * MAP_CORE_S / (config.cores * config.workers)
+    validation_ms = READ_MS + VALIDATION_MS + FLOAT32_FORWARDS * forward_ms
     read_ms = (READ_MS + (config.passes - 1) * AUGMENT_MS) / config.cores
     buffer_s = config.images * (read_ms + config.passes * forward_ms) / 1e3
-    return (
-        Phase(
-            "map the scenes",
-            f"{cores} cores",
-            images * MAP_CORE_S / cores / 3600,
-            f"{images} images with poses, {MAP_CORE_S:.2f} core-s each",
-        ),
-        Phase(
-            "train the backbone",
-            workers,
-            steps * step.total / 3.6e6,
-            f"{steps} steps of {step.total:.0f} ms: {step.compute:.0f} compute, {step.load:.0f} "
-            f"load (in parallel), {step.exchange:.1f} exchange",
-        ),
-        Phase(
-            "validate it",
-            workers,
-            config.epochs * scenes_per_worker * validation_s / 3600,
-            f"after every epoch, {VALIDATION_IMAGES} images of each scene, {validation_s:.1f} s "
-            "per scene",
-        ),
-        Phase(
-            "fill buffers",
-            workers,
-            scenes_per_worker * buffer_s / 3600,
-            f"one scene per worker: {config.images * config.passes} images, {buffer_s:.0f} s",
-        ),
-        Phase(
-            "train heads",
-            workers,
-            scenes_per_worker * HEAD_S / 3600,
-            f"one scene per worker: {HEAD_S:.0f} s",
-        ),
-    )
+    rounds = math.ceil(config.scenes / config.workers)
+    return {
+        "map the scenes": map_s / 3600,
+        "train the backbone": backbone_hours,
+        "validate it": config.epochs * rounds * VALIDATION_IMAGES * validation_ms / 3.6e6,
+        "fill buffers": rounds * buffer_s / 3600,
+        "train heads": rounds * HEAD_S / 3600,
+    }
 
 
 def memory(config: PlanConfig, counts: Counts) -> dict[str, float]:
@@ -311,17 +250,18 @@ def kept_bytes(network, image_B3HW) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def lines(config: PlanConfig, made: Plan) -> Sequence[str]:
-    """The plan as text."""
-    out = [
+def lines(config: PlanConfig, made: Plan) -> list[str]:
+    """The plan as a table of text."""
+    workers = f"{config.gpus} GPUs with {config.cores} cores each"
+    if not config.gpus:
+        workers = f"{config.cores} cores"
+    rows = [(hours, "h", phase) for phase, hours in made.hours.items()]
+    rows.append((sum(made.hours.values()), "h", "all phases"))
+    rows += [(gb, "GB", place) for place, gb in made.memory_gb.items()]
+    rows += [(number, "", name) for name, number in made.numbers.items()]
+    return [
         f"{config.scenes} scenes x {config.images} images, {config.landmarks} landmarks each; "
-        f"{config.backbone}, {config.epochs} epochs"
+        f"{config.backbone}, {config.epochs} epochs; {workers}",
+        *(f"{value:12.2f} {unit:2s}  {what}" for value, unit, what in rows),
+        *(f"note: {note}" for note in made.notes),
     ]
-    for phase in made.phases:
-        out.append(f"{phase.name:20s} {phase.hours:10.2f} h  on {phase.workers:12s} {phase.reason}")
-    out.append(
-        f"{'total':20s} {made.hours:10.2f} h  {made.numbers['gpu_hours']:.1f} worker-hours without "
-        f"mapping; workers compute {made.numbers['busy']:.0%} of each training step"
-    )
-    out += [f"{gb:10.2f} GB  {place}" for place, gb in made.memory_gb.items()]
-    return out + [f"note: {note}" for note in made.notes]
