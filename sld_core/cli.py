@@ -56,6 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> None:
     args = _parser().parse_args(argv)
+    from sld_core.commands.common import check_writable
+
+    for option in ("json", "report"):
+        if getattr(args, option, None) is not None:
+            check_writable(getattr(args, option), f"--{option}")
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",

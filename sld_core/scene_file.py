@@ -115,7 +115,9 @@ def _verified_body(path: Path) -> bytes:
             )
         data = path.read_bytes()
     except OSError as error:
-        raise SldError(f"{path}: cannot be read ({error.strerror})") from None
+        raise SldError(
+            f"{path}: cannot be read ({error.strerror}); expected the output of `sld teach`"
+        ) from None
     if data[:4] != MAGIC:
         raise SldError(
             f"{path}: not a scene file (it does not begin like one); expected the output of "

@@ -111,6 +111,8 @@ def _from_yaml(path: Path, text: str) -> Calibration:
         raise SldError(
             f"{path}: no calibration ({str(error).splitlines()[0]}); expected {EXPECTED}"
         ) from None
+    if not isinstance(content, dict):
+        raise SldError(f"{path}: no calibration; expected {EXPECTED}")
     try:
         width, height = content["image_width"], content["image_height"]
         K, D = content["camera_matrix"]["data"], content["distortion_coefficients"]["data"]

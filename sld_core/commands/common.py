@@ -70,6 +70,8 @@ def check_writable(output: Path | None, option: str = "--output") -> None:
         return
     if output.is_dir():
         raise SldError(f"{option} {output} is a folder; expected the name of a file")
+    if output.exists() and not output.is_file():
+        return  # a device or pipe, such as /dev/stdout: nothing is made beside it
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):

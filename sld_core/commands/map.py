@@ -21,6 +21,7 @@ from sld_core.commands.common import (
 from sld_core.config.mapping import MapConfig
 from sld_core.data.sources import Source
 from sld_core.mapping.pipeline import TABLE, MapJob
+from sld_core.metric.distances import parse_distance
 from sld_core.progress import Bar
 from sld_core.types import SldError
 
@@ -103,6 +104,8 @@ def _add_scale(parser) -> None:
 def _map(args) -> None:
     config = _config(args)
     check_writable(args.json, "--json")
+    parse_distance(config.metric.distance)
+    _check_model(getattr(args, "model", None))
     source = _source(args) if args.stage in ("all", "frames") else None
     progress = Bar()
     job = MapJob(args.output, config, source, getattr(args, "model", None), progress)

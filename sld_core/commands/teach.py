@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from math import inf
 from pathlib import Path
 
 from sld_core.commands.common import (
@@ -118,8 +119,10 @@ def _check_sources(args) -> None:
         raise SldError("--landmarks-file and --visibility-file belong to --scene-data")
     if (args.colmap is None) != (args.images is None):
         raise SldError("--colmap DIR and --images DIR belong together")
-    if args.metres_per_unit is not None and (args.colmap is None or not args.metres_per_unit > 0):
-        raise SldError("--metres-per-unit belongs to --colmap, and is more than 0")
+    if args.metres_per_unit is not None and (
+        args.colmap is None or not 0 < args.metres_per_unit < inf
+    ):
+        raise SldError("--metres-per-unit belongs to --colmap, and is a number above 0")
     if args.output.suffix != ".sld":
         raise SldError(f"--output {args.output}: a scene file ends in .sld")
 

@@ -6,7 +6,9 @@ A group of settings is a frozen dataclass with a default for every field. Number
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Any
 
@@ -90,27 +92,29 @@ def override(config, settings: list[str]):
         for key in groups:
             group = group.get(key) if isinstance(group, dict) else None
         if not isinstance(group, dict) or isinstance(group.get(name), dict) or name not in group:
-            raise SldError(f"setting {setting!r}: no such setting; {_suggestion(name, values)}")
+            raise SldError(f"setting {setting!r}: no such setting; {_suggestion(path, values)}")
         group[name] = _parse(setting, text, group[name])
     return from_dict(values, type(config))
 
 
-def _suggestion(name: str, values: dict[str, Any]) -> str:
-    paths = _paths_to(name, values)
-    if paths:
-        return f"did you mean {' or '.join(paths)}?"
-    return "expected group.name=value, such as head.hidden=256"
+def _suggestion(path: str, values: dict[str, Any]) -> str:
+    """The settings that may have been meant, of the same name or a similar one, or an example."""
+    known = dict(_flat(values))
+    name = path.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == name]
+    if meant := same or difflib.get_close_matches(path, known, n=1, cutoff=0.8):
+        return f"did you mean {' or '.join(meant)}?"
+    first = next((other for other in known if other.startswith(f"{path}.")), next(iter(known)))
+    return f"expected NAME=VALUE, such as {first}={known[first]}"
 
 
-def _paths_to(name: str, values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Every setting of this name, with its groups."""
-    found = []
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its groups, such as head.hidden, and its value."""
     for key, value in values.items():
         if isinstance(value, dict):
-            found += _paths_to(name, value, f"{prefix}{key}.")
-        elif key == name:
-            found.append(prefix + key)
-    return found
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _parse(setting: str, text: str, default):
@@ -121,5 +125,5 @@ def _parse(setting: str, text: str, default):
     try:
         return type(default)(text)
     except ValueError:
-        kind = type(default).__name__
-        raise SldError(f"setting {setting!r}: expected {kind} like {default!r}") from None
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise SldError(f"setting {setting!r}: expected {kind}, such as {default}") from None

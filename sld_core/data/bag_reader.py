@@ -67,6 +67,8 @@ def messages(
         for file in files:
             yield from (message for message in scan(file, on_damage) if message.type in types)
         return
+    if bag.is_file() and bag.suffix not in (".mcap", ".db3"):
+        raise SldError(f"{bag}: no bag; expected a rosbag2 folder, or an .mcap or .db3 file")
     parts = [bag] if bag.is_file() or (bag / "metadata.yaml").exists() else _parts(bag, ".db3")
     if not parts:
         raise SldError(f"{bag}: no rosbag2 recording (expected a folder with .mcap or .db3 files)")

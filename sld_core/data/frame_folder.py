@@ -43,9 +43,12 @@ def read_frames(
         names = [name for line in read_list(list_path) for name in layout.named(line)]
     else:
         names = layout.names(split)
+    if not names and list_path:
+        raise SldError(f"{list_path}: names no frames; expected one name a line")
     if not names:
         raise SldError(
-            f"{list_path or folder}: names no frames; expected frame-NNNNNN.color.jpg files"
+            f"{folder}: holds no frames; expected NAME.color.jpg with NAME.pose.txt, or the layout "
+            "of 7-Scenes; images without poses are for `sld map`"
         )
     return [layout.frame(name) for name in names]
 

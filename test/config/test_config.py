@@ -86,11 +86,14 @@ def test_round_trip():
 @pytest.mark.parametrize(
     "setting, words",
     [
-        ("head.hiden=1", "expected group.name=value"),
+        ("head.hiden=1", "did you mean head.hidden[?]"),
         ("hidden=1", "did you mean head.hidden"),
-        ("head=1", "no such setting"),
-        ("nothing.at.all=1", "no such setting"),
-        ("head.hidden=many", "expected int like 256"),
+        ("head=1", "no such setting; expected NAME=VALUE, such as head.kind=cells"),
+        (
+            "nothing.at.all=1",
+            "no such setting; expected NAME=VALUE, such as backbone=lite0[+]xfeat",
+        ),
+        ("head.hidden=many", "expected a whole number, such as 256"),
         ("head.hidden=0", "setting head.hidden=0: expected a number from 1 to 4096"),
         ("head.heatmap.width=18", "setting head.heatmap.width=18: expected a multiple of 4"),
         ("decode.min_score=nan", "setting decode.min_score=nan: expected a number from 0.0 to 1.0"),
@@ -99,7 +102,7 @@ def test_round_trip():
             "setting backbone='vgg': expected one of lite0[+]xfeat, lite0, xfeat, res",
         ),
         ("tracks.refine_poses=1", "expected true or false"),
-        ("seed", "expected int like 0"),
+        ("seed", "expected a whole number, such as 0"),
     ],
 )
 def test_unknown_or_unusable_settings_are_named_whole(setting, words):

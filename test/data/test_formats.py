@@ -1111,7 +1111,7 @@ def test_depth_of_the_original_seven_scenes_is_aligned_and_has_no_65535(seven_sc
     [
         ("TrainSplit.txt", "../../x\n", "no such image"),
         ("TrainSplit.txt", "sequence9\n", "seq-09: holds no frame"),
-        ("TrainSplit.txt", "", "names no frames"),
+        ("TrainSplit.txt", "", "holds no frames"),
         ("seq-02/frame-000000.pose.txt", "nan " * 16, "0 finite"),
         ("seq-02/frame-000000.color.png", "no image", "neither JPEG nor PNG"),
         ("camera-intrinsics.txt", "1 2 3", "expected a 3x3"),

@@ -48,7 +48,7 @@ def test_a_place_to_write_is_checked_before_the_work(tmp_path, capsys):
         ("count=5", "did you mean landmarks.count[?]"),
         ("sfm.length=1", "did you mean depth.gaussian_process.length[?]"),
         ("max_features", "did you mean sfm.max_features[?]"),
-        ("seeed=1", "expected group.name=value"),
+        ("seeed=1", "did you mean seed[?]"),
     ],
 )
 def test_a_setting_without_its_group_is_told_where_it_belongs(setting, words):

@@ -69,6 +69,11 @@ def _read(folder: Path, name: str, read_bin: Callable, read_txt: Callable) -> li
     if not folder.is_dir():
         raise SldError(f"{folder}: no such folder of a COLMAP model")
     is_binary = (folder / "cameras.bin").exists()
+    if not is_binary and not (folder / "cameras.txt").exists():
+        raise SldError(
+            f"{folder}: holds no COLMAP model (no cameras.bin or cameras.txt); expected a folder "
+            "such as sparse/0"
+        )
     path = folder / f"{name}.{'bin' if is_binary else 'txt'}"
     try:
         return read_bin(path) if is_binary else read_txt(path)

@@ -108,7 +108,8 @@ def _chosen(folder: Path, kind: str, choice: str | None, suffix: str) -> Path:
         names = ", ".join(str(p.relative_to(folder)) for p in found[:8])
         raise SldError(
             f"{folder}: {len(fitting)} files {kind}{suffix or '-'}*.txt ({names or 'none'}); "
-            f"expected one, or a choice of one (--{kind}-file)"
+            f"expected a labelled dataset (of `sld map` or Indoor-6) with one, or a choice of one "
+            f"(--{kind}-file)"
         )
     return fitting[0]
 
