@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_demo(output: Path, sequence: Path | None, rate: float, seed: int, head: str) -> Metrics:
     """Leaves report.html, metrics.json, the scene file, the bag and the logs of the nodes in
     `output`."""
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SldError(f"--output {output}: cannot be made a folder ({error.strerror})") from None
     sequence = sequence or _rendered_room(output / f"room-{seed}", seed)
     mapping, queries = (read_frames(sequence, sequence / name) for name in ("map.txt", "query.txt"))
     print(f"sequence {sequence}: {len(mapping)} frames to map, {len(queries)} to query")

@@ -8,6 +8,7 @@ import pytest
 
 from sld_core.geometry import interpolate
 from sld_core.synthetic import DEMO_CAMERA, Room, drive, write_sequence
+from sld_core.types import SldError
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(900)]
 
@@ -35,3 +36,11 @@ def test_from_a_drive_to_poses_on_tf(tmp_path):
         "recorder",
         "trainer",
     }
+
+
+def test_an_output_that_is_a_file_is_one_line(tmp_path):
+    from sld_ros.demo.demo import run_demo
+
+    (tmp_path / "file").touch()
+    with pytest.raises(SldError, match="--output .*/file: cannot be made a folder"):
+        run_demo(tmp_path / "file", None, 0.0, 0, "cells")
