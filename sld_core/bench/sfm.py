@@ -63,6 +63,8 @@ def _sfm(args) -> None:
                 "back to compare with; expected mapper=auto, incremental or global"
             )
     check_writable(args.json, "--json")
+    if not 0 <= args.seed < 2**31:
+        raise SldError(f"--seed {args.seed}: expected a whole number from 0 to {2**31 - 1}")
     reference = read_frames(args.frames, list_path(args.list, args.frames))
     columns = (("variant", "variant", max(len(name) for name in variants), "s"), *COLUMNS)
     print_headings(columns)

@@ -120,6 +120,12 @@ def _map(args) -> None:
         _print_stage(found, args.stage, args.output)
 
 
+def _check_model(model: str | None) -> None:
+    """A mistyped file is named before the minutes of work, not after."""
+    if model and model.endswith(".onnx") and not Path(model).is_file():
+        raise SldError(f"--model {model}: no such file; expected the ONNX file of a network")
+
+
 def _run_one(job: MapJob, stage: str) -> dict:
     done = job.run(stage)
     return done.found | {"seconds": {stage: round(done.seconds, 2)}}

@@ -43,6 +43,7 @@ def folder(tmp_path, monkeypatch):
         (MAP + "--poses", "photos: no image has a pose"),
         ("train plan --json empty", "--json empty is a folder"),
         ("bench backbones --json empty", "--json empty is a folder"),
+        ("bench sfm --frames photos --seed -1", "--seed -1: expected a whole number"),
         ("evaluate none.sld --frames photos --report empty", "--report empty is a folder"),
     ],
 )
