@@ -81,7 +81,7 @@ def test_a_camera_nobody_calibrated_is_a_guess():
         ("0 0 0 0 0 0 0 0 1", "fx and fy > 0"),
         ("500 0 nan 0 500 1 0 0 1", "finite"),
         ("500 0 inf 0 500 1 0 0 1", "finite"),
-        ("- a\n- b", "lacks"),
+        ("- a\n- b", "a.yaml: no calibration; expected a 3x3"),
         ("{a: 1}", "lacks 'image_width'"),
         ("[" * 5000, "no calibration"),
         ("a: [", "no calibration"),
