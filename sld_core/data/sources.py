@@ -171,10 +171,6 @@ def from_photos(
     found = photos.candidates(images, calibration, progress, list_path, with_poses)
     frames, rejected = _collect(found, Path(folder), config, str(images))
     world = "given" if any(frame.T_world_camera is not None for frame in frames) else ""
-    if with_poses and not world:
-        raise SldError(
-            f"{images}: no image has a pose; expected NAME.pose.txt beside NAME.jpg, or no --poses"
-        )
     return _finished(
         Path(folder), FrameSet(frames, calibration is not None, world, rejected=rejected)
     )

@@ -40,7 +40,6 @@ def folder(tmp_path, monkeypatch):
         (MAP + "--distance far", "distance 'far': 1 words"),
         (MAP + "--set 'metric.distance=a b -1'", "expected 0.001 to 100000"),
         (MAP + "--model none.onnx", "--model none.onnx: no such file"),
-        (MAP + "--poses", "photos: no image has a pose"),
         ("train plan --json empty", "--json empty is a folder"),
         ("bench backbones --json empty", "--json empty is a folder"),
         ("bench sfm --frames photos --seed -1", "--seed -1: expected a whole number"),
