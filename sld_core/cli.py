@@ -59,8 +59,7 @@ def _run(argv: list[str] | None) -> None:
     from sld_core.commands.common import check_writable
 
     for option in ("json", "report"):
-        if getattr(args, option, None) is not None:
-            check_writable(getattr(args, option), f"--{option}")
+        check_writable(getattr(args, option, None), f"--{option}")
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",

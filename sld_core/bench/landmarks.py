@@ -19,7 +19,6 @@ from sld_core.commands.common import (
     add_json,
     add_path,
     add_set,
-    check_writable,
     work_folder,
     write_json,
 )
@@ -92,7 +91,6 @@ def _landmarks(args) -> None:
             f"--repeat {args.repeat} --samples {args.samples}: expected at least 1 and 0"
         )
     check_device(args.device)
-    check_writable(args.json, "--json")
     config = override(SceneConfig(), args.set)
     frames = read_frames(args.frames, _inside(args.map, args.frames))
     queries = read_frames(args.frames, _inside(args.query, args.frames))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from sld_core.bench.table import print_headings, print_row
-from sld_core.commands.common import add_frames, add_json, check_writable, list_path, write_json
+from sld_core.commands.common import add_frames, add_json, list_path, write_json
 from sld_core.config.settings import override
 from sld_core.progress import Bar
 from sld_core.runtime import temporary_folder
@@ -62,7 +62,6 @@ def _sfm(args) -> None:
                 f"--variant {name!r}: mapper=posed refines the poses that this benchmark keeps "
                 "back to compare with; expected mapper=auto, incremental or global"
             )
-    check_writable(args.json, "--json")
     if not 0 <= args.seed < 2**31:
         raise SldError(f"--seed {args.seed}: expected a whole number from 0 to {2**31 - 1}")
     reference = read_frames(args.frames, list_path(args.list, args.frames))

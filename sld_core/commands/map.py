@@ -13,7 +13,6 @@ from sld_core.commands.common import (
     add_path,
     add_seed,
     add_set,
-    check_writable,
     configured,
     list_path,
     write_json,
@@ -103,7 +102,6 @@ def _add_scale(parser) -> None:
 
 def _map(args) -> None:
     config = _config(args)
-    check_writable(args.json, "--json")
     parse_distance(config.metric.distance)
     _check_model(getattr(args, "model", None))
     source = _source(args) if args.stage in ("all", "frames") else None

@@ -118,7 +118,7 @@ def test_seven_scenes_are_taught_by_their_training_sequences(tmp_path, given, mo
         (["--frames", "f", "--metres-per-unit", "1"], "--metres-per-unit belongs to --colmap"),
         (
             ["--colmap", "m", "--images", "i", "--metres-per-unit", "0"],
-            "--metres-per-unit belongs to --colmap, and is more than 0",
+            "--metres-per-unit belongs to --colmap, and is a number above 0",
         ),
         (["--colmap", "m", "--images", "i"], "no such file or folder"),
         (["--frames", "f", "--landmarks-file", "x"], "--visibility-file belong to --scene-data"),

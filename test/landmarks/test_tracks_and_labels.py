@@ -1,4 +1,5 @@
 import dataclasses
+import zlib
 
 import cv2
 import numpy as np
@@ -182,7 +183,7 @@ def test_a_folder_of_frames(folder):
         (lambda d: (d / "map.txt").write_text("../../etc/passwd\n"), "leads out of"),
         (lambda d: (d / "map.txt").write_text("frame-000000\nframe-000000\n"), "twice"),
         (lambda d: (d / "camera-intrinsics.txt").unlink(), "camera-intrinsics.txt: cannot be read"),
-        (lambda d: (d / "camera-intrinsics.txt").write_text("1 2 3"), "expected 3x3"),
+        (lambda d: (d / "camera-intrinsics.txt").write_text("1 2 3"), "expected a 3x3 matrix"),
         (
             lambda d: (d / "camera-intrinsics.txt").write_text("99 0 63.5 0 99 47.5 0 0 1"),
             "image is 64x48 but .* is for images of about 128x96",
@@ -217,6 +218,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path):
     _, png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))
     bomb = bytearray(png.tobytes())
     bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(SldError, match="60000x60000 pixels"):
         read_image(tmp_path / "bomb.png")

@@ -6,7 +6,6 @@ from sld_core.commands.common import (
     add_json,
     add_list,
     add_path,
-    check_writable,
     list_path,
     write_json,
 )
@@ -80,8 +79,6 @@ def _run(args) -> None:
         raise SldError(
             f"--max-images {args.max_images} --seed {args.seed}: expected at least 1 and 0"
         )
-    check_writable(args.json, "--json")
-    check_writable(args.report, "--report")
     frames = read_frames(args.frames, list_path(args.list, args.frames))
     network = MonocularDepth(args.model, args.preprocessing)
     bar = Bar()
