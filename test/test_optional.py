@@ -54,7 +54,8 @@ import cv2, numpy as np
 from sld_core.config.scene import SceneConfig
 from sld_core.config.settings import override
 from sld_core.localizer import Localizer
-from sld_core.training.teach import teach_scene_data
+from sld_core.training.run import Run
+from sld_core.training.teach import SceneOutput, teach_scene_data
 from sld_core.types import Camera, Frame, Landmarks, SceneData, SldError
 
 folder, rng = Path(sys.argv[1]), np.random.default_rng(0)
@@ -67,7 +68,8 @@ data = SceneData(
     frames, ("train",) * 4, Landmarks(xyz_L3, np.arange(30)), np.ones((4, 30), np.uint8), True
 )
 settings = ["head.kind=prototype", "validation_fraction=0", "backbone_weights=random"]
-scene = teach_scene_data(data, folder / "toy.sld", "toy", override(SceneConfig(), settings))
+output = SceneOutput(folder / "toy.sld", "toy")
+scene = teach_scene_data(data, override(SceneConfig(), settings), output, Run())
 print(len(scene.landmarks))
 try:
     config = override(scene.config, ["decode.min_score=0"])
