@@ -25,6 +25,7 @@ from sld_core.config.scene import SceneConfig
 from sld_core.heatmap import cell_to_pixel
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening
+from sld_core.models.precision import autocast
 from sld_core.training.feature_buffer import fit_whitening
 from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet
@@ -56,7 +57,7 @@ class Coordinates:
         first ones first."""
         device = self.head.centre.device
         features_Chw = self.backbone.features(image_HW3, str(device))
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             xyz_N3 = self.head(self.whitening(features_Chw.flatten(1).T))
         n = len(xyz_N3)
         order = np.random.default_rng(0).permutation(n)
@@ -145,8 +146,8 @@ def train(
     def batch_loss(done: float) -> Tensor:
         pick = torch.randint(len(buffer), (config.batch,), generator=generator)
         frame = buffer.frame_N[pick]
-        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
-            xyz_N3 = head(buffer.feature_NC[pick].to(run.device).to(torch.bfloat16))
+        with autocast(run.device):
+            xyz_N3 = head(buffer.feature_NC[pick].to(run.device).float())
         # the loss tightens on a circular schedule, as in ACE
         range_px = config.loose_px - config.tight_px
         return reprojection_loss(

@@ -23,6 +23,7 @@ from sld_core.baselines.sld_star import SldStar
 from sld_core.config.scene import SceneConfig
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import Whitening, limited
+from sld_core.models.precision import autocast
 from sld_core.training.feature_buffer import fit_whitening
 from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet, hold_out
@@ -179,8 +180,8 @@ def train(
 
     def batch_loss(done: float) -> Tensor:
         pick = rows[torch.randint(len(rows), (config.batch,), generator=generator)]
-        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
-            bearing, log_sigma = network(grid_VN[pick].to(run.device).to(torch.bfloat16))
+        with autocast(run.device):
+            bearing, log_sigma = network(grid_VN[pick].to(run.device).float())
         return bearing_loss(bearing, log_sigma, bearing_VL3[pick].to(run.device))
 
     curve = fit(network, batch_loss, config.schedule, Budget(config.steps, config.seconds), run)

@@ -31,6 +31,7 @@ from sld_core.heatmap import STRIDE, ScoreMaps, grid_size
 from sld_core.models import weights
 from sld_core.models.heatmap_head import DilatedBlock, heatmaps, scores
 from sld_core.models.lite0 import BN_EPS, InvertedResidual
+from sld_core.models.precision import autocast
 from sld_core.training import augmentation, targets
 from sld_core.training.run import Run
 from sld_core.training.training_set import TrainingSet
@@ -177,7 +178,7 @@ def detect(network: SldStarNetwork, image_HW3: np.ndarray, config: SldStarConfig
     image_3HW = torch.from_numpy(np.ascontiguousarray(image_HW3)).to(device).permute(2, 0, 1)
     padding = (0, -width % STRIDE, 0, -height % STRIDE)
     image_13HW = F.pad(image_3HW[None].float() / 255, padding, mode="replicate")
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+    with autocast(device, enabled=config.bf16):
         logits = network(image_13HW.contiguous(memory_format=torch.channels_last))
     h, w = grid_size(height, width)
     score_Lhw = scores(logits.float(), config.target.loss)[0]
@@ -255,7 +256,7 @@ def train(
         )
         network.train()
         device = torch.device(run.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+        with autocast(device, enabled=config.bf16):
             logits_NLhw = network(image_N3PP)
         return targets.heatmap_loss(logits_NLhw, xy_NL2, visibility_NL, config.target)
 

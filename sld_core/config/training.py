@@ -29,7 +29,8 @@ class BackboneTrainingConfig:
     backbone_learning_rate: float = ranged(1e-4, 0.0, 1.0)
     # fraction of all steps in which only heads learn: untrained heads would spoil the backbone
     heads_first: float = ranged(0.3, 0.0, 0.99)
-    precision: str = chosen("bfloat16", "float16", "float32")  # of multiplications
+    # of multiplications; auto: bfloat16 where the device does it natively, else float32
+    precision: str = chosen("auto", "bfloat16", "float16", "float32")
     check_every: int = ranged(1, 1, 10**6)  # epochs between validations
     check_images: int = ranged(20, 1, 100_000)  # per scene and validation
     log_every: int = ranged(10, 1, 10**9)  # steps

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from sld_core.heatmap import grid_size
 from sld_core.models import weights as files
 from sld_core.models.folding import FrozenConv, fold_normalisation
 from sld_core.models.lite0 import Lite0
+from sld_core.models.precision import conv_dtype
 from sld_core.models.torchvision_networks import ImageNetNetwork, efficientnet, resnext, swin
 from sld_core.models.weights import LITE0, XFEAT, WebFile, WeightsFile
 from sld_core.models.xfeat import XFeat
@@ -154,21 +155,6 @@ def weights_sha256(name: str, weights: str = "") -> str:
     if isinstance(own[0], WebFile):
         return files.sha256_of(files.fetch(own[0]))
     return hashlib.sha256("".join(f.sha256 for f in own).encode()).hexdigest()
-
-
-@lru_cache
-def conv_dtype(device: str) -> torch.dtype:
-    """bfloat16 where a device of this type multiplies it natively (twice as fast, same accuracy),
-    else float32."""
-    if device == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        try:
-            flags = Path("/proc/cpuinfo").read_text()
-        except OSError:
-            flags = ""
-        native = "avx512_bf16" in flags or "amx_bf16" in flags
-    return torch.bfloat16 if native else torch.float32
 
 
 def _kind(name: str) -> BackboneKind:

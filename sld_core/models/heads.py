@@ -12,6 +12,7 @@ from torch import nn
 from sld_core.config.scene import HeadConfig, HeatmapConfig
 from sld_core.heatmap import ScoreMaps
 from sld_core.models.heatmap_head import PaperHead, scores
+from sld_core.models.precision import autocast
 from sld_core.types import SldError
 
 # log of the narrowest and widest Laplace scale of an offset, in cells
@@ -102,7 +103,7 @@ class SceneHead(nn.Module):
         """Score maps of one image."""
         _, h, w = features_Chw.shape
         cells_NC = self.whitening(features_Chw.flatten(1).T)
-        with torch.autocast(features_Chw.device.type, torch.bfloat16):
+        with autocast(features_Chw.device):
             logits, located = self.cells(cells_NC)
         score = logits.softmax(1, dtype=torch.float32)[:, :-1]
         located = located.float()
@@ -133,7 +134,7 @@ class HeatmapSceneHead(nn.Module):
 
     def score_whitened(self, white_Chw: torch.Tensor) -> ScoreMaps:
         """Score maps of one image from its whitened features."""
-        with torch.autocast(white_Chw.device.type, torch.bfloat16):
+        with autocast(white_Chw.device):
             logits_1Lhw = self.maps(white_Chw[None])
         score_Lhw = scores(logits_1Lhw.float(), self.config.target.loss)[0]
         _, h, w = white_Chw.shape

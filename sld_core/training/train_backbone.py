@@ -18,6 +18,7 @@ from torch import nn
 from sld_core.config.settings import to_dict
 from sld_core.config.training import BackboneTrainingConfig
 from sld_core.models.heatmap_head import TrainingHead
+from sld_core.models.precision import conv_dtype
 from sld_core.training import checkpoint, distributed, targets
 from sld_core.training.channel_normalization import NormalizedBackbone
 from sld_core.training.distributed import World
@@ -206,11 +207,10 @@ def patch_loss(
     device: str,
 ) -> torch.Tensor:
     """The loss of one scene's patches: summed over each, averaged over all."""
-    precision = getattr(torch, config.precision)
-    autocast = torch.autocast(
-        torch.device(device).type, precision, enabled=config.precision != "float32"
-    )
-    with autocast:
+    kind = torch.device(device).type
+    automatic = config.precision == "auto"
+    precision = conv_dtype(kind) if automatic else getattr(torch, config.precision)
+    with torch.autocast(kind, precision, enabled=precision is not torch.float32):
         logits_NLhw = head(backbone(_to_image(patches, device)))
     xy_NL2 = torch.from_numpy(patches.xy_NL2).to(device)
     visibility_NL = torch.from_numpy(patches.visibility_NL).to(device)

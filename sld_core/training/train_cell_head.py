@@ -13,6 +13,7 @@ from torch import nn
 
 from sld_core.config.scene import HeadConfig
 from sld_core.models.heads import MAX_LOG_B, MIN_LOG_B, CellHead, PrototypeHead, limited
+from sld_core.models.precision import autocast, conv_dtype
 from sld_core.training.distributed import mean, parallel, shard
 from sld_core.training.feature_buffer import FeatureBuffer
 from sld_core.training.run import Run
@@ -120,8 +121,8 @@ def loss_of(
     feature = buffer.feature_NC[share].to(run.device)
     landmark = buffer.landmark_N[share].to(run.device)
     offset = buffer.offset_N2[share].to(run.device)
-    with torch.autocast(torch.device(run.device).type, torch.bfloat16):
-        logits, located = model(feature.to(torch.bfloat16))
+    with autocast(run.device):
+        logits, located = model(feature.to(conv_dtype(feature.device.type)))
     positive = landmark < landmarks
     located_share = positive.sum() / (buffer.landmark_N[cell_B] < landmarks).sum().clamp_min(1)
     classification = F.cross_entropy(

@@ -15,6 +15,7 @@ from sld_core import heatmap
 from sld_core.config.scene import HeatmapConfig, SceneConfig
 from sld_core.models.heads import HeatmapSceneHead, Whitening
 from sld_core.models.heatmap_head import PaperHead
+from sld_core.models.precision import autocast, conv_dtype
 from sld_core.training import schedule, targets
 from sld_core.training.distributed import World, mean, parallel
 from sld_core.training.feature_map_buffer import FeatureMapBuffer, cut
@@ -55,8 +56,9 @@ def train(
     while done < 1:
         schedule.set_rate(optimizer, done, c.schedule)
         patches = cut(buffer, learned_K, c, generator)
-        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
-            logits_BLhw = distributed(patches.features_BChw.to(run.device, torch.bfloat16))
+        dtype = conv_dtype(torch.device(run.device).type)
+        with autocast(run.device):
+            logits_BLhw = distributed(patches.features_BChw.to(run.device, dtype))
         loss = targets.heatmap_loss(
             logits_BLhw,
             patches.xy_BL2.to(run.device),
