@@ -137,7 +137,7 @@ def test_what_a_step_says_of_itself(tmp_path):
     log = tmp_path / "log"
     found = run(python("print('fine')", read=lambda: {"n": 3}), 60, log)
     assert (found.result, found.numbers) == ("ok", {"n": 3})
-    failed = run(python("import sys; print('one'); sys.exit('two\\n')"), 60, log)
+    failed = run(python("import sys; print('one', flush=True); sys.exit('two\\n')"), 60, log)
     assert failed.result == "failed: two"
     assert failed.failed
     hung = run(python("import time; time.sleep(60)", limit_s=0.5), 60, log)

@@ -89,6 +89,7 @@ def test_saved_weights_make_the_same_frozen_features(name, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_can_be_trained(name):
     network = trainable(name, "random").train()
+    torch.manual_seed(0)  # of stochastic depth, which may leave out a block of both images
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     features = network(image)
     features.mul(
