@@ -38,9 +38,9 @@ def train(
     """Train on random patches of the maps, and return the head that found most landmarks in
     held-out maps, with the loss curve as (step, mean loss).
 
-    AdamW, bfloat16; training stops when validation no longer improves. `watch` is called after
-    every validation, and its time does not count as training. Each rank cuts patches out of its own
-    maps; gradients are averaged."""
+    AdamW, in `conv_dtype` of the device; training stops when validation no longer improves. `watch`
+    is called after every validation, and its time does not count as training. Each rank cuts
+    patches out of its own maps; gradients are averaged."""
     c = config.head.heatmap
     torch.manual_seed(run.seed)
     network = PaperHead(buffer.feature_NC.shape[1], buffer.xy_ML2.shape[1], c.width)
@@ -52,11 +52,11 @@ def train(
     learned_K, held_out = split(buffer, c.validation_fraction)
     curve, running = [], math.nan
     best, best_state, checks_since_best = -1.0, None, 0
+    dtype = conv_dtype(torch.device(run.device).type)
     step, done, start = 0, 0.0, time.monotonic()
     while done < 1:
         schedule.set_rate(optimizer, done, c.schedule)
         patches = cut(buffer, learned_K, c, generator)
-        dtype = conv_dtype(torch.device(run.device).type)
         with autocast(run.device):
             logits_BLhw = distributed(patches.features_BChw.to(run.device, dtype))
         loss = targets.heatmap_loss(
