@@ -33,6 +33,19 @@ def project(
     return xy * [camera.fx, camera.fy] + [camera.cx, camera.cy], z
 
 
+def projection_jacobian(
+    camera: Camera, T_world_camera: np.ndarray, xyz_N3: np.ndarray
+) -> np.ndarray:
+    """How pixels move with world points, d(xy) / d(xyz) (N, 2, 3); of points that are not in front
+    of the camera, numbers without meaning."""
+    right, down, forward = T_world_camera[:3, :3].T
+    x, y, z = ((xyz_N3 - T_world_camera[:3, 3]) @ T_world_camera[:3, :3]).T[:, :, None]
+    z = np.where(z > 1e-3, z, 1.0)
+    along_x = camera.fx / z * (right - x / z * forward)
+    along_y = camera.fy / z * (down - y / z * forward)
+    return np.stack([along_x, along_y], 1)
+
+
 def pose_error(T_a: np.ndarray, T_b: np.ndarray) -> tuple[float, float]:
     """Distance of the positions (metres) and angle between the rotations (radians) of two poses in
     one frame."""
@@ -41,6 +54,15 @@ def pose_error(T_a: np.ndarray, T_b: np.ndarray) -> tuple[float, float]:
     sine = np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / 2
     angle_rad = np.arctan2(sine, (np.trace(R) - 1) / 2)
     return float(np.linalg.norm(T_a[:3, 3] - T_b[:3, 3])), float(angle_rad)
+
+
+def pose_difference(T_a: np.ndarray, T_b: np.ndarray) -> np.ndarray:
+    """What moves pose a to pose b (6,): position, and the rotation vector w of R_b = exp(w) R_a, in
+    world axes (radians), as in the covariance of PoseEstimate."""
+    x, y, z, cosine = quaternion_from_rotation(T_b[:3, :3] @ T_a[:3, :3].T)
+    sine = np.linalg.norm([x, y, z])
+    scale = 2 * np.arctan2(sine, cosine) / sine if sine > 1e-12 else 2.0
+    return np.concatenate([T_b[:3, 3] - T_a[:3, 3], scale * np.array([x, y, z])])
 
 
 def rotation_from_vector(w: np.ndarray) -> np.ndarray:

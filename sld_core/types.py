@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,10 @@ class Camera:
         """The camera of the same image resampled to width x height."""
         sx, sy = width / self.width, height / self.height
         return Camera(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
+
+    def zoomed(self, factor: float) -> Camera:
+        """The same camera with focal lengths `factor` times as long."""
+        return replace(self, fx=self.fx * factor, fy=self.fy * factor)
 
 
 @dataclass(frozen=True)
@@ -141,15 +145,57 @@ class Labels:
 @dataclass(frozen=True)
 class Detections:
     """Landmarks found in one image: indices `landmark_K`, positions `xy_px_K2` (corner origin),
-    `score_K` in 0..1, and `sigma_px_K`, the standard deviation of each coordinate."""
+    `score_K` in 0..1, and `sigma_px_K`, the standard deviation of each coordinate; where it is not
+    the same in all directions, `covariance_K22` (px squared) says so."""
 
     landmark_K: np.ndarray
     xy_px_K2: np.ndarray
     score_K: np.ndarray
     sigma_px_K: np.ndarray
+    covariance_K22: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.landmark_K)
+
+    @property
+    def information_K22(self) -> np.ndarray:
+        """The inverse of each position's covariance (K, 2, 2), 1 / px squared."""
+        if self.covariance_K22 is not None:
+            return np.linalg.inv(self.covariance_K22)
+        return np.eye(2) / self.sigma_px_K[:, None, None] ** 2
+
+    def scaled(self, factor: float) -> Detections:
+        """The same detections in pixels of an image `factor` times as large."""
+        covariance = self.covariance_K22
+        return replace(
+            self,
+            xy_px_K2=self.xy_px_K2 * factor,
+            sigma_px_K=self.sigma_px_K * factor,
+            covariance_K22=None if covariance is None else covariance * factor**2,
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the fine pass says of a pose: how many landmarks it looked for where the pose puts them,
+    and how many it found there."""
+
+    looked_for: int
+    found: int
+
+    @property
+    def share(self) -> float:
+        """Found, of those looked for; 0 where none was."""
+        return self.found / max(self.looked_for, 1)
+
+
+@dataclass(frozen=True)
+class FocalEstimate:
+    """The focal length that an image shows: `factor` times that of the camera given, with relative
+    standard deviation `sigma`."""
+
+    factor: float
+    sigma: float
 
 
 @dataclass(frozen=True)
@@ -158,12 +204,16 @@ class PoseEstimate:
 
     `T_world_camera` is 4x4, metres. `covariance_66` is that of (x, y, z, rotation about x, y, z) in
     world axes (metres, radians), as in geometry_msgs/PoseWithCovariance: R_true = exp(w) R.
-    `inlier_K` marks the detections used; `reprojection_px` is their root mean square error."""
+    `inlier_K` marks the detections used; `reprojection_px` is their root mean square error.
+    `agreement` is the fine pass's, None without one; `focal` is None where it was not asked
+    for."""
 
     T_world_camera: np.ndarray
     covariance_66: np.ndarray
     inlier_K: np.ndarray
     reprojection_px: float
+    agreement: Agreement | None = None
+    focal: FocalEstimate | None = None
 
     @property
     def position_sigma_m(self) -> float:

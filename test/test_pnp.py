@@ -37,6 +37,39 @@ def test_exact_detections_give_the_exact_pose():
     assert metres < 1e-6 and radians < 1e-6 and found.inlier_K.all()
 
 
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_the_focal_length_is_fitted_with_a_true_sigma(factor):
+    """Many times, with noise: right on average, and off as much as it says."""
+    off = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        xyz = scene(rng, 80)
+        found = pnp.refine(
+            T_TRUE,
+            detect(rng, xyz, 0.5),
+            xyz,
+            CAMERA.zoomed(factor),
+            PnpConfig(ransac_px=200.0),
+            fit_focal=True,
+        )
+        off.append((found.focal.factor * factor - 1) / found.focal.sigma)
+    assert abs(np.mean(off)) < 0.6 and 0.7 < np.std(off) < 1.4
+
+
+def test_a_detection_that_is_unsure_along_a_line_counts_across_it():
+    """Along x every detection is off by 20 px and says so; across it is exact."""
+    rng = np.random.default_rng(3)
+    xyz = scene(rng, 60)
+    exact = detect(rng, xyz, 1e-9)
+    shifted = exact.xy_px_K2 + np.where(np.arange(60) % 2, 1, -1)[:, None] * [5.0, 0.0]
+    covariance = np.broadcast_to(np.diag([400.0, 1e-4]), (60, 2, 2))
+    found = Detections(exact.landmark_K, shifted, exact.score_K, np.full(60, 14.0), covariance)
+    pose = pnp.refine(T_TRUE, found, xyz, CAMERA, PnpConfig(robust_px=100.0))
+    metres, _ = geometry.pose_error(pose.T_world_camera, T_TRUE)
+    assert metres < 1e-3
+    assert found.scaled(2.0).covariance_K22[0, 0, 0] == 1600
+
+
 def test_jacobian_agrees_with_differences():
     rng = np.random.default_rng(1)
     xyz = scene(rng, 5)
