@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sld_core.config.settings import chosen, ranged
+from sld_core.types import SldError
 
+MIN_LANDMARKS = 20  # fewer make no scene
 BACKBONES = (  # how each is made is in models.backbone
     "lite0",
     "xfeat",
@@ -65,14 +67,25 @@ class TrackConfig:
     loose_reprojection_px: float = ranged(8.0, 0.1, 1000.0)  # with poses as given
     reprojection_px: float = ranged(4.0, 0.1, 1000.0)  # after refinement
     min_triangulation_deg: float = ranged(1.5, 0.0, 90.0)
+    # as sfm.depth_spread, sfm.depth_baseline_m and sfm.depth_jump of `sld map`: depth images take
+    # part where poses are refined and the depths of frames contradict each other
+    depth_spread: float = ranged(0.08, 0.0, 10.0)
+    depth_baseline_m: float = ranged(0.1, 0.0, 10.0)
+    depth_jump: float = ranged(0.05, 1e-4, 1.0)
 
 
 @dataclass(frozen=True)
 class LandmarkConfig:
     """Which triangulated points become landmarks (landmarks.selection)."""
 
-    count: int = ranged(1000, 20, 20_000)
+    # 0: `base_count`, and more for frames that see fewer than `per_view` of them, if need be points
+    # of only `fallback_views`, up to `max_count` in all
+    count: int = ranged(0, 0, 20_000)
+    base_count: int = ranged(1000, MIN_LANDMARKS, 20_000)
+    max_count: int = ranged(4000, MIN_LANDMARKS, 20_000)
+    per_view: int = ranged(60, 0, 1000)
     min_views: int = ranged(6, 2, 1000)
+    fallback_views: int = ranged(4, 2, 1000)
     max_error_px: float = ranged(2.0, 0.01, 100.0)  # mean reprojection error
     min_span_deg: float = ranged(3.0, 0.0, 180.0)  # angle between the extreme viewing directions
     # between neighbours in the first pass, as a fraction of the diameter of all points; 0: any
@@ -85,6 +98,13 @@ class LandmarkConfig:
     # cells of an image, and other points, that each point is compared with
     matchability_rivals: int = ranged(1500, 10, 1_000_000)
     matchability_temperature: float = ranged(0.05, 1e-3, 10.0)  # of the softmax over cosines
+
+    def __post_init__(self):
+        if 0 < self.count < MIN_LANDMARKS:
+            raise SldError(
+                f"landmarks.count={self.count}: expected at least {MIN_LANDMARKS}, or 0 for as "
+                "many as the place needs"
+            )
 
 
 @dataclass(frozen=True)
@@ -200,13 +220,49 @@ class DecodeConfig:
     """From score maps to detections (heatmap.decode), and at which rolls an image is tried
     (localizer)."""
 
-    # beyond the rolls of the mapping drive; 0 saves time on a robot that never rolls
-    roll_margin_deg: float = ranged(45.0, 0.0, 180.0)
+    # beyond the rolls of the mapping drive; every 35 degrees cost as much as a query
+    roll_margin_deg: float = ranged(0.0, 0.0, 180.0)
     min_score: float = ranged(0.3, 0.0, 1.0)
+    # attempts with lower scores, where the fine pass can judge what comes of them, and by what
+    # factor each is lower
+    retries: int = ranged(2, 0, 10)
+    retry_factor: float = ranged(0.3, 0.01, 1.0)
     guided_min_score: float = ranged(0.02, 0.0, 1.0)
     guided_radius_cell: float = ranged(2.0, 0.5, 20.0)
     # landmarks closer than this to the image's border are not looked for again
     guided_margin_px: float = ranged(8.0, 0.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class FineConfig:
+    """The fine pass (fine_pass). Pixels are those of the image scaled to `image.max_side_px`, and
+    at the finer levels of detail those of the level."""
+
+    use: bool = True
+    radius_px: int = ranged(5, 2, 20)  # templates have 2 * radius_px + 1 pixels a side
+    # Images larger than image.max_side_px are searched in more detail, up to this size.
+    max_side_px: int = ranged(1920, 64, 8192)
+    min_views: int = ranged(3, 1, 1000)  # mapping frames that a template is the mean of
+    # A landmark is looked for from directions up to this much beyond those of the mapping frames
+    # that saw it, and from distances up to this factor.
+    beyond_deg: float = ranged(60.0, 0.0, 180.0)
+    beyond_distance: float = ranged(3.0, 1.0, 100.0)
+    max_landmarks: int = ranged(500, 10, 20_000)  # in one image; the first chosen ones
+    # around each projection, in pixels of the level; the first one has half the working image's
+    first_search_px: int = ranged(6, 2, 50)
+    search_px: int = ranged(4, 2, 50)
+    landmark_sigma_px: float = ranged(1.0, 0.0, 100.0)  # of the views that a landmark is made from
+    min_similarity: float = ranged(0.7, 0.0, 1.0)
+    inlier_px: float = ranged(4.0, 0.1, 1000.0)
+    noise: float = ranged(18.0, 0.0, 1e6)  # variance of a template's misfit, per 1 - similarity
+    floor_px: float = ranged(0.3, 0.01, 100.0)  # standard deviation that no detection falls below
+    min_inliers: int = ranged(6, 4, 10_000)  # of a pose that is worth a fine pass
+    # A landmark agrees with a pose that puts it within `agree_px` of where it was found, on both of
+    # the coarsest levels of detail. A pose needs `min_found` landmarks that agree, and `min_share`
+    # of those looked for more: in images of other places chance finds up to 3 in 100.
+    agree_px: float = ranged(2.0, 0.1, 100.0)
+    min_found: int = ranged(6, 0, 10_000)
+    min_share: float = ranged(0.03, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -243,4 +299,5 @@ class SceneConfig:
     buffer: BufferConfig = field(default_factory=BufferConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    fine: FineConfig = field(default_factory=FineConfig)
     pnp: PnpConfig = field(default_factory=PnpConfig)

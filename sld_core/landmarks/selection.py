@@ -4,10 +4,11 @@ CVPR 2022, section 3.1)."""
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
-from sld_core.config.scene import LandmarkConfig
+from sld_core.config.scene import MIN_LANDMARKS, LandmarkConfig
 from sld_core.types import Landmarks, Reconstruction, SldError
 
 log = logging.getLogger(__name__)
@@ -16,28 +17,70 @@ log = logging.getLogger(__name__)
 def select(
     reconstruction: Reconstruction, config: LandmarkConfig, matchability_N: np.ndarray | None = None
 ) -> Landmarks:
-    """Up to config.count landmarks; the first n are those that a selection of n would give.
+    """`config.count` landmarks, or as many as the place needs; the first n are those that a
+    selection of n would give.
 
     Only the frames and observations of `reconstruction` count: pass those of the training images
     alone. `matchability_N` (0..1, landmarks.matchability) says how well each point can be told
     apart in the frozen features; weighted, it adds to the saliency. The order in which points come
     does not matter."""
-    candidates = np.flatnonzero(is_candidate(reconstruction, config))
-    if len(candidates) < 20:
+    candidate_N = is_candidate(reconstruction, config)
+    if candidate_N.sum() < MIN_LANDMARKS:
         raise SldError(
-            f"only {len(candidates)} points are seen by {config.min_views} frames from "
-            f"{config.min_span_deg} degrees apart; at least 20 are needed: record a slower drive "
-            "with sideways motion, or more light"
+            f"only {candidate_N.sum()} points are seen by {config.min_views} frames from "
+            f"{config.min_span_deg} degrees apart; at least {MIN_LANDMARKS} are needed: record a "
+            "slower drive with sideways motion, or more light"
         )
-    saliency = saliency_of(reconstruction)[candidates]
+    saliency_N = saliency_of(reconstruction)
     if matchability_N is not None:
-        saliency = saliency + config.matchability_weight * matchability_N[candidates]
-    # rounded, for sums depend on the order of their terms in the last digits; then ties by position
-    x, y, z = reconstruction.points_N3[candidates].T
-    order = candidates[np.lexsort((z, y, x, -np.round(saliency, 9)))]
-    chosen = spread(reconstruction.points_N3[order], config.count, config)
+        saliency_N = saliency_N + config.matchability_weight * matchability_N
+    xyz_N3 = reconstruction.points_N3
+    candidates = _by_saliency(np.flatnonzero(candidate_N), saliency_N, xyz_N3)
+    count = config.count or config.base_count
+    chosen = candidates[spread(xyz_N3[candidates], count, config)]
+    if not config.count:
+        rarer = replace(config, min_views=min(config.fallback_views, config.min_views))
+        for group_N in (candidate_N, is_candidate(reconstruction, rarer)):
+            group = _by_saliency(np.flatnonzero(group_N), saliency_N, xyz_N3)
+            chosen = _fill_views(reconstruction, group, chosen, config)
     log.info("%d landmarks of %d candidates", len(chosen), len(candidates))
-    return Landmarks(reconstruction.points_N3[order[chosen]], order[chosen])
+    return Landmarks(xyz_N3[chosen], chosen)
+
+
+def in_sight(reconstruction: Reconstruction, chosen: np.ndarray) -> np.ndarray:
+    """How many of the points `chosen` each frame sees (F,), by their tracks."""
+    mine_M = np.isin(reconstruction.obs_point_M, chosen)
+    return np.bincount(reconstruction.obs_frame_M[mine_M], minlength=len(reconstruction.frames))
+
+
+def _by_saliency(points: np.ndarray, saliency_N: np.ndarray, xyz_N3: np.ndarray) -> np.ndarray:
+    """Points from the most salient to the least."""
+    # rounded, for sums depend on the order of their terms in the last digits; then ties by position
+    x, y, z = xyz_N3[points].T
+    return points[np.lexsort((z, y, x, -np.round(saliency_N[points], 9)))]
+
+
+def _fill_views(
+    r: Reconstruction, candidates: np.ndarray, chosen: np.ndarray, config: LandmarkConfig
+) -> np.ndarray:
+    """`chosen` with more candidates, well spread, that frames with too few landmarks see."""
+    count_F = in_sight(r, chosen)
+    poor_M = (count_F < config.per_view)[r.obs_frame_M]
+    more = candidates[np.isin(candidates, r.obs_point_M[poor_M]) & ~np.isin(candidates, chosen)]
+    if len(more) == 0:
+        return chosen
+    more = more[spread(r.points_N3[more], len(more), config)]
+    order = np.argsort(r.obs_point_M, kind="stable")
+    bounds = np.searchsorted(r.obs_point_M[order], np.arange(len(r.points_N3) + 1))
+    added = []
+    for point in more:
+        if len(chosen) + len(added) >= config.max_count:
+            break
+        frames = np.unique(r.obs_frame_M[order[bounds[point] : bounds[point + 1]]])
+        if (count_F[frames] < config.per_view).any():
+            count_F[frames] += 1
+            added.append(point)
+    return np.concatenate([chosen, np.array(added, chosen.dtype)])
 
 
 def is_candidate(reconstruction: Reconstruction, config: LandmarkConfig) -> np.ndarray:

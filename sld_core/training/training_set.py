@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sld_core import geometry
-from sld_core.config.scene import LandmarkConfig, SceneConfig
+from sld_core.config.scene import MIN_LANDMARKS, LandmarkConfig, SceneConfig
 from sld_core.config.settings import range_of
 from sld_core.landmarks import selection, visibility
 from sld_core.landmarks.matchability import matchability
@@ -57,8 +57,10 @@ def from_frames(
     triangulation.check(frames)
     origin_3 = origin_of(frames)
     frames = [moved(f, -origin_3) for f in frames]
+    # depth is in metres, and says nothing of poses that are not
+    tracks = config.tracks if metric else replace(config.tracks, depth_spread=0.0)
     with stage("tracks"):
-        whole = triangulation.reconstruct_once(frames, work, config.tracks, config.seed, progress)
+        whole = triangulation.reconstruct_once(frames, work, tracks, config.seed, progress)
     with stage("landmarks"):
         held_out = hold_out(len(frames), config.validation_fraction)
         seen = without_frames(whole, held_out)
@@ -133,7 +135,7 @@ def projections(frames: Sequence[Frame], xyz_L3: np.ndarray) -> np.ndarray:
 
 def _check(data: SceneData, train: list[int]) -> None:
     """Raise SldError unless there is enough to learn from."""
-    low, high = range_of(LandmarkConfig, "count")
+    low, (_, high) = MIN_LANDMARKS, range_of(LandmarkConfig, "count")
     if not low <= len(data.landmarks) <= high:
         raise SldError(
             f"the dataset has {len(data.landmarks)} landmarks; expected {low} to {high}"

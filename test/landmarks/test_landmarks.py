@@ -422,7 +422,7 @@ def test_no_normal_without_depth_or_at_an_edge(tmp_path, plane):
 
 
 def test_settings_of_older_scenes_take_the_defaults_and_limits_hold():
-    old = {"count": 1000, "min_views": 6, "first_spacing": 0.1}
+    old = {"base_count": 1000, "min_views": 6, "first_spacing": 0.1}
     assert from_dict(old, LandmarkConfig) == LandmarkConfig()
     assert from_dict(to_dict(LabelConfig()), LabelConfig) == LabelConfig()
     for values, kind in (

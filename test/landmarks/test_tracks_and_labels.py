@@ -67,6 +67,47 @@ def test_landmarks_do_not_depend_on_the_order_of_points_and_observations(reconst
     np.testing.assert_array_equal(again.xyz_L3, chosen.xyz_L3)
 
 
+def without(reconstruction, drop_M):
+    """The same without some observations."""
+    rest = ("obs_point_M", "obs_frame_M", "obs_xy_M2")
+    kept = {name: getattr(reconstruction, name)[~drop_M] for name in rest}
+    return dataclasses.replace(reconstruction, **kept)
+
+
+def test_frames_that_see_few_landmarks_get_more_of_what_they_see(reconstruction):
+    """Two frames see only a third of the points, two others only the rest. Without a number, and
+    only up to the most allowed; with a number it is kept."""
+    point, frame = reconstruction.obs_point_M, reconstruction.obs_frame_M
+    blind = (point < 200) & (frame < 2) | (point >= 200) & ((frame == 2) | (frame == 3))
+    thinned = without(reconstruction, blind)
+    config = LandmarkConfig(base_count=30, per_view=25)
+    few = selection.select(thinned, dataclasses.replace(config, count=30))
+    assert len(few) == 30 and (selection.in_sight(thinned, few.point_L) < 25).any()
+    more = selection.select(thinned, config)
+    np.testing.assert_array_equal(more.point_L[:30], few.point_L)
+    assert len(np.unique(more.point_L)) == len(more) > 30
+    assert (selection.in_sight(thinned, more.point_L) >= 25).all()
+    capped = selection.select(thinned, dataclasses.replace(config, max_count=35))
+    np.testing.assert_array_equal(capped.point_L, more.point_L[:35])
+
+
+def test_points_of_fewer_views_count_where_there_are_no_better_ones(reconstruction):
+    """One frame sees only points that few others see."""
+    point, frame = reconstruction.obs_point_M, reconstruction.obs_frame_M
+    rare = point >= 250
+    thinned = without(reconstruction, (rare & (frame >= 4)) | (~rare & (frame == 0)))
+    config = LandmarkConfig(base_count=30, per_view=10)
+    chosen = selection.select(thinned, config).point_L
+    assert (chosen >= 250).sum() == 10 and selection.in_sight(thinned, chosen)[0] == 10
+    strict = selection.select(thinned, dataclasses.replace(config, fallback_views=6)).point_L
+    assert (strict < 250).all()
+
+
+def test_a_handful_of_landmarks_is_refused_in_one_line():
+    with pytest.raises(SldError, match="landmarks.count=5: expected at least 20, or 0"):
+        LandmarkConfig(count=5)
+
+
 def test_landmarks_keep_their_distance(reconstruction):
     config = LandmarkConfig(first_spacing=0.1)
     points = reconstruction.points_N3

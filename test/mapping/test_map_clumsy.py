@@ -71,7 +71,7 @@ def test_settings_that_went_back_to_their_default_are_named():
     )
     now = settings_of("landmarks", override(MapConfig(), ["landmarks.min_views=5"]), None)
     assert back_at_default("landmarks", before, now) == [
-        "landmarks.count was 200 and is the default 1000",
+        "landmarks.count was 200 and is the default 0",
         "split.test was 0.2 and is the default 0.0",
     ]
     assert (

@@ -813,7 +813,7 @@ def test_settings_that_are_not_given_again_are_named(mapped, tmp_path, caplog):
     assert sld("landmarks", "--output", output, *FEW) == 0 and not caplog.records
     assert sld("landmarks", "--output", output, *FEW[:2]) == 0
     assert [r.message for r in caplog.records] == [
-        "the stage 'landmarks' is done again: landmarks.count was 200 and is the default 1000 "
+        "the stage 'landmarks' is done again: landmarks.count was 200 and is the default 0 "
         "(settings are not remembered, give them "
         "each time)"
     ]
