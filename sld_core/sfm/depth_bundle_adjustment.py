@@ -4,26 +4,30 @@ gets a second camera beside it, in which a point at depth z appears f b / z pixe
 A camera that hardly moves, or that turns through a doorway, does not fix the scale of what it sees:
 all matches fit, and yet one part of the map is half as large as it should be. Depth connects the
 scales of the parts. Where parallax is more precise than the sensor, whose errors are systematic,
-depth only does harm; so it is used only where the depths of the images contradict each other
-(sfm.retriangulation)."""
+depth only does harm; so it is used only where the depths of the images contradict each other."""
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from sld_core.camera.images import read_depth
+from sld_core.config.mapping import SfmConfig
+from sld_core.config.scene import TrackConfig
 from sld_core.metric.scale import sample_smooth, spread_over_images
 from sld_core.optional import pycolmap
 from sld_core.sfm.colmap import bundle_setup
+from sld_core.sfm.mapper import drop_misfits
 from sld_core.types import Frame
 
 log = logging.getLogger(__name__)
 
 MIN_SAMPLES = 100
+KEPT_OBSERVATIONS = 0.9  # of those without depth images, that an adjustment by them must explain
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,55 @@ class DepthSamples:
 
     def __len__(self) -> int:
         return len(self.depth_K)
+
+
+def held_by_depth(
+    model: pycolmap.Reconstruction,
+    renew: Callable[[pycolmap.Reconstruction], pycolmap.Reconstruction],
+    frame_of: Mapping[str, Frame],
+    config: SfmConfig | TrackConfig,
+) -> tuple[pycolmap.Reconstruction, list[str]]:
+    """The model adjusted with depth images, if their scales disagree before and agree afterwards;
+    else unchanged."""
+    before = scale_spread(model, frame_of, config.depth_jump)
+    if before is None or before[1] <= config.depth_spread:
+        return model, []
+    said = (
+        f"one image in ten disagreed with the map's scale by {100 * before[1]:.0f} % or "
+        "more, by its depth"
+    )
+    matched, held = copy.deepcopy(model), copy.deepcopy(model)
+    drop_misfits(matched, config.reprojection_px, 0.0)
+    done = _adjust_with_depth(held, frame_of, config)
+    if done:
+        held = renew(held)
+        done = _adjust_with_depth(held, frame_of, config)
+    held.update_point_3d_errors()
+    after = scale_spread(held, frame_of, config.depth_jump)
+    helps = (
+        done
+        and after is not None
+        and (after < before / 2).any()
+        and (after < 1.2 * before).all()
+        and held.compute_num_observations()
+        >= KEPT_OBSERVATIONS * matched.compute_num_observations()
+    )
+    if not helps:
+        return model, [
+            f"{said}; depth images do not fit the matches, and the map is made without them: "
+            "are they aligned with the images?"
+        ]
+    return held, [
+        f"{said}: depth images took part in the adjustment, which leaves {100 * after[1]:.0f} %"
+    ]
+
+
+def _adjust_with_depth(
+    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], config: SfmConfig | TrackConfig
+) -> bool:
+    done = adjust_with_depth(model, frame_of, config.depth_baseline_m, config.depth_jump)
+    drop_misfits(model, config.reprojection_px, 0.0)
+    return done
 
 
 def adjust_with_depth(

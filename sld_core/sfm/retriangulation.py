@@ -3,18 +3,15 @@ between parts of the map corrected by depth images."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from sld_core.config.mapping import SfmConfig
 from sld_core.optional import pycolmap
-from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
+from sld_core.sfm.depth_bundle_adjustment import held_by_depth
 from sld_core.sfm.mapper import adjust, drop_misfits
 from sld_core.sfm.triangulation import triangulate
-from sld_core.types import Frame, FrameSet, Progress
-
-KEPT_OBSERVATIONS = 0.9  # of those without depth images, that an adjustment by them must explain
+from sld_core.types import FrameSet, Progress
 
 
 def retriangulate(
@@ -44,53 +41,4 @@ def retriangulate(
     if not (frame_set.intrinsics_known and config.depth_baseline_m):
         return model, []
     progress(Progress("comparing with depth images", 0.5))
-    return _held_by_depth(model, renew, {f.image_path.name: f for f in frame_set.frames}, config)
-
-
-def _held_by_depth(
-    model: pycolmap.Reconstruction,
-    renew: Callable[[pycolmap.Reconstruction], pycolmap.Reconstruction],
-    frame_of: Mapping[str, Frame],
-    config: SfmConfig,
-) -> tuple[pycolmap.Reconstruction, list[str]]:
-    """The model adjusted with depth images, if their scales disagree before and agree afterwards;
-    else unchanged."""
-    before = scale_spread(model, frame_of, config.depth_jump)
-    if before is None or before[1] <= config.depth_spread:
-        return model, []
-    said = (
-        f"one image in ten disagreed with the map's scale by {100 * before[1]:.0f} % or "
-        "more, by its depth"
-    )
-    matched, held = copy.deepcopy(model), copy.deepcopy(model)
-    drop_misfits(matched, config.reprojection_px, 0.0)
-    done = _adjust_with_depth(held, frame_of, config)
-    if done:
-        held = renew(held)
-        done = _adjust_with_depth(held, frame_of, config)
-    held.update_point_3d_errors()
-    after = scale_spread(held, frame_of, config.depth_jump)
-    helps = (
-        done
-        and after is not None
-        and (after < before / 2).any()
-        and (after < 1.2 * before).all()
-        and held.compute_num_observations()
-        >= KEPT_OBSERVATIONS * matched.compute_num_observations()
-    )
-    if not helps:
-        return model, [
-            f"{said}; depth images do not fit the matches, and the map is made without them: "
-            "are they aligned with the images?"
-        ]
-    return held, [
-        f"{said}: depth images took part in the adjustment, which leaves {100 * after[1]:.0f} %"
-    ]
-
-
-def _adjust_with_depth(
-    model: pycolmap.Reconstruction, frame_of: Mapping[str, Frame], config: SfmConfig
-) -> bool:
-    done = adjust_with_depth(model, frame_of, config.depth_baseline_m, config.depth_jump)
-    drop_misfits(model, config.reprojection_px, 0.0)
-    return done
+    return held_by_depth(model, renew, {f.image_path.name: f for f in frame_set.frames}, config)

@@ -30,6 +30,7 @@ from sld_core.files import write_atomically
 from sld_core.optional import pycolmap
 from sld_core.sfm import features
 from sld_core.sfm.colmap import bundle_setup, errors_named, pose_of, quiet, read_model, registered
+from sld_core.sfm.depth_bundle_adjustment import held_by_depth
 from sld_core.sfm.reconstruction_file import ARRAYS, read_arrays
 from sld_core.types import Frame, Progress, Reconstruction, SldError
 
@@ -153,6 +154,14 @@ def reconstruct(
     ):
         refined = _refined(_posed_model(database, frame_of), database, frame_of, config, seed)
         if _is_better(refined, model, config):
+
+            def renew(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+                return triangulate(model, database, error_px, angle_deg, seed)
+
+            if config.depth_spread:
+                refined, notes = held_by_depth(refined, renew, frame_of, config)
+                for note in notes:
+                    log.info("%s", note)
             model = _in_given_frame(refined, frame_of)
     progress(Progress("triangulating", 1.0))
     return read_model(model, frame_of)

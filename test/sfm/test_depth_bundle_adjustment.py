@@ -11,7 +11,7 @@ from small_room import against, sway, write_photos
 
 from sld_core.config.mapping import SfmConfig
 from sld_core.data.sources import from_photos
-from sld_core.sfm import retriangulation, solve
+from sld_core.sfm import depth_bundle_adjustment, solve
 from sld_core.sfm.depth_bundle_adjustment import adjust_with_depth, scale_spread
 
 POSES = sway(14)
@@ -71,7 +71,7 @@ def test_a_few_torn_images_are_reason_enough(place):
     def renewed(model):
         return model
 
-    model, notes = retriangulation._held_by_depth(
+    model, notes = depth_bundle_adjustment.held_by_depth(
         torn(folder, every=5, nearer=0.3), renewed, by_name(frame_set), SfmConfig()
     )
     assert "took part" in notes[0]
