@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sld_core import geometry, heatmap, pnp, scene_file
+from sld_core import fine_pass, geometry, heatmap, pnp, scene_file
 from sld_core.camera.images import fit, rotate
+from sld_core.config.scene import FineConfig, PnpConfig
+from sld_core.fine_pass import FinePass, GreyImage
 from sld_core.heatmap import ScoreMaps
 from sld_core.models.backbone import Backbone
 from sld_core.scene_file import Scene
@@ -32,34 +34,73 @@ class Localizer:
         self.head = scene.head.to(device).eval()
         # near the landmarks, where single precision and pose solvers lose nothing
         self._local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
-        self._pnp = scene.config.pnp
+        self._pnp, self._fine = scene.config.pnp, None
         if not scene.metric:  # a limit in metres means nothing; the relative one stays
             self._pnp = replace(self._pnp, max_position_sigma_m=np.inf)
+        if scene.templates and scene.config.fine.use:
+            self._fine = FinePass(scene.templates, self._local_L3, scene.config.fine, self._pnp)
+            self._pnp = _lenient(self._pnp, scene.config.fine)
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Localizer:
         """From a .sld file; SldError in one line when it is damaged or needs another backbone."""
         return cls(scene_file.load(Path(path)), device)
 
-    def localize(self, image_HW3: np.ndarray, camera: Camera) -> Localization:
+    def localize(
+        self, image_HW3: np.ndarray, camera: Camera, fit_focal: bool = False
+    ) -> Localization:
         """The pose of `camera` in the scene's world (and its unit) from one undistorted uint8 RGB
         image of the camera's size, or the reason there is none.
 
-        An image without an answer is tried again turned by a few angles: the camera may have
-        rolled."""
+        With `fit_focal` the focal length of `camera` is a guess, right to about a third, and the
+        pose says what it is. An image without an answer is tried again with weaker detections, then
+        turned by a few angles: the camera may have rolled."""
         clock = _Clock(self.device)
         image, working = fit(image_HW3, camera, self.scene.config.image.max_side_px)
+        levels = self._levels(image_HW3, camera)
+        first = None
         for angle_rad in self._roll_attempts():
-            view = self._view(image, working, angle_rad, clock)
-            detections, pose = self._coarse_pose(view, clock)
-            if isinstance(pose, PoseEstimate):
-                detections, pose = self._guided_pose(view, pose, clock)
-            if isinstance(pose, PoseEstimate):
-                T = pose.T_world_camera
-                T = geometry.make_transform(T[:3, :3], T[:3, 3] + self.scene.origin_3)
-                pose = replace(pose, T_world_camera=T)
+            view = self._view(image, working, levels, angle_rad, clock)
+            for min_score in self._min_scores():
+                detections, pose = self._attempt(view, min_score, fit_focal, clock)
+                if isinstance(pose, PoseEstimate):
+                    T = pose.T_world_camera
+                    T = geometry.make_transform(T[:3, :3], T[:3, 3] + self.scene.origin_3)
+                    pose = replace(pose, T_world_camera=T)
+                    return answer(detections, pose, working, camera, clock.seconds)
+                first = first or (detections, pose)  # its reason says most
+        return answer(*first, working, camera, clock.seconds)
+
+    def _levels(self, image_HW3: np.ndarray, camera: Camera) -> tuple[GreyImage, ...]:
+        """The image as the fine pass sees it."""
+        if not self._fine:
+            return ()
+        working_px = self.scene.config.image.max_side_px
+        return fine_pass.levels(image_HW3, camera, working_px, self.scene.templates.zoom_S)
+
+    def _min_scores(self) -> list[float]:
+        """The scores from which on cells are taken for landmarks, one attempt after the other. Only
+        the fine pass can tell a pose from the weaker ones from chance."""
+        decode = self.scene.config.decode
+        retries = decode.retries if self._fine else 0
+        return [decode.min_score * decode.retry_factor**i for i in range(retries + 1)]
+
+    def _attempt(
+        self, view: _View, min_score: float, fit_focal: bool, clock: _Clock
+    ) -> tuple[Detections, PoseEstimate | Refused]:
+        """One pose after the other, each from the one before: of the best cells, of cells near its
+        projections, of templates near those."""
+        detections, pose = self._coarse_pose(view, min_score, fit_focal, clock)
+        zoom = 1.0  # of the focal length that was given
+        refinements = [self._guided_pose, self._fine_pose] if self._fine else [self._guided_pose]
+        for next_pose in refinements:
+            if isinstance(pose, Refused):
                 break
-        return answer(detections, pose, working, camera, clock.seconds)
+            zoom *= pose.focal.factor if pose.focal else 1.0
+            detections, pose = next_pose(view.zoomed(zoom), pose, fit_focal, clock)
+        if isinstance(pose, PoseEstimate) and pose.focal:
+            pose = replace(pose, focal=replace(pose.focal, factor=zoom * pose.focal.factor))
+        return detections, pose
 
     def _roll_attempts(self) -> list[float]:
         low_rad, high_rad = self.scene.rolls_rad
@@ -67,35 +108,62 @@ class Localizer:
         return roll_attempts(low_rad - margin_rad, high_rad + margin_rad)
 
     def _view(
-        self, image_HW3: np.ndarray, camera: Camera, angle_rad: float, clock: _Clock
+        self,
+        image_HW3: np.ndarray,
+        camera: Camera,
+        levels: tuple[GreyImage, ...],
+        angle_rad: float,
+        clock: _Clock,
     ) -> _View:
         turned, A_23 = rotate(image_HW3, angle_rad)
         features_Chw = self.backbone.features(turned, self.device)
         clock.lap("backbone")
         maps = self.head(features_Chw)
         clock.lap("head")
-        return _View(camera, A_23, maps)
+        return _View(camera, A_23, maps, levels)
 
-    def _coarse_pose(self, view: _View, clock: _Clock) -> tuple[Detections, PoseEstimate | Refused]:
+    def _coarse_pose(
+        self, view: _View, min_score: float, fit_focal: bool, clock: _Clock
+    ) -> tuple[Detections, PoseEstimate | Refused]:
         """From the best cell of every landmark."""
-        detections = view.upright(heatmap.decode(view.maps, self.scene.config.decode))
+        decode = replace(self.scene.config.decode, min_score=min_score)
+        detections = view.upright(heatmap.decode(view.maps, decode))
         clock.lap("decode")
-        pose = pnp.estimate(detections, self._local_L3, view.camera, self._pnp)
+        pose = pnp.estimate(detections, self._local_L3, view.camera, self._pnp, fit_focal)
         clock.lap("pnp")
         return detections, pose
 
     def _guided_pose(
-        self, view: _View, pose: PoseEstimate, clock: _Clock
+        self, view: _View, pose: PoseEstimate, fit_focal: bool, clock: _Clock
     ) -> tuple[Detections, PoseEstimate | Refused]:
         """From the best cell near each landmark's projection, however weak its score."""
-        decode = self.scene.config.decode
-        T_camera_world = geometry.invert(pose.T_world_camera)
-        xy_L2, _ = geometry.project(view.camera, T_camera_world, self._local_L3)
+        decode, T = self.scene.config.decode, pose.T_world_camera
+        xy_L2, _ = geometry.project(view.camera, geometry.invert(T), self._local_L3)
         xy_L2[~_inside(xy_L2, view.camera, decode.guided_margin_px)] = np.nan
         detections = view.upright(heatmap.decode_near(view.maps, view.turned(xy_L2), decode))
-        pose = pnp.refine(pose.T_world_camera, detections, self._local_L3, view.camera, self._pnp)
+        pose = pnp.refine(T, detections, self._local_L3, view.camera, self._pnp, fit_focal)
         clock.lap("guided")
         return detections, pose
+
+    def _fine_pose(
+        self, view: _View, pose: PoseEstimate, fit_focal: bool, clock: _Clock
+    ) -> tuple[Detections, PoseEstimate | Refused]:
+        """From the templates near each landmark's projection."""
+        found = self._fine.refine(view.levels, view.camera, pose.T_world_camera, fit_focal)
+        clock.lap("fine")
+        return found
+
+
+def _lenient(limits: PnpConfig, fine: FineConfig) -> PnpConfig:
+    """Limits of a pose that the fine pass will judge."""
+    return replace(
+        limits,
+        min_inliers=fine.min_inliers,
+        min_inlier_ratio=0.0,
+        max_position_sigma_m=np.inf,
+        max_relative_sigma=np.inf,
+        max_rotation_sigma_rad=np.inf,
+    )
 
 
 def answer(
@@ -107,11 +175,7 @@ def answer(
 ) -> Localization:
     """What was found in an image scaled down to `working`, in pixels of the image of `camera`."""
     scale = np.array([camera.width / working.width, camera.height / working.height])
-    detections = replace(
-        detections,
-        xy_px_K2=detections.xy_px_K2 * scale,
-        sigma_px_K=detections.sigma_px_K * scale.mean(),
-    )
+    detections = replace(detections.scaled(scale.mean()), xy_px_K2=detections.xy_px_K2 * scale)
     if isinstance(pose, Refused):
         return Localization(None, pose.reason, detections, seconds)
     pose = replace(pose, reprojection_px=float(pose.reprojection_px * scale.mean()))
@@ -142,11 +206,17 @@ def roll_attempts(low_rad: float, high_rad: float) -> list[float]:
 @dataclass(frozen=True)
 class _View:
     """An image turned by one of the angles: the camera of the image before it was turned, A (2x3),
-    which moves its pixels along, and the score maps."""
+    which moves its pixels along, the score maps, and the levels of detail of the image before."""
 
     camera: Camera
     A_23: np.ndarray
     maps: ScoreMaps
+    levels: tuple[GreyImage, ...]
+
+    def zoomed(self, factor: float) -> _View:
+        """The same view, taken to be of focal lengths `factor` times as long."""
+        levels = tuple(level.zoomed(factor) for level in self.levels)
+        return replace(self, camera=self.camera.zoomed(factor), levels=levels)
 
     def turned(self, xy_px_N2: np.ndarray) -> np.ndarray:
         return xy_px_N2 @ self.A_23[:, :2].T + self.A_23[:, 2]

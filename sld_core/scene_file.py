@@ -4,7 +4,8 @@ and one JSON text). No code, no image.
     bytes 0-3    "SLD" and 0x1A
     bytes 4-7    format version, little endian
     bytes 8-39   SHA-256 of everything after it
-    bytes 40-    safetensors: head weights (float16), landmarks (float32), metadata["scene"] = JSON
+    bytes 40-    safetensors: head weights (float16; large matrices int8), landmarks (float32),
+                 templates (their patches int8), metadata["scene"] = JSON
 
 Scene files travel, so a file is checked as if it were made to harm: sizes, types and ranges of
 everything that is read."""
@@ -22,21 +23,43 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sld_core.config.scene import BACKBONES, SceneConfig, ScheduleConfig, TargetConfig
+from sld_core.config.scene import (
+    BACKBONES,
+    FineConfig,
+    SceneConfig,
+    ScheduleConfig,
+    TargetConfig,
+)
 from sld_core.config.settings import from_dict, to_dict
 from sld_core.files import write_atomically
+from sld_core.fine_pass import Templates
 from sld_core.models import heads
 from sld_core.models.backbone import IMAGENET, KINDS, RANDOM, weights_sha256
 from sld_core.types import Camera, Landmarks, SceneReport, SldError
 
-MAGIC, VERSION, HEADER_BYTES = b"SLD\x1a", 1, 40
+MAGIC, VERSION, HEADER_BYTES = b"SLD\x1a", 2, 40
+READABLE = (1, 2)  # version 1 has no templates
 MAX_BYTES = 256 * 2**20
+MAX_LEVELS = 4
+PACKED_ROWS, SCALE = 300, ".scale"
+TEMPLATE_TYPES = {  # of the fields of Templates, in the file
+    "patch_SLPP": np.int8,
+    "zoom_S": np.float32,
+    "axes_L32": np.float32,  # lengths in any unit
+    "direction_L3": np.float16,
+    "angle_L": np.float16,
+    "near_L": np.float32,
+    "far_L": np.float32,
+    "views_L": np.uint8,
+    "covariance_L33": np.float32,
+}
 REMEDY = "teach the scene again, or copy the file again"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything needed to localize in one place: no image, no descriptor of one.
+    """Everything needed to localize in one place: no image, and of the landmarks' surroundings only
+    mean patches of a few pixels (`templates`, None where a scene was taught without them).
 
     `camera` is the one that the scene was taught with, `rolls_rad` the lowest and highest angle by
     which its images were turned upright (0, 0 when it did not roll). Landmarks are in the world, in
@@ -51,18 +74,22 @@ class Scene:
     config: SceneConfig
     report: SceneReport
     metric: bool = True
+    templates: Templates | None = None
 
 
 def save(scene: Scene, path: Path) -> int:
     """Write the scene; `path` holds either what it held before or the whole new file. Returns the
     number of bytes."""
     config = scene.config
-    tensors = {
-        "head." + name: t.detach().cpu().half().contiguous()
-        for name, t in scene.head.state_dict().items()
-    }
+    tensors = {}
+    for name, weights in scene.head.state_dict().items():
+        tensors |= _packed("head." + name, weights.detach().cpu())
     local_L3 = scene.landmarks.xyz_L3 - scene.origin_3
     tensors["landmarks.xyz"] = torch.from_numpy(local_L3.astype(np.float32))
+    if scene.templates:
+        for name, kind in TEMPLATE_TYPES.items():
+            values = getattr(scene.templates, name).astype(kind)
+            tensors["templates." + name] = torch.from_numpy(np.ascontiguousarray(values))
     text = json.dumps(
         {
             "name": scene.name,
@@ -124,9 +151,9 @@ def _verified_body(path: Path) -> bytes:
             "`sld teach`"
         )
     version = int.from_bytes(data[4:8], "little")
-    if version != VERSION:
+    if version not in READABLE:
         raise SldError(
-            f"{path}: format version {version}, this sld reads version {VERSION}; install a "
+            f"{path}: format version {version}, this sld reads up to {VERSION}; install a "
             f"matching sld or {REMEDY}"
         )
     if hashlib.sha256(data[HEADER_BYTES:]).digest() != data[8:HEADER_BYTES]:
@@ -146,7 +173,8 @@ def _parse(body: bytes, path: Path) -> Scene:
     finite = all(torch.isfinite(t).all() for t in tensors.values()) and np.isfinite(xyz_L3).all()
     if not finite:
         raise SldError("weights or landmarks that are not finite")
-    state = {name.removeprefix("head."): t.float() for name, t in tensors.items()}
+    templates = _templates(tensors, len(xyz_L3), config.fine)
+    state = _unpacked(tensors)
     head = heads.from_state(config.head, state, KINDS[config.backbone].channels, len(xyz_L3))
     low, high = (float(angle) for angle in text["rolls_rad"])
     if not -np.pi <= low <= high <= np.pi:
@@ -167,6 +195,56 @@ def _parse(body: bytes, path: Path) -> Scene:
         config,
         _report(text["report"]),
         metric,
+        templates,
+    )
+
+
+def _packed(name: str, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights as they are stored: float16, or of a large matrix, such as the one with a row for
+    each landmark, int8 and a scale for each row."""
+    if weights.ndim != 2 or len(weights) < PACKED_ROWS:
+        return {name: weights.half().contiguous()}
+    scale_N1 = weights.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return {name: (weights / scale_N1).round().to(torch.int8), name + SCALE: scale_N1.float()}
+
+
+def _unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of the head whose weights were `_packed`."""
+    state = {}
+    for name, weights in tensors.items():
+        if not name.endswith(SCALE):
+            scale = tensors[name + SCALE].float() if weights.dtype == torch.int8 else 1.0
+            state[name.removeprefix("head.")] = weights.float() * scale
+    return state
+
+
+def _templates(
+    tensors: dict[str, torch.Tensor], landmarks: int, config: FineConfig
+) -> Templates | None:
+    """The templates of a file, taken out of its tensors; None where it has none."""
+    if "templates.patch_SLPP" not in tensors:
+        return None
+    values = {name: tensors.pop("templates." + name).numpy() for name in TEMPLATE_TYPES}
+    side, levels = 2 * config.radius_px + 1, len(values["zoom_S"])
+    size = {"S": levels, "L": landmarks, "P": side, "3": 3, "2": 2}
+    for name, kind in TEMPLATE_TYPES.items():
+        shape = tuple(size[letter] for letter in name.rpartition("_")[2])
+        if values[name].shape != shape or values[name].dtype != kind:
+            raise SldError(
+                f"templates.{name} of shape {values[name].shape}, {values[name].dtype}; expected "
+                f"{shape}, {np.dtype(kind)}"
+            )
+    zoom_S = values["zoom_S"]
+    if not 1 <= levels <= MAX_LEVELS or not ((zoom_S >= 1 / 16) & (zoom_S <= 128)).all():
+        raise SldError(
+            f"templates.zoom_S {zoom_S[:4].tolist()}: expected 1 to {MAX_LEVELS} numbers from 1/16 "
+            "to 128"
+        )
+    return Templates(
+        **{
+            name: array if name in ("patch_SLPP", "views_L") else array.astype(float)
+            for name, array in values.items()
+        }
     )
 
 

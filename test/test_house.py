@@ -33,7 +33,7 @@ ROS = (
 FLOORS = (
     ("types", "runtime", "files", "optional", "progress", "geometry", "spread"),
     ("config", "stages"),
-    ("camera", "heatmap", "pnp", "html"),
+    ("camera", "heatmap", "pnp", "fine_pass", "html"),
     ("data", "synthetic"),
     ("metric", "models"),
     ("sfm", "depth", "landmarks"),

@@ -28,6 +28,7 @@ def _info(args) -> None:
         "metric": "yes" if scene.metric else "no: poses are in units of the scene, not in metres",
         "backbone": scene.config.backbone,
         "head": scene.config.head.kind,
+        "templates": _templates_text(scene.templates),
         "weights": f"{sum(p.numel() for p in scene.head.state_dict().values()):,d}",
         "camera": f"{camera.width}x{camera.height}, fx {camera.fx:.1f}, fy {camera.fy:.1f}, cx "
         f"{camera.cx:.1f}, cy {camera.cy:.1f}",
@@ -39,3 +40,12 @@ def _info(args) -> None:
         rows["held-out frames"] = held_out_text(report.validation)
     for key, value in rows.items():
         print(f"{key:16s} {value}")
+
+
+def _templates_text(templates) -> str:
+    """What the fine pass has to look for."""
+    if templates is None:
+        return "none: taught by an older sld, or without the fine pass"
+    levels, landmarks, side, _ = templates.patch_SLPP.shape
+    zooms = ", ".join(f"{zoom:g}" for zoom in templates.zoom_S)
+    return f"{landmarks} of {side}x{side} pixels, {levels} levels of detail ({zooms})"

@@ -17,8 +17,9 @@ from torch import nn
 
 from sld_core import scene_file
 from sld_core.camera.images import read_image
-from sld_core.config.scene import SceneConfig
+from sld_core.config.scene import FineConfig, SceneConfig
 from sld_core.evaluation.metrics import HEAD_STAGE, UNITLESS, QueryResult, accuracy
+from sld_core.fine_pass import Templates
 from sld_core.localizer import Localizer
 from sld_core.models.backbone import Backbone
 from sld_core.models.heads import SceneHead
@@ -26,6 +27,7 @@ from sld_core.scene_file import Scene
 from sld_core.training import (
     feature_buffer,
     feature_map_buffer,
+    fine_templates,
     train_cell_head,
     train_heatmap_head,
 )
@@ -84,8 +86,8 @@ def teach_scene_data(data: SceneData, config: SceneConfig, output: SceneOutput, 
 
     Learns all landmarks of `data` (see `training_set.first_landmarks`) as they are labelled. The
     scene is metric where `data` is. The seed is config.seed."""
-    config = replace(config, landmarks=replace(config.landmarks, count=len(data.landmarks)))
     training_set = from_data(data, config.validation_fraction)
+    config = replace(config, landmarks=replace(config.landmarks, count=len(data.landmarks)))
     frames = len(training_set.frames)
     job = _Job(run, _expected_s(frames, config, with_tracks=False), output)
     backbone = Backbone(config.backbone, config.backbone_weights).to(run.device)
@@ -130,6 +132,10 @@ def _teach(
     counts |= {"landmarks": len(training_set.landmarks)}
     report = SceneReport(job.seconds, counts, curve, {})
     scene = scene_of(training_set, head, config, output.name, report)
+    if config.fine.use:
+        with job.stage("templates"):
+            templates, fine = from_main(lambda: _templates(training_set, config, job), run.world)
+        scene = replace(scene, templates=templates, config=replace(config, fine=fine))
     validation = [moved(f, training_set.origin_3) for f in training_set.validation]
     with job.stage("check"):
         return from_main(
@@ -176,6 +182,14 @@ def _heatmap_head(
     with job.stage(HEAD_STAGE):
         head, curve = train_heatmap_head.train(buffer, whitening, config, run)
     return head, curve, {"maps": sum(all_of(len(buffer), run.world))}
+
+
+def _templates(
+    training_set: TrainingSet, config: SceneConfig, job: _Job
+) -> tuple[Templates, FineConfig]:
+    """The templates of the fine pass, and its settings, fitted to them."""
+    templates = fine_templates.learn(training_set, config, job.progress)
+    return templates, fine_templates.calibrated(templates, training_set, config)
 
 
 # validation ---------------------------------------------------------------------------------------
@@ -232,6 +246,7 @@ def _expected_s(frames: int, config: SceneConfig, with_tracks: bool) -> dict[str
     return before | {
         "buffer": 0.08 * frames * passes,
         HEAD_STAGE: head_s[config.head.kind],
+        "templates": 0.015 * frames if config.fine.use else 0.0,
         "check": 3.0,
     }
 

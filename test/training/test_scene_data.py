@@ -134,7 +134,7 @@ def test_a_dataset_becomes_a_scene(dataset, sequence, tmp_path, capsys):
         and scene.camera == synthetic.DEMO_CAMERA
     )
     assert scene.report.counts["frames"] == 26 and scene.report.validation["queries"] == 3
-    assert set(scene.report.seconds) == {"frames", "buffer", "head"}
+    assert set(scene.report.seconds) == {"frames", "buffer", "head", "templates"}
     metrics = evaluate(output, sequence, tmp_path / "m.json")
     assert (
         metrics["queries"] == 7
