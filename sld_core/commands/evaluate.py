@@ -1,9 +1,11 @@
-"""`sld evaluate`: how well frames with known poses are localized."""
+"""`sld evaluate`: how well frames with known poses are localized, and whether frames of another
+place are refused."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,25 @@ def add(commands) -> None:
         "those of --frames, by the images that are in both (hall/a.jpg is photos/hall/a.jpg, but "
         "not yard/a.jpg)",
     )
+    parser.add_argument(
+        "--reference-noise",
+        nargs=2,
+        type=float,
+        default=(0.0, 0.0),
+        metavar=("CM", "DEG"),
+        help="standard deviation of the known poses, an axis (default: they are exact): allowed "
+        "for where errors are compared with their covariance",
+    )
+    parser.add_argument(
+        "--foreign",
+        action="store_true",
+        help="the frames are of another place: none should be accepted. Prints how many are",
+    )
+    parser.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="like --foreign, with every image mirrored left to right, also of the own place",
+    )
     add_json(parser)
     add_path(parser, "--report", "FILE.html", "also write a report with pictures")
     add_device(parser)
@@ -48,11 +69,15 @@ def _evaluate(args) -> None:
     from sld_core.evaluation.metrics import format_table, summarize
     from sld_core.localizer import Localizer
 
+    if min(args.reference_noise) < 0:
+        raise SldError(f"--reference-noise {args.reference_noise}: expected numbers from 0 on")
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
     frames = read_frames(args.frames, list_path(args.list, args.frames), split="test")
+    if args.foreign or args.mirrored:
+        return _count_accepted(localizer, frames, args)
     alignment = _alignment(args, scene) if args.align_to else None
-    answers, results = _localize(localizer, frames, alignment)
+    answers, results = _localize(localizer, frames, alignment, args.reference_noise)
     metrics = summarize(results, scene.report, args.scene.stat().st_size)
     # where this is false, values in cm and recalls mean nothing
     metrics["metric"] = bool(scene.metric or alignment)
@@ -71,23 +96,54 @@ def _evaluate(args) -> None:
         _write_report(args, scene, alignment, frames, answers, results, metrics, notes)
 
 
-def _localize(localizer, frames, alignment) -> tuple[list, list]:
+def _count_accepted(localizer, frames, args) -> None:
+    """How many frames of another place are accepted, and which."""
+    accepted = [
+        frame.name
+        for frame, answer in _answers(localizer, frames, mirrored=args.mirrored)
+        if answer.accepted
+    ]
+    print(f"{len(accepted)} of {len(frames)} accepted, expected none", *accepted, sep="\n  ")
+    write_json(
+        args.json, {"queries": len(frames), "accepted": len(accepted), "accepted_names": accepted}
+    )
+
+
+def _localize(localizer, frames, alignment, noise_cm_deg) -> tuple[list, list]:
     """The answer to each frame, and how it compares with the frame's own pose."""
-    from sld_core.camera.images import read_image
     from sld_core.evaluation.metrics import QueryResult
 
-    answers, results, show = [], [], Bar()
-    for i, frame in enumerate(frames):
-        answer = localizer.localize(read_image(frame.image_path), frame.camera)
-        T = answer.pose.T_world_camera if answer.pose else None
-        if T is not None and alignment:
-            T = alignment.pose(T)
+    noise_m, noise_rad = noise_cm_deg[0] / 100, np.radians(noise_cm_deg[1])
+    noise_66 = np.diag([noise_m**2] * 3 + [noise_rad**2] * 3)
+    answers, results = [], []
+    for frame, answer in _answers(localizer, frames):
+        T = covariance_66 = None
+        if answer.pose:
+            T, covariance_66 = answer.pose.T_world_camera, answer.pose.covariance_66
+            if alignment:
+                T, covariance_66 = alignment.pose(T), alignment.covariance(covariance_66)
+            covariance_66 = covariance_66 + noise_66
         seconds = sum(answer.seconds.values())
-        results.append(QueryResult(frame.name, frame.T_world_camera, T, answer.reason, seconds))
+        results.append(
+            QueryResult(frame.name, frame.T_world_camera, T, answer.reason, seconds, covariance_66)
+        )
         answers.append(answer)
+    return answers, results
+
+
+def _answers(localizer, frames, mirrored: bool = False):
+    """Every frame with the answer to it, with a progress bar."""
+    from sld_core.camera.images import read_image
+
+    show = Bar()
+    for i, frame in enumerate(frames):
+        image, camera = read_image(frame.image_path), frame.camera
+        if mirrored:
+            image = np.ascontiguousarray(image[:, ::-1])
+            camera = replace(camera, cx=camera.width - camera.cx)
+        yield frame, localizer.localize(image, camera)
         show(Progress("localizing", (i + 1) / len(frames)))
     show.done()
-    return answers, results
 
 
 def _write_report(args, scene, alignment, frames, answers, results, metrics, notes) -> None:

@@ -67,7 +67,8 @@ def add(commands) -> None:
         "--landmarks",
         type=int,
         metavar="N",
-        help="how many landmarks (default: 1000; of a dataset: the first N, default: all)",
+        help="how many landmarks (default: as many as the place needs, 1000 to 4000; of a "
+        "dataset: the first N, default: all)",
     )
     add_seed(parser)
     add_path(parser, "--work", "DIR", "keep intermediate results here, and reuse them")

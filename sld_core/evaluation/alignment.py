@@ -44,6 +44,12 @@ class FrameAlignment:
             self.R @ T_scene_camera[:3, :3], self.points(T_scene_camera[None, :3, 3])[0]
         )
 
+    def covariance(self, covariance_66: np.ndarray) -> np.ndarray:
+        """That of a pose (PoseEstimate), in the reference frame."""
+        J = np.zeros((6, 6))
+        J[:3, :3], J[3:, 3:] = self.scale * self.R, self.R
+        return J @ covariance_66 @ J.T
+
 
 def align_poses(
     T_scene_N44: np.ndarray, T_reference_N44: np.ndarray, config: MetricConfig = MetricConfig()

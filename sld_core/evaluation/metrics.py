@@ -8,10 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from sld_core.geometry import pose_error
+from sld_core.geometry import pose_difference, pose_error
 from sld_core.types import SceneReport
 
 RECALL_CM_DEG = ((2, 2), (5, 5), (10, 10))
+INSIDE_95 = 12.592  # of chi-squared with 6 degrees of freedom
 WRONG_FIX_M = 0.5
 WRONG_FIX_RAD = np.radians(10.0)
 UNITLESS = ("queries", "accepted", "median_deg")  # of `accuracy`: valid in scenes without scale
@@ -24,13 +25,15 @@ Metrics = dict[str, float | int | None]
 class QueryResult:
     """The localization of one query image whose pose is known. Poses are camera to map, 4x4,
     metres; where there was no fix, `T_estimated` is None and `reason` says why. `seconds` of
-    computation, NaN if unknown."""
+    computation, NaN if unknown. `covariance_66` is that of PoseEstimate, with the noise of the true
+    pose added where there is any; None if unknown."""
 
     name: str
     T_true: np.ndarray
     T_estimated: np.ndarray | None
     reason: str = ""
     seconds: float = float("nan")
+    covariance_66: np.ndarray | None = None
 
     @property
     def accepted(self) -> bool:
@@ -42,6 +45,14 @@ class QueryResult:
         if self.T_estimated is None:
             return np.inf, np.inf
         return pose_error(self.T_true, self.T_estimated)
+
+    @property
+    def nees(self) -> float:
+        """Squared error in units of its covariance, about 6 where that is true; NaN if unknown."""
+        if self.T_estimated is None or self.covariance_66 is None:
+            return float("nan")
+        error_6 = pose_difference(self.T_true, self.T_estimated)
+        return float(error_6 @ np.linalg.solve(self.covariance_66, error_6))
 
     @property
     def is_wrong_fix(self) -> bool:
@@ -74,6 +85,8 @@ def accuracy(results: Sequence[QueryResult]) -> Metrics:
     metres, radians = np.array([r.errors for r in results]).T
     accepted = np.array([r.accepted for r in results])
     centimetres, degrees = 100 * metres, np.degrees(radians)
+    nees = np.array([r.nees for r in results])
+    nees = nees[np.isfinite(nees)]
     recall = {
         f"recall_{cm}cm_{deg}deg": float(np.mean((metres <= cm / 100) & (degrees <= deg)))
         for cm, deg in RECALL_CM_DEG
@@ -86,6 +99,8 @@ def accuracy(results: Sequence[QueryResult]) -> Metrics:
         "median_deg": _percentile(degrees[accepted], 50),
         "p99_cm": _percentile(centimetres[accepted], 99),
         "wrong_fixes": sum(bool(r.is_wrong_fix) for r in results),
+        "nees_median": _percentile(nees, 50),
+        "inside_95": float(np.mean(nees < INSIDE_95)) if len(nees) else None,
     }
 
 
@@ -99,6 +114,8 @@ ROWS = (  # label, key of the metrics, how to print the value
     ("median rotation", "median_deg", "{:.2f} deg"),
     ("99 % of positions within", "p99_cm", "{:.1f} cm"),
     ("wrong fixes (> 50 cm or > 10 deg)", "wrong_fixes", "{:d}"),
+    ("errors inside the 95 % ellipsoid", "inside_95", "{:.0%}"),
+    ("median squared error / covariance", "nees_median", "{:.1f}"),
     ("teaching the scene", "teach_s", "{:.1f} s"),
     ("  of which head training", "head_train_s", "{:.1f} s"),
     ("query time, median", "query_ms_p50", "{:.0f} ms"),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -121,3 +122,16 @@ def test_the_page_shows_what_there_is(tmp_path):
     text = page.read_text()
     assert text.count("<figure>") == 4 and "Where the 12 s of teaching" in text
     assert "a &lt; b" in text and "Every query was localized, none of them wrongly." in text
+
+
+def test_errors_are_held_against_their_covariance():
+    """1 cm off with a sigma of 1 cm is 1; a rotation by 0.1 rad with a sigma of 0.05 is 4."""
+    covariance = np.diag([1e-4] * 3 + [0.0025] * 3)
+    moved = dataclasses.replace(result(1), covariance_66=covariance)
+    turned = dataclasses.replace(result(0, np.degrees(0.1)), covariance_66=covariance)
+    assert moved.nees == pytest.approx(1.0) and turned.nees == pytest.approx(4.0)
+    far = dataclasses.replace(result(10), covariance_66=covariance)
+    metrics = accuracy([moved, turned, far, result(0, accepted=False)])
+    assert metrics["inside_95"] == pytest.approx(2 / 3)
+    assert metrics["nees_median"] == pytest.approx(4.0)
+    assert accuracy([result(1)])["inside_95"] is None
