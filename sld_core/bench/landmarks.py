@@ -91,7 +91,8 @@ def _landmarks(args) -> None:
             f"--repeat {args.repeat} --samples {args.samples}: expected at least 1 and 0"
         )
     check_device(args.device)
-    config = override(SceneConfig(), args.set)
+    # every rule chooses as many
+    config = override(SceneConfig(landmarks=LandmarkConfig(count=1000)), args.set)
     frames = read_frames(args.frames, _inside(args.map, args.frames))
     queries = read_frames(args.frames, _inside(args.query, args.frames))
     print_headings(COLUMNS)

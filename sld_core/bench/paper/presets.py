@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sld_core.baselines.config import BearingConfig, CoordinateConfig, SldStarConfig
 from sld_core.config.scene import (
     DecodeConfig,
+    FineConfig,
     HeadConfig,
     LandmarkConfig,
     SceneConfig,
@@ -18,6 +19,7 @@ from sld_core.config.training import BackboneTrainingConfig
 
 SCENES = ("kitchen", "office", "desk")
 ALL = 100_000  # images: more than any scene has
+HEADS_ALONE = FineConfig(use=False)  # heads are compared: what refines the poses of all is left out
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Preset:
     scene is the one that the multi-scene backbone does not see."""
 
     # landmarks, resolution and heads, the same for all methods
-    scene: SceneConfig = field(default_factory=SceneConfig)
+    scene: SceneConfig = SceneConfig(landmarks=LandmarkConfig(count=1000), fine=HEADS_ALONE)
     max_frames: int = ranged(ALL, 10, ALL)  # to learn from, of each recorded scene
     max_queries: int = ranged(ALL, 1, ALL)  # of each scene
     sld_star: SldStarConfig = field(default_factory=SldStarConfig)
@@ -62,6 +64,7 @@ PRESETS = {
             landmarks=LandmarkConfig(count=300),
             decode=DecodeConfig(roll_margin_deg=0.0),
             head=HeadConfig(samples=2_000_000),
+            fine=HEADS_ALONE,
         ),
         max_frames=120,
         max_queries=63,
@@ -82,7 +85,11 @@ PRESETS = {
         limit_s=3400.0,
     ),
     "gpu": Preset(  # one large GPU and 16 cores, half an hour; no step longer than ten minutes
-        SceneConfig(decode=DecodeConfig(roll_margin_deg=0.0)),
+        SceneConfig(
+            landmarks=LandmarkConfig(count=1000),
+            decode=DecodeConfig(roll_margin_deg=0.0),
+            fine=HEADS_ALONE,
+        ),
         sld_star=STAR,
         sld_star_s=240.0,
         sld_star_others_s=120.0,
