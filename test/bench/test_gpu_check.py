@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +158,17 @@ child.wait()
     assert run(python(program, limit_s=2.0), 60, tmp_path / "log").failed
     pid = int((tmp_path / "log").read_text().split()[-1])
     state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+    def ended():
+        try:
+            return state.read_text().split()[2] == "Z"
+        except FileNotFoundError:
+            return True
+
+    deadline = time.monotonic() + 20  # it is killed, but may not have been scheduled since
+    while not ended() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended()
 
 
 def test_what_is_skipped_is_named(tmp_path):
