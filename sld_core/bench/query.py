@@ -20,7 +20,7 @@ COLUMNS = (
 
 def add(commands) -> None:
     parser = commands.add_parser(
-        "query", help="time the steps of a query: backbone, head, decode, PnP, guided pass"
+        "query", help="time the steps of a query: backbone, head, decode, PnP, guided and fine pass"
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument(
