@@ -69,8 +69,13 @@ def _evaluate(args) -> None:
     from sld_core.evaluation.metrics import format_table, summarize
     from sld_core.localizer import Localizer
 
-    if min(args.reference_noise) < 0:
+    if not all(0 <= noise < np.inf for noise in args.reference_noise):
         raise SldError(f"--reference-noise {args.reference_noise}: expected numbers from 0 on")
+    if (args.foreign or args.mirrored) and (args.report or args.align_to):
+        raise SldError(
+            "--report and --align-to need frames of the scene's own place; leave them out where "
+            "--foreign or --mirrored only counts what is accepted"
+        )
     localizer = Localizer.load(args.scene, args.device)
     scene = localizer.scene
     frames = read_frames(args.frames, list_path(args.list, args.frames), split="test")

@@ -16,7 +16,7 @@ def add(commands) -> None:
         description="Prints one JSON object per image: the pose (camera to world, metres) or "
         'the reason there is none. With "metric": false the scene has no scale, and poses are in '
         "its own units. An image that cannot be read is answered with the reason, and the exit "
-        "status is then 1.",
+        "status is then 2.",
     )
     parser.add_argument("scene", type=Path, metavar="SCENE.sld")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="colour images")

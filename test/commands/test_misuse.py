@@ -44,6 +44,8 @@ def folder(tmp_path, monkeypatch):
         ("bench backbones --json empty", "--json empty is a folder"),
         ("bench sfm --frames photos --seed -1", "--seed -1: expected a whole number"),
         ("evaluate none.sld --frames photos --report empty", "--report empty is a folder"),
+        ("evaluate none.sld --frames photos --reference-noise nan 0", "numbers from 0 on"),
+        ("evaluate none.sld --frames photos --foreign --report r.html", "own place"),
     ],
 )
 def test_a_mistake_is_one_line(line, words, capsys):
