@@ -27,6 +27,8 @@ from sld_core.types import Agreement, Camera, Detections, PoseEstimate, Refused
 WORTH_A_LEVEL = 1.25  # an image has a level of detail if it is at most this much smaller
 MIN_DEVIATION = 0.5  # grey levels: a window with less shows nothing
 MIN_DISTANCE = 0.02  # 1 - similarity; no two images of a place are more alike than this
+BESIDE_PX = 24  # of the working image: near enough to look alike, too far for a template
+WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 EDGE_ON = 0.1  # cosine of the angle at which the plane of a template is no longer seen
 FLAT = 1e-4  # added to the products of a template's gradients: along an edge they are zero
 
@@ -128,35 +130,52 @@ class FinePass:
                 zoom *= pose.focal.factor
         if pose.focal:
             pose = replace(pose, focal=replace(pose.focal, factor=zoom))
-        agreeing_S = [
-            self._agreeing(found, image.camera.zoomed(zoom), T)
-            for found, image in zip(found_S[:2], images)
-        ]
-        agreement = Agreement(looked_for, len(set.intersection(*agreeing_S)))
-        return detections, self._judged(replace(pose, agreement=agreement))
+        images = [image.zoomed(zoom) for image in images[:2]]
+        found = self._agreeing([*zip(images, found_S)], T)
+        pose = replace(pose, agreement=Agreement(looked_for, found))
+        return detections, self._judged(pose, images, T)
 
     def _radius_px(self, level: int) -> int:
         return self.config.search_px if level else self.config.first_search_px
 
     def _agreeing(
-        self, detections: Detections, camera: Camera, T_world_camera: np.ndarray
-    ) -> set[int]:
-        """The landmarks that were found where a pose puts them."""
-        xyz_K3 = self.xyz_L3[detections.landmark_K]
-        xy_K2, _ = geometry.project(camera, geometry.invert(T_world_camera), xyz_K3)
-        off_K = np.linalg.norm(xy_K2 - detections.xy_px_K2, axis=1)
-        return set(detections.landmark_K[off_K < self.config.agree_px].tolist())
+        self, found: Sequence[tuple[GreyImage, Detections]], T_world_camera: np.ndarray
+    ) -> int:
+        """How many landmarks were found where a pose puts them in all of these images."""
+        sets = []
+        for image, detections in found:
+            xyz_K3 = self.xyz_L3[detections.landmark_K]
+            xy_K2, _ = geometry.project(image.camera, geometry.invert(T_world_camera), xyz_K3)
+            off_K = np.linalg.norm(xy_K2 - detections.xy_px_K2, axis=1)
+            sets.append(set(detections.landmark_K[off_K < self.config.agree_px].tolist()))
+        return len(set.intersection(*sets))
 
-    def _judged(self, pose: PoseEstimate) -> PoseEstimate | Refused:
-        """The pose, unless chance might find as many landmarks where it puts them."""
-        found, looked_for = pose.agreement.found, pose.agreement.looked_for
-        needed = self.config.min_found + self.config.min_share * looked_for
+    def _judged(
+        self, pose: PoseEstimate, images: Sequence[GreyImage], T_world_camera: np.ndarray
+    ) -> PoseEstimate | Refused:
+        """The pose, unless chance might find as many landmarks where it puts them: as many as are
+        found a little beside those places, where none of them is."""
+        config, found = self.config, pose.agreement.found
+        needed = float(config.min_found)
+        if needed <= found < config.min_found + config.clear_share * pose.agreement.looked_for:
+            chance = np.mean([self._found_beside(images, T_world_camera, way) for way in WAYS])
+            needed = max(needed, chance + config.min_score * np.sqrt(chance + 1))
         if found >= needed:
             return pose
         return Refused(
-            f"{found} of {looked_for} landmarks are where the pose puts them, at least "
-            f"{needed:.0f} needed"
+            f"{found} of {pose.agreement.looked_for} landmarks are where the pose puts them, at "
+            f"least {np.ceil(needed):.0f} needed"
         )
+
+    def _found_beside(
+        self, images: Sequence[GreyImage], T_world_camera: np.ndarray, way: tuple[int, int]
+    ) -> int:
+        """How many landmarks seem to be where a pose puts them if the images are moved."""
+        found = []
+        for level, image in enumerate(images):
+            by_2 = np.multiply(way, BESIDE_PX * self.templates.zoom_S[level])
+            found.append((image, self._search(image, T_world_camera, level, by_2)[0]))
+        return self._agreeing(found, T_world_camera)
 
     def expected(self, camera: Camera, T_world_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The landmarks (K,) that are worth looking for from a pose, and their projections (K, 2):
@@ -182,9 +201,14 @@ class FinePass:
         return landmark_K, xy_L2[landmark_K]
 
     def _search(
-        self, image: GreyImage, T_world_camera: np.ndarray, level: int
+        self,
+        image: GreyImage,
+        T_world_camera: np.ndarray,
+        level: int,
+        moved_by_2: np.ndarray | float = 0.0,
     ) -> tuple[Detections, int]:
-        """The templates found near their projections, and how many were looked for."""
+        """The templates found near their projections, and how many were looked for; as if the image
+        were moved by some pixels."""
         config, t, camera = self.config, self.templates, image.camera
         landmark_K, xy_K2 = self.expected(camera, T_world_camera)
         if len(landmark_K) == 0:
@@ -192,7 +216,7 @@ class FinePass:
         J_K23 = geometry.projection_jacobian(camera, T_world_camera, self.xyz_L3[landmark_K])
         A_K22 = J_K23 @ (t.axes_L32[landmark_K] / t.zoom_S[level])
         side = self._patch_SLPP.shape[-1] + 2 * self._radius_px(level)
-        windows_KNN = sample(image.grey_HW, xy_K2, A_K22, side)
+        windows_KNN = sample(image.grey_HW, xy_K2 - moved_by_2, A_K22, side)
         similarity_KMM = correlate(windows_KNN, self._patch_SLPP[level, landmark_K])
         offset_K2, peak_K, at_rim_K = peaks(similarity_KMM)
         noise_K = config.noise * np.maximum(1 - peak_K, MIN_DISTANCE)

@@ -122,6 +122,29 @@ def test_another_wall_and_a_mirrored_image_are_refused_with_the_count(taught):
     assert isinstance(mirrored, Refused)
 
 
+def test_a_doubtful_pose_is_held_against_what_chance_finds_in_the_same_image(taught):
+    """With a share that nothing reaches every pose is doubtful. A right one stays far above chance;
+    where templates fit as well a little beside, the count says nothing."""
+    T = POSES[9]
+    _, pose = look(taught, T, off(T), clear_share=1.0)
+    assert error_mm_deg(pose, T)[0] < 12
+    fine = fine_of(taught, clear_share=1.0)
+    counts = {}
+
+    def beside(images, T_world_camera, way):
+        counts[way] = real(images, T_world_camera, way)
+        return counts[way]
+
+    real, fine._found_beside = fine._found_beside, beside
+    image, _ = small_room.room().render(small_room.CAMERA, T, np.random.default_rng(99))
+    images = levels(image, small_room.CAMERA, 320, taught[1].zoom_S)
+    _, pose = fine.refine(images, small_room.CAMERA, off(T))
+    assert len(counts) == 4 and max(counts.values()) < 0.1 * pose.agreement.found
+    fine._found_beside = lambda *_: pose.agreement.found
+    _, refused = fine.refine(images, small_room.CAMERA, off(T))
+    assert isinstance(refused, Refused)
+
+
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
 def test_the_focal_length_is_found_from_a_wrong_one(taught, factor):
     """With the pose that fits the wrong focal length best: nearer or farther."""

@@ -258,11 +258,13 @@ class FineConfig:
     floor_px: float = ranged(0.3, 0.01, 100.0)  # standard deviation that no detection falls below
     min_inliers: int = ranged(6, 4, 10_000)  # of a pose that is worth a fine pass
     # A landmark agrees with a pose that puts it within `agree_px` of where it was found, on both of
-    # the coarsest levels of detail. A pose needs `min_found` landmarks that agree, and `min_share`
-    # of those looked for more: in images of other places chance finds up to 3 in 100.
+    # the coarsest levels of detail. A pose needs `min_found` of them, and unless they are more than
+    # `clear_share` of those looked for, more than chance finds in the same image, by `min_score`
+    # standard deviations.
     agree_px: float = ranged(2.0, 0.1, 100.0)
-    min_found: int = ranged(6, 0, 10_000)
-    min_share: float = ranged(0.03, 0.0, 1.0)
+    min_found: int = ranged(8, 0, 10_000)
+    clear_share: float = ranged(0.08, 0.0, 1.0)
+    min_score: float = ranged(10.0, 0.0, 1000.0)
 
 
 @dataclass(frozen=True)

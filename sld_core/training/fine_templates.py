@@ -52,7 +52,8 @@ def calibrated(templates: Templates, training_set: TrainingSet, config: SceneCon
     where the pose that they give puts them as their covariance says."""
     frames = training_set.validation or training_set.frames
     xyz_L3 = training_set.landmarks.xyz_L3
-    fine = FinePass(templates, xyz_L3, replace(config.fine, min_share=0.0), config.pnp)
+    unjudged = replace(config.fine, min_found=0, clear_share=0.0)
+    fine = FinePass(templates, xyz_L3, unjudged, config.pnp)
     misfits = []
     for frame in spread(frames, CALIBRATION_FRAMES):
         image_HW3, camera = fit(
