@@ -133,7 +133,7 @@ class FinePass:
         images = [image.zoomed(zoom) for image in images[:2]]
         found = self._agreeing([*zip(images, found_S)], T)
         pose = replace(pose, agreement=Agreement(looked_for, found))
-        return detections, self._judged(pose, images, T)
+        return detections, self._judged(pose, images)
 
     def _radius_px(self, level: int) -> int:
         return self.config.search_px if level else self.config.first_search_px
@@ -150,15 +150,13 @@ class FinePass:
             sets.append(set(detections.landmark_K[off_K < self.config.agree_px].tolist()))
         return len(set.intersection(*sets))
 
-    def _judged(
-        self, pose: PoseEstimate, images: Sequence[GreyImage], T_world_camera: np.ndarray
-    ) -> PoseEstimate | Refused:
+    def _judged(self, pose: PoseEstimate, images: Sequence[GreyImage]) -> PoseEstimate | Refused:
         """The pose, unless chance might find as many landmarks where it puts them: as many as are
         found a little beside those places, where none of them is."""
-        config, found = self.config, pose.agreement.found
+        config, found, T = self.config, pose.agreement.found, pose.T_world_camera
         needed = float(config.min_found)
         if needed <= found < config.min_found + config.clear_share * pose.agreement.looked_for:
-            chance = np.mean([self._found_beside(images, T_world_camera, way) for way in WAYS])
+            chance = np.mean([self._found_beside(images, T, way) for way in WAYS])
             needed = max(needed, chance + config.min_score * np.sqrt(chance + 1))
         if found >= needed:
             return pose
@@ -186,12 +184,8 @@ class FinePass:
         distance_L = np.linalg.norm(towards_L3, axis=1)
         cosine_L = np.einsum("li,li->l", towards_L3, t.direction_L3) / np.maximum(distance_L, 1e-9)
         angle_L = np.arccos(np.clip(cosine_L, -1, 1)) - t.angle_L
-        with np.errstate(invalid="ignore"):
-            size = np.array([camera.width, camera.height])
-            margin = config.radius_px
-            inside_L = ((xy_L2 >= margin) & (xy_L2 <= size - margin)).all(1)
         landmark_K = np.flatnonzero(
-            inside_L
+            geometry.inside(camera, xy_L2, config.radius_px)
             & (t.views_L >= config.min_views)
             & (angle_L <= np.radians(config.beyond_deg))
             & (cosine_L > EDGE_ON)

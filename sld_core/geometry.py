@@ -33,6 +33,13 @@ def project(
     return xy * [camera.fx, camera.fy] + [camera.cx, camera.cy], z
 
 
+def inside(camera: Camera, xy_N2: np.ndarray, margin_px: float) -> np.ndarray:
+    """Which pixels (N,) are at least `margin_px` from the image's border; NaN is not."""
+    size = np.array([camera.width, camera.height])
+    with np.errstate(invalid="ignore"):
+        return ((xy_N2 >= margin_px) & (xy_N2 <= size - margin_px)).all(1)
+
+
 def projection_jacobian(
     camera: Camera, T_world_camera: np.ndarray, xyz_N3: np.ndarray
 ) -> np.ndarray:

@@ -139,7 +139,9 @@ class Localizer:
         """From the best cell near each landmark's projection, however weak its score."""
         decode, T = self.scene.config.decode, pose.T_world_camera
         xy_L2, _ = geometry.project(view.camera, geometry.invert(T), self._local_L3)
-        xy_L2[~_inside(xy_L2, view.camera, decode.guided_margin_px)] = np.nan
+        # closer to the border a landmark and its surroundings are cut off on one side, which pulls
+        # detections inwards and the camera back
+        xy_L2[~geometry.inside(view.camera, xy_L2, decode.guided_margin_px)] = np.nan
         detections = view.upright(heatmap.decode_near(view.maps, view.turned(xy_L2), decode))
         pose = pnp.refine(T, detections, self._local_L3, view.camera, self._pnp, fit_focal)
         clock.lap("guided")
@@ -226,15 +228,6 @@ class _View:
         # the inverse of a rotation is its transpose
         xy_px_K2 = (detections.xy_px_K2 - self.A_23[:, 2]) @ self.A_23[:, :2]
         return replace(detections, xy_px_K2=xy_px_K2)
-
-
-def _inside(xy_L2: np.ndarray, camera: Camera, margin_px: float) -> np.ndarray:
-    """Which pixels (L,) are at least `margin_px` from the image's border. Closer to it, a landmark
-    and its surroundings are cut off on one side, which pulls detections inwards and the camera
-    back."""
-    size = np.array([camera.width, camera.height])
-    with np.errstate(invalid="ignore"):
-        return ((xy_L2 >= margin_px) & (xy_L2 <= size - margin_px)).all(1)
 
 
 class _Clock:

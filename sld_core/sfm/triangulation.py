@@ -147,17 +147,17 @@ def reconstruct(
     features.match(database, pairs, config.neighbours, seed, _part(progress, 0.4, 0.4))
     progress(Progress("triangulating", 0.8))
     error_px, angle_deg = config.reprojection_px, config.min_triangulation_deg
-    model = triangulate(_posed_model(database, frame_of), database, error_px, angle_deg, seed)
+
+    def renew(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+        return triangulate(model, database, error_px, angle_deg, seed)
+
+    model = renew(_posed_model(database, frame_of))
     if (
         config.refine_poses
         and model.compute_mean_reprojection_error() > config.good_reprojection_px
     ):
         refined = _refined(_posed_model(database, frame_of), database, frame_of, config, seed)
         if _is_better(refined, model, config):
-
-            def renew(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
-                return triangulate(model, database, error_px, angle_deg, seed)
-
             if config.depth_spread:
                 refined, notes = held_by_depth(refined, renew, frame_of, config)
                 for note in notes:

@@ -99,6 +99,7 @@ class _Views:
         shown_FL = (labels.visibility_FL == Visibility.VISIBLE) & inside_FL
         self.frame_M, self.landmark_M = np.nonzero(shown_FL)
         self.landmarks = len(xyz_L3)
+        self.views_L = np.bincount(self.landmark_M, minlength=self.landmarks)
         T_F44 = np.stack([f.T_world_camera for f in frames])
         self.up_3 = geometry.mean_up(T_F44)
         towards_M3 = T_F44[self.frame_M, :3, 3] - xyz_L3[self.landmark_M]
@@ -118,8 +119,8 @@ class _Views:
     def facing_axes(self) -> np.ndarray:
         """A step to the right and a step down (L, 3, 2) in the plane that faces the mean direction,
         as long as one pixel of the working image is there in the (geometric) mean view."""
-        views_L = np.maximum(np.bincount(self.landmark_M, minlength=self.landmarks), 1)
-        pixel_L = np.exp(self._sum(np.log(self.distance_M / self.focal_M)) / views_L)
+        log_L = self._sum(np.log(self.distance_M / self.focal_M)) / np.maximum(self.views_L, 1)
+        pixel_L = np.exp(log_L)
         right_L3 = np.cross(self.up_3, self.direction_L3)
         # of a floor or a ceiling, seen from straight above or below, any direction will do
         level = np.linalg.norm(right_L3, axis=1) < 0.1
@@ -148,10 +149,8 @@ class _Views:
         np.maximum.at(angle_L, self.landmark_M, np.arccos(np.clip(cosine_M, -1, 1)))
         np.maximum.at(far_L, self.landmark_M, self.distance_M)
         np.minimum.at(near_L, self.landmark_M, self.distance_M)
-        views_L = np.bincount(self.landmark_M, minlength=self.landmarks)
-        near_L[views_L == 0] = 0.0
-        views_L = np.minimum(views_L, 255)
-        return self.direction_L3, angle_L, near_L, far_L, views_L
+        near_L[self.views_L == 0] = 0.0
+        return self.direction_L3, angle_L, near_L, far_L, np.minimum(self.views_L, 255)
 
 
 def _across(up_3: np.ndarray) -> np.ndarray:
